@@ -1,0 +1,196 @@
+"""What to merge, where and how: the one settings object of the method."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+METRICS = ("X", "B", "C", "delta", "Q", "K", "V")
+DISTANCES = ("cosine", "l1", "l2")
+MODES = ("sum", "mean", "amax", "amin")
+CLASS_POSITIONS = ("proportional", "exact")
+SHUFFLES = ("random", "odd-even")
+
+# The released code's ``merge_para`` keys, and how each is read.
+_RELEASED_KEYS = {
+    "num_prune": "r",
+    "merge_interval": "interval",
+    "if_merge_odd": "odd",
+    "metric": "metric",
+    "distance": "distance",
+    "merge_mode": "mode",
+    "choose": "neighbour",
+    "if_prune": "prune",
+    "if_pruning": "prune",
+    "if_order": "keep_order",
+    "shuffle_rate": "shuffle_rate",
+}
+# The dense 224-pixel model's token count, and the tokens that one unit of ``compare`` stands for.
+_RELEASED_TOKENS, _RELEASED_STEP = 197, 11
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Settings of token merging, validated when made.
+
+    Args:
+        r: tokens removed by each merge. An int; or a sequence with one int per merging block; or
+            ``(r, inflection)`` with a float inflection in [-1, 1]: the removals then change linearly over the
+            blocks from ``r * (1 - inflection)`` to ``r * (1 + inflection)``. A merge never removes more than
+            half of the tokens: a larger r is clamped to that.
+        interval: merge at the start of every ``interval``-th block (never of block 0).
+        odd: merge at blocks with ``(i + 1) % interval == 0`` instead of ``i % interval == 0``.
+        metric: tensor that similarity is measured on: ``X`` (hidden states of the previous mixer), ``B``, ``C``,
+            ``delta`` (its state-space parameters); for Transformers also ``Q``, ``K``, ``V``.
+        distance: ``cosine``, or the negative ``l1`` / ``l2`` distance of the normalised metric.
+        mode: ``sum`` (size-weighted average), ``mean``, ``amax`` or ``amin``.
+        neighbour: pair each source with its k-th most similar destination.
+        prune: drop the sources instead of merging them (``mode`` then has nothing to act on).
+        keep_order: put the surviving tokens back in their original order.
+        class_position: where the class token goes: ``proportional`` (``floor(p * (L - r) / L)``), or ``exact``
+            (behind the tokens that really survived before it, sample by sample).
+        final_tokens: the last merge removes what is needed to leave this many tokens, class token included
+            (at most half of them; none if there are fewer already).
+        shuffle: shuffle before each merge: ``random`` (a share of the tokens) or ``odd-even``
+            (even positions first, then odd ones).
+        shuffle_rate: share of the tokens that ``shuffle="random"`` permutes, in [0, 1].
+        released_flip: metrics B, C and delta with the backward direction flipped along the channels as well, as
+            the released code does; without effect on metric X.
+
+    Raises:
+        ValueError: a value out of range, or a shuffle_rate that no shuffle uses.
+
+    Source: R-MeeTo, arXiv 2412.12496; defaults are the paper's.
+    """
+
+    r: int | tuple[int, ...] | tuple[int, float] = 0
+    interval: int = 2
+    odd: bool = False
+    metric: str = "X"
+    distance: str = "cosine"
+    mode: str = "sum"
+    neighbour: int = 1
+    prune: bool = False
+    keep_order: bool = True
+    class_position: str = "proportional"
+    final_tokens: int | None = None
+    shuffle: str | None = None
+    shuffle_rate: float = 0.0
+    released_flip: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.r, list):
+            object.__setattr__(self, "r", tuple(self.r))
+        self._check_r()
+        for name, least in (("interval", 1), ("neighbour", 1), ("final_tokens", 1)):
+            value = getattr(self, name)
+            if name == "final_tokens" and value is None:
+                continue
+            if not _is_int(value) or value < least:
+                raise ValueError(f"MergeConfig: {name}={value!r}; expected an integer >= {least}")
+        for name, known in (
+            ("metric", METRICS),
+            ("distance", DISTANCES),
+            ("mode", MODES),
+            ("class_position", CLASS_POSITIONS),
+            ("shuffle", (None, *SHUFFLES)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"MergeConfig: {name}={getattr(self, name)!r}; expected one of {known}")
+        if not 0.0 <= self.shuffle_rate <= 1.0:
+            raise ValueError(f"MergeConfig: shuffle_rate={self.shuffle_rate!r}; expected a share in [0, 1]")
+        if self.shuffle_rate and self.shuffle != "random":
+            raise ValueError(
+                f"MergeConfig: shuffle_rate={self.shuffle_rate} has no effect with shuffle={self.shuffle!r}; "
+                'set shuffle="random"'
+            )
+
+    def _check_r(self) -> None:
+        r = self.r
+        if _is_int(r):
+            if r < 0:
+                raise ValueError(f"MergeConfig: r={r}; expected the number of tokens to remove, 0 or more")
+            return
+        if not isinstance(r, tuple) or not r:
+            raise ValueError(f"MergeConfig: r={r!r}; expected an int, one int per merging block, or (r, inflection)")
+        if self.inflection is not None:
+            if not _is_int(r[0]) or r[0] < 0 or not -1.0 <= self.inflection <= 1.0:
+                raise ValueError(f"MergeConfig: r={r}; expected (r >= 0, inflection in [-1.0, 1.0])")
+        elif not all(_is_int(value) and value >= 0 for value in r):
+            raise ValueError(
+                f"MergeConfig: r={r}; expected integers of 0 or more, one per merging block "
+                "(an inflection is written as a float: (8, -1.0))"
+            )
+
+    @property
+    def inflection(self) -> float | None:
+        """Slope of r over the blocks, or None when r is an int or a list."""
+        is_pair = isinstance(self.r, tuple) and len(self.r) == 2 and isinstance(self.r[1], float)
+        return float(self.r[1]) if is_pair else None  # type: ignore[index]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any merge can remove a token."""
+        values = self.r if isinstance(self.r, tuple) else (self.r,)
+        removes = values[0] > 0 if self.inflection is not None else any(value > 0 for value in values)
+        return removes or self.final_tokens is not None
+
+    @property
+    def needs_ssm(self) -> bool:
+        """Whether the metric is one of the mixer's own parameters."""
+        return self.metric in ("B", "C", "delta")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values; ``MergeConfig(**d)`` gives the same settings back, also through JSON."""
+        values = dataclasses.asdict(self)
+        values["r"] = list(self.r) if isinstance(self.r, tuple) else self.r
+        return values
+
+    @classmethod
+    def from_released(cls, merge_para: dict[str, Any], **overrides: Any) -> MergeConfig:
+        """Settings from the released code's ``merge_para`` dict.
+
+        Args:
+            merge_para: keys ``num_prune, merge_interval, if_merge_odd, metric, distance, merge_mode, choose``
+                (``max``, ``3c``, ...), ``if_prune, if_order, if_shuffle, shuffle_rate``; ``compare`` (final tokens
+                ``197 - 11 * compare``, the released last-merge override) only where it is given.
+            overrides: fields that win over the dict.
+
+        Raises:
+            ValueError: an unknown key or value.
+        """
+        fields: dict[str, Any] = {}
+        for key, value in merge_para.items():
+            if key == "choose":
+                fields["neighbour"] = parse_choose(value)
+            elif key == "compare":
+                fields["final_tokens"] = final_tokens_from_compare(value)
+            elif key == "if_shuffle":
+                fields["shuffle"] = "random" if value else None
+            elif key in _RELEASED_KEYS:
+                fields[_RELEASED_KEYS[key]] = value
+            else:
+                known = ", ".join(sorted([*_RELEASED_KEYS, "compare", "if_shuffle"]))
+                raise ValueError(f"merge_para: unknown key {key!r}; expected some of {known}")
+        return cls(**{**fields, **overrides})
+
+
+def parse_choose(choose: str) -> int:
+    """Neighbour rank of the released ``choose`` option: ``max`` is 1, ``3c`` is 3, and so on."""
+    if choose == "max":
+        return 1
+    if isinstance(choose, str) and choose.endswith("c") and choose[:-1].isdigit() and int(choose[:-1]) > 0:
+        return int(choose[:-1])
+    raise ValueError(f"choose={choose!r}; expected 'max' or a rank such as '3c', '5c', '14c'")
+
+
+def final_tokens_from_compare(compare: int) -> int:
+    """Final token count of the released ``compare`` option: ``197 - 11 * compare``, at least 1."""
+    if not _is_int(compare) or compare < 0:
+        raise ValueError(f"compare={compare!r}; expected an integer of 0 or more (the released default is 11)")
+    return max(1, _RELEASED_TOKENS - _RELEASED_STEP * compare)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

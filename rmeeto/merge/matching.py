@@ -1,0 +1,253 @@
+"""Which tokens are merged into which: bipartite soft matching that keeps the order of a scan.
+
+B batch, L tokens (class token counted), P patches (class token not counted), S sources, D destinations, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rmeeto.merge.config import CLASS_POSITIONS, DISTANCES, MODES
+from rmeeto.merge.schedule import clamp_r
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A matching, ready to be applied to any tensor of the same tokens.
+
+    Attributes:
+        keep: (B, L - r) position, before the merge, of each token that stays.
+        source: (B, r) position, before the merge, of each token that goes.
+        destination: (B, r) position, after the merge, of the token that it goes into.
+        class_index: position of the class token after the merge; a (B,) tensor under
+            ``class_position="exact"``; None when there is none.
+        prune: whether sources are dropped instead of merged.
+    """
+
+    keep: Tensor
+    source: Tensor
+    destination: Tensor
+    class_index: int | Tensor | None
+    prune: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens after the merge, the class token counted."""
+        return self.keep.shape[1]
+
+    def merge(self, x: Tensor, mode: str = "sum") -> Tensor:
+        """Reduce each destination with its sources: (B, L, C) -> (B, L - r, C).
+
+        Args:
+            x: tokens before the merge.
+            mode: ``sum``, ``mean``, ``amax`` or ``amin`` over a destination and all its sources.
+
+        Raises:
+            ValueError: an unknown mode, or a tensor of other tokens.
+        """
+        if mode not in MODES:
+            raise ValueError(f"merge: mode={mode!r}; expected one of {MODES}")
+        before = self.num_tokens + self.source.shape[1]
+        if x.ndim != 3 or x.shape[:2] != (self.keep.shape[0], before):
+            raise ValueError(
+                f"merge: got a tensor of shape {tuple(x.shape)}; expected ({self.keep.shape[0]}, {before}, C)"
+            )
+        kept = _take(x, self.keep)
+        if self.prune or self.source.shape[1] == 0:
+            return kept
+        index = self.destination.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        moved = _take(x, self.source)
+        if mode == "sum":
+            return kept.scatter_add(1, index, moved)
+        return kept.scatter_reduce(1, index, moved, reduce=mode, include_self=True)
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        """Give every original token the value of the token that it went into: (B, L - r, C) -> (B, L, C).
+
+        A pruned token takes the value of its most similar destination.
+        """
+        if y.ndim != 3 or y.shape[:2] != self.keep.shape:
+            raise ValueError(
+                f"unmerge: got a tensor of shape {tuple(y.shape)}; expected {(*self.keep.shape, 'C')}"
+            )
+        return _take(y, self.target())
+
+    def target(self) -> Tensor:
+        """Position, after the merge, that each original token went to: (B, L)."""
+        batch, kept = self.keep.shape
+        target = self.keep.new_empty(batch, kept + self.source.shape[1])
+        target.scatter_(1, self.keep, torch.arange(kept, device=target.device).expand(batch, -1))
+        return target.scatter_(1, self.source, self.destination)
+
+
+@torch.no_grad()
+def match(
+    metric: Tensor,
+    r: int,
+    class_index: int | Tensor | None = None,
+    distance: str = "cosine",
+    neighbour: int = 1,
+    keep_order: bool = True,
+    prune: bool = False,
+    class_position: str = "proportional",
+) -> MergePlan:
+    """Choose the r sources most similar to a destination.
+
+    The class token is set aside; of the others (patches), even positions are sources and odd positions destinations. Each
+    source picks its ``neighbour``-th most similar destination; the r best pairs merge. Ties go to the lower position.
+
+    Args:
+        metric: (B, L, C) tensor to measure similarity on, the class token included.
+        r: tokens to remove; clamped to half of the tokens, 0 or less removes none.
+        class_index: where the class token is: an int or a (B,) tensor. None: no token is protected. Then token 0 is
+            set aside all the same, as the released code does, and r may reach half of all the tokens.
+        distance: ``cosine``, ``l1`` or ``l2``, all on the L2-normalised metric.
+        neighbour: 1 pairs each source with its best destination, 3 with its third best.
+        keep_order: survivors in their original order; else unmerged sources by falling score, then destinations.
+        prune: make a plan that drops the sources.
+        class_position: ``proportional`` or ``exact``, see `MergeConfig`.
+
+    Returns:
+        The plan. Unordered and proportional, ``plan.class_index`` keeps the published formula's value, which for a
+        class token behind position S is not where the token lands (``class_position="exact"`` is).
+
+    Raises:
+        ValueError: an unknown option, a class index out of range, or too few destinations for ``neighbour``.
+
+    Source: R-MeeTo (arXiv 2412.12496), section 3; the bipartite matching is ToMe's (arXiv 2210.09461).
+
+    Example:
+        >>> plan = match(torch.randn(2, 197, 192), r=11, class_index=98)
+        >>> plan.merge(torch.randn(2, 197, 384)).shape
+        torch.Size([2, 186, 384])
+    """
+    _check(metric, class_index, distance, neighbour, class_position)
+    batch, num_tokens, _ = metric.shape
+    aside = 0 if class_index is None else class_index
+    exact = class_position == "exact"
+    r = clamp_r(r, num_tokens, protected=class_index is not None)
+    if r == 0:
+        keep = torch.arange(num_tokens, device=metric.device).expand(batch, -1)
+        empty = keep[:, :0]
+        index = _per_sample(aside, batch, metric.device) if exact else aside
+        return MergePlan(keep, empty, empty, None if class_index is None else index, prune)
+
+    patches = _patch_positions(num_tokens, aside, metric.device)  # (P,) or (B, P): original positions
+    a, b = patches[..., 0::2], patches[..., 1::2]
+    score, pick = _best(metric, a, b, distance, neighbour)  # (B, S)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    moved, pick = order[:, :r], pick.gather(1, order[:, :r])  # indices into the sources, into the destinations
+
+    if keep_order:
+        rank = torch.zeros(batch, patches.shape[-1], dtype=torch.long, device=metric.device)
+        rank.scatter_(1, 2 * moved, 1)
+        rank = torch.arange(patches.shape[-1], device=metric.device) - rank.cumsum(1)  # place of each kept patch
+        destination = rank.gather(1, 2 * pick + 1)
+        # Every patch writes its position at its place; the moved ones write into one spare column.
+        place = rank.scatter(1, 2 * moved, patches.shape[-1] - r)
+        kept = place.new_empty(batch, patches.shape[-1] - r + 1)
+        kept = kept.scatter_(1, place, torch.arange(patches.shape[-1], device=metric.device).expand(batch, -1))[:, :-1]
+    else:
+        num_sources = a.shape[-1]
+        unmerged = order[:, r:]
+        kept = torch.cat([2 * unmerged, 2 * torch.arange(b.shape[-1], device=metric.device).expand(batch, -1) + 1], 1)
+        destination = pick + (num_sources - r)
+
+    keep, source = _lookup(patches, kept), _lookup(patches, 2 * moved)
+    place, reported = _class_place(aside, r, num_tokens, a.shape[-1], keep_order, exact, moved, batch)
+    at = place if isinstance(place, int) else place.unsqueeze(1)
+    destination = destination + (destination >= at)
+    out = torch.arange(num_tokens - r, device=metric.device).expand(batch, -1)
+    is_class = out == at
+    keep = F.pad(keep, (0, 1)).gather(1, (out - (out > at).long()))
+    keep = torch.where(is_class, _per_sample(aside, batch, metric.device).unsqueeze(1), keep)
+    return MergePlan(keep, source, destination, None if class_index is None else reported, prune)
+
+
+def _best(metric: Tensor, a: Tensor, b: Tensor, distance: str, neighbour: int) -> tuple[Tensor, Tensor]:
+    """Score and destination that each source picks, (B, S) each; fp32, so that half precision does not make ties."""
+    with torch.autocast(metric.device.type, enabled=False):
+        metric = F.normalize(metric if metric.dtype == torch.float64 else metric.float(), dim=-1)
+        sources, destinations = _rows(metric, a), _rows(metric, b)
+        if neighbour > destinations.shape[1]:
+            raise ValueError(
+                f"match: neighbour={neighbour}, but there are only {destinations.shape[1]} destinations "
+                f"among {metric.shape[1]} tokens; use a smaller neighbour or a smaller r"
+            )
+        if distance == "cosine":
+            scores = sources @ destinations.transpose(1, 2)
+        elif distance == "l1":
+            scores = -torch.cdist(sources, destinations, p=1.0)
+        else:
+            mode = "donot_use_mm_for_euclid_dist"
+            scores = -torch.cdist(sources, destinations, p=2.0, compute_mode=mode)
+    if neighbour == 1:
+        score, pick = scores.max(dim=-1)
+        return score, pick
+    ranked = scores.argsort(dim=-1, descending=True, stable=True)[..., neighbour - 1]
+    return scores.gather(-1, ranked.unsqueeze(-1)).squeeze(-1), ranked
+
+
+def _class_place(
+    p: int | Tensor, r: int, num_tokens: int, num_sources: int, keep_order: bool, exact: bool, moved: Tensor, batch: int
+) -> tuple[int | Tensor, int | Tensor]:
+    """Where the class token is put, and where it is said to be."""
+    if exact and keep_order:
+        at = _per_sample(p, batch, moved.device)
+        place = at - (2 * moved < at.unsqueeze(1)).sum(1)
+        return place, place
+    if keep_order:
+        place = p * (num_tokens - r) // num_tokens
+        return place, place
+    reported = p * (num_sources - r) // num_sources
+    last = num_sources - r
+    place = min(reported, last) if isinstance(reported, int) else reported.clamp(max=last)
+    if exact:
+        place = _per_sample(place, batch, moved.device)
+        return place, place
+    return place, reported
+
+
+def _patch_positions(num_tokens: int, class_index: int | Tensor, device: torch.device) -> Tensor:
+    index = torch.arange(num_tokens - 1, device=device)
+    at = class_index if isinstance(class_index, int) else class_index.unsqueeze(1)
+    return index + (index >= at)
+
+
+def _per_sample(index: int | Tensor, batch: int, device: torch.device) -> Tensor:
+    if isinstance(index, Tensor):
+        return index
+    return torch.full((batch,), index, dtype=torch.long, device=device)
+
+
+def _lookup(positions: Tensor, index: Tensor) -> Tensor:
+    return positions[index] if positions.ndim == 1 else positions.gather(1, index)
+
+
+def _rows(x: Tensor, positions: Tensor) -> Tensor:
+    return x.index_select(1, positions) if positions.ndim == 1 else _take(x, positions)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def _check(metric: Tensor, class_index: int | Tensor | None, distance: str, neighbour: int, class_position: str) -> None:
+    if metric.ndim != 3:
+        raise ValueError(f"match: metric has shape {tuple(metric.shape)}; expected (batch, tokens, channels)")
+    if distance not in DISTANCES:
+        raise ValueError(f"match: distance={distance!r}; expected one of {DISTANCES}")
+    if class_position not in CLASS_POSITIONS:
+        raise ValueError(f"match: class_position={class_position!r}; expected one of {CLASS_POSITIONS}")
+    if neighbour < 1:
+        raise ValueError(f"match: neighbour={neighbour}; expected 1 (the most similar) or more")
+    if isinstance(class_index, int) and not 0 <= class_index < metric.shape[1]:
+        raise ValueError(f"match: class_index={class_index}; expected 0 to {metric.shape[1] - 1} for this metric")
+    if isinstance(class_index, Tensor) and class_index.shape != metric.shape[:1]:
+        raise ValueError(
+            f"match: class_index has shape {tuple(class_index.shape)}; expected ({metric.shape[0]},), one per sample"
+        )

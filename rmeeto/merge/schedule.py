@@ -1,0 +1,81 @@
+"""Which blocks merge, and how many tokens each removes. Plain integers: shapes stay static."""
+
+from __future__ import annotations
+
+from rmeeto.merge.config import MergeConfig
+
+
+def merging_blocks(depth: int, interval: int = 2, odd: bool = False) -> list[int]:
+    """Indices of the blocks that start with a merge: ``i > 0`` and ``i % interval == 0`` (odd: ``(i + 1) %``)."""
+    return [i for i in range(1, depth) if (i + odd) % interval == 0]
+
+
+def clamp_r(r: int, num_tokens: int, protected: bool = True) -> int:
+    """Tokens that a merge asked for ``r`` really removes.
+
+    Args:
+        r: tokens asked for; 0 or less removes none.
+        num_tokens: tokens before the merge, the class token counted.
+        protected: whether one of them is a class token, which never merges.
+    """
+    if num_tokens < 3:  # one token is always set aside: there is no pair to merge
+        return 0
+    return max(0, min(r, (num_tokens - 1) // 2 if protected else num_tokens // 2))
+
+
+def removals_asked(config: MergeConfig, num_merges: int) -> list[int]:
+    """r of each merge before clamping.
+
+    Raises:
+        ValueError: a list in ``config.r`` whose length is not the number of merging blocks.
+    """
+    if isinstance(config.r, int):
+        return [config.r] * num_merges
+    if config.inflection is not None:
+        return _inflected(int(config.r[0]), config.inflection, num_merges)
+    if len(config.r) != num_merges:
+        raise ValueError(
+            f"MergeConfig: r lists {len(config.r)} values, but {num_merges} blocks merge "
+            f"(interval={config.interval}, odd={config.odd}); give one per merging block"
+        )
+    return [int(value) for value in config.r]
+
+
+def _inflected(r: int, inflection: float, num_merges: int) -> list[int]:
+    if num_merges < 2:
+        return [r] * num_merges
+    totals, total = [0], 0.0
+    for i in range(num_merges):
+        total += r * (1 + inflection * (2 * i / (num_merges - 1) - 1))
+        totals.append(round(total))  # rounding the running total keeps the sum at r * num_merges
+    return [after - before for before, after in zip(totals, totals[1:], strict=False)]
+
+
+def removals(config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True) -> list[int]:
+    """Tokens that each block really removes before it mixes; 0 where it does not merge.
+
+    Args:
+        config: settings, or None for the dense model.
+        depth: number of blocks.
+        num_tokens: tokens entering block 0, the class token counted.
+        protected: whether one token is a class token.
+    """
+    counts = [0] * depth
+    if config is None:
+        return counts
+    blocks = merging_blocks(depth, config.interval, config.odd)
+    for block, r in zip(blocks, removals_asked(config, len(blocks)), strict=True):
+        if block == blocks[-1] and config.final_tokens is not None:
+            r = num_tokens - config.final_tokens
+        counts[block] = clamp_r(r, num_tokens, protected)
+        num_tokens -= counts[block]
+    return counts
+
+
+def token_counts(config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True) -> list[int]:
+    """Number of tokens that each block's mixer sees, the class token counted. Arguments as in `removals`."""
+    counts = []
+    for removed in removals(config, depth, num_tokens, protected):
+        num_tokens -= removed
+        counts.append(num_tokens)
+    return counts

@@ -1,0 +1,207 @@
+"""The one model class: a stack of bidirectional Mamba blocks that can merge tokens between them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from rmeeto.merge import MergeConfig, removals, token_counts
+from rmeeto.nn.block import Block, TokenState
+from rmeeto.nn.mamba import BiMamba
+from rmeeto.ops import add_rms_norm
+
+
+class VisionMamba(nn.Module):
+    """Patch embedding, class token, position embedding, blocks, norm, head.
+
+    Dense model, merged student and teacher are all this class: ``merge_config`` None or with r = 0 is the dense
+    model, bit for bit. Subclasses say how input becomes tokens and where the class token stands.
+
+    Args:
+        patch_embed: module that maps the input to (B, P, C) tokens, with an attribute ``grid_size``.
+        class_index: where the class token is put among the P patch tokens.
+        embed_dim: channels C.
+        depth: number of blocks.
+        d_state: states per channel.
+        num_classes: outputs of the head; 0 for none.
+        drop_path_rate: of the last block; blocks before it less, linearly.
+        average: whether the mixer halves the sum of its two directions.
+        merge: how to merge, or None.
+
+    Raises:
+        ValueError: a merge configuration that does not fit this model.
+    """
+
+    num_prefix_tokens = 1
+
+    def __init__(
+        self,
+        patch_embed: nn.Module,
+        class_index: int,
+        embed_dim: int,
+        depth: int,
+        d_state: int = 16,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+        average: bool = True,
+        merge: MergeConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = self.num_features = embed_dim
+        self.depth, self.num_classes, self.class_index = depth, num_classes, class_index
+        self.patch_embed = patch_embed
+        self.num_patches = math.prod(patch_embed.grid_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self._num_positions() + 1, embed_dim))
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        # Each rate acts on the hidden state entering the next block: block i uses value i - 1 of the ramp.
+        ramp = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        rates = [0.0, *ramp]
+        self.layers = nn.ModuleList(
+            Block(BiMamba(embed_dim, d_state, average=average), embed_dim, rates[i]) for i in range(depth)
+        )
+        self.drop_path = DropPath(ramp[-1]) if ramp[-1] > 0 else nn.Identity()
+        self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
+        self._init_weights()
+        self.merge_config = merge
+
+    def _num_positions(self) -> int:
+        """Patch positions of ``pos_embed``."""
+        return self.num_patches
+
+    def _init_weights(self) -> None:
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.num_classes:
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        for block in self.layers:
+            # One residual branch per block: its last projection is scaled by 1 / sqrt(depth), as in GPT-2.
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                block.mixer.out_proj.weight /= math.sqrt(self.depth)
+
+    @property
+    def merge_config(self) -> MergeConfig | None:
+        """How the model merges; assign a `MergeConfig` or None to re-configure it in place."""
+        return self._merge_config
+
+    @merge_config.setter
+    def merge_config(self, config: MergeConfig | None) -> None:
+        if config is not None:
+            if not isinstance(config, MergeConfig):
+                raise ValueError(f"merge={config!r}; expected a MergeConfig or None")
+            if config.metric not in ("X", "B", "C", "delta"):
+                raise ValueError(
+                    f"{type(self).__name__}: metric={config.metric!r}; a state-space model has X, B, C and delta"
+                )
+            self._check_neighbour(config)
+        self._merge_config = config
+        for block in self.layers:
+            block.mixer.released_flip = config is not None and config.released_flip
+
+    def _check_neighbour(self, config: MergeConfig) -> None:
+        tokens = self.num_patches + 1
+        for removed in removals(config, self.depth, tokens):
+            if removed and config.neighbour > (tokens - 1) // 2:
+                raise ValueError(
+                    f"{type(self).__name__}: neighbour={config.neighbour}, but a merge of {tokens} tokens has only "
+                    f"{(tokens - 1) // 2} destinations; use a smaller neighbour or a smaller r"
+                )
+            tokens -= removed
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """Number of tokens that each block's mixer sees, the class token counted."""
+        return token_counts(self.merge_config, self.depth, self.num_patches + 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Input to (B, L, C) tokens with class token and position embedding."""
+        tokens = self.patch_embed(x)
+        cls = self.cls_token.expand(len(tokens), -1, -1)
+        before, after = tokens[:, : self.class_index], tokens[:, self.class_index :]
+        # Entry p of the position embedding belongs to token p, wherever the class token stands.
+        return torch.cat([before, cls, after], dim=1) + self.pos_embed
+
+    def encode(self, x: Tensor, trace: bool = False) -> TokenState:
+        """Run embedding, blocks and final norm.
+
+        Args:
+            x: the model's input.
+            trace: keep the record of which original tokens went where in ``state.source``.
+
+        Returns:
+            The state after the last block; ``hidden`` holds the normalised tokens (B, L', C).
+        """
+        tokens = self.embed(x)
+        state = TokenState(tokens, class_index=self.class_index)
+        if trace:
+            state.source = torch.eye(tokens.shape[1], device=x.device).expand(len(x), -1, -1)
+        for state in self._blocks(state):
+            pass
+        state.hidden, state.residual = self._final_norm(state)
+        return state
+
+    def _blocks(self, state: TokenState):
+        """Yield the state after each block."""
+        config = self.merge_config
+        counts = removals(config, self.depth, state.hidden.shape[1])
+        needs_ssm = config is not None and config.needs_ssm
+        for i, block in enumerate(self.layers):
+            next_merges = i + 1 < self.depth and counts[i + 1] > 0
+            state = block(state, counts[i], config, return_ssm=needs_ssm and next_merges)
+            yield state
+
+    def _final_norm(self, state: TokenState) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(self.drop_path(state.hidden), state.residual, self.norm_f.weight, self.norm_f.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes), and nothing else, in training and in evaluation."""
+        state = self.encode(x)
+        return self.head(class_token(state.hidden, state.class_index))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised tokens (B, L', C), the class token first (timm's convention), the others in their order."""
+        state = self.encode(x)
+        tokens, batch = state.hidden, len(state.hidden)
+        index = torch.arange(tokens.shape[1], device=x.device).expand(batch, -1)
+        at = _column(state.class_index, batch, x.device)
+        order = torch.where(index == 0, at, index - (index <= at).long())
+        return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Head on the output of `forward_features`."""
+        pooled = x[:, 0]
+        return pooled if pre_logits else self.head(pooled)
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head for ``num_classes`` classes (0: none)."""
+        self.num_classes = num_classes
+        weight = self.cls_token
+        head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(device=weight.device, dtype=weight.dtype)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizer factory leaves undecayed."""
+        return {"pos_embed", "cls_token"}
+
+
+def class_token(tokens: Tensor, class_index: int | Tensor | None) -> Tensor:
+    """(B, L, C) -> (B, C): the class token, wherever it is."""
+    if isinstance(class_index, int):
+        return tokens[:, class_index]
+    return tokens[torch.arange(len(tokens), device=tokens.device), class_index]
+
+
+def _column(index: int | Tensor | None, batch: int, device: torch.device) -> Tensor:
+    if isinstance(index, Tensor):
+        return index.unsqueeze(1)
+    return torch.full((batch, 1), index, dtype=torch.long, device=device)  # type: ignore[arg-type]

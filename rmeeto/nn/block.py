@@ -1,0 +1,141 @@
+"""One block: merge if this block merges, add to the residual, normalise, mix."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from rmeeto.merge import MergeConfig, MergePlan, match, merge_source, merge_wavg
+from rmeeto.nn.mamba import BiMamba, SSMFeatures
+from rmeeto.ops import add_rms_norm
+
+
+@dataclass
+class TokenState:
+    """What flows between blocks.
+
+    Attributes:
+        hidden: (B, L, C) output of the last mixer, not yet added to the residual.
+        residual: (B, L, C) fp32 stream; None before the first block.
+        size: (B, L, 1) how many original tokens each token stands for; None means all 1.
+        class_index: where the class token is (a (B,) tensor under ``class_position="exact"``).
+        ssm: parameters of the last mixer, only when the next block's merge measures similarity on them.
+        source: (B, L, L0) which original tokens went where, only when traced.
+    """
+
+    hidden: Tensor
+    residual: Tensor | None = None
+    size: Tensor | None = None
+    class_index: int | Tensor | None = None
+    ssm: SSMFeatures | None = None
+    source: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Merge, add, normalise, mix.
+
+    Args:
+        mixer: the token mixer.
+        dim: channels C.
+        drop_path: rate at which the *incoming* hidden state is dropped, per sample.
+        eps: of the RMS norm.
+    """
+
+    def __init__(self, mixer: BiMamba, dim: int, drop_path: float = 0.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = nn.RMSNorm(dim, eps=eps)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(
+        self, state: TokenState, r: int = 0, config: MergeConfig | None = None, return_ssm: bool = False
+    ) -> TokenState:
+        """Advance the state by one block.
+
+        Args:
+            state: from the block before.
+            r: tokens to merge first; 0 for none.
+            config: how to merge; needed when ``r > 0``.
+            return_ssm: hand the mixer's parameters on as the next merge's metric.
+        """
+        if r > 0:
+            assert config is not None
+            state = merge_tokens(state, r, config, self.drop_path)
+            hidden = state.hidden
+        else:
+            hidden = self.drop_path(state.hidden)
+        normed, residual = add_rms_norm(hidden, state.residual, self.norm.weight, self.norm.eps)
+        hidden, ssm = self.mixer(normed, return_ssm=True) if return_ssm else (self.mixer(normed), None)
+        return TokenState(hidden, residual, state.size, state.class_index, ssm, state.source)
+
+
+def merge_tokens(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Module) -> TokenState:
+    """Merge r tokens of a state: one matching, applied to everything that the tokens carry.
+
+    A size-weighted average is linear, so ``hidden + residual`` is merged once instead of both (and is then the new
+    hidden state, with no residual beside it); ``amax`` and ``amin`` are not, so there both are merged.
+    """
+    if config.shuffle is not None:
+        state = _shuffled(state, config)
+    metric = state.hidden if config.metric == "X" else getattr(state.ssm, config.metric)
+    plan = plan_merge(metric, r, state.class_index, config)
+    hidden, residual = drop_path(state.hidden), state.residual
+    if residual is not None and config.mode in ("sum", "mean"):
+        hidden, residual = residual + hidden, None
+    if residual is not None:
+        residual, _ = merge_wavg(plan, residual, state.size, config.mode)
+    hidden, size = merge_wavg(plan, hidden, state.size, config.mode)
+    source = None if state.source is None else merge_source(plan, state.source)
+    return TokenState(hidden, residual, size, plan.class_index, None, source)
+
+
+def plan_merge(metric: Tensor, r: int, class_index: int | Tensor | None, config: MergeConfig) -> MergePlan:
+    """The matching that a configuration asks for."""
+    return match(
+        metric.detach(),
+        r,
+        class_index,
+        distance=config.distance,
+        neighbour=config.neighbour,
+        keep_order=config.keep_order,
+        prune=config.prune,
+        class_position=config.class_position,
+    )
+
+
+def shuffle_order(config: MergeConfig, num_tokens: int, class_index: int | Tensor) -> Tensor:
+    """Where each token comes from, (L,) or (B, L): new token t is old token ``order[t]``; the class token stays.
+
+    ``random`` draws from torch's global CPU generator: which share of the tokens, then in which order they go.
+    """
+    patches = num_tokens - 1
+    order = torch.arange(patches)
+    if config.shuffle == "random":
+        share = int(config.shuffle_rate * patches)
+        chosen = torch.randperm(patches)[:share]
+        order[chosen] = chosen[torch.randperm(share)]
+    else:
+        order = torch.cat([order[0::2], order[1::2]])
+    if isinstance(class_index, int):
+        index = torch.arange(num_tokens)
+        positions = torch.cat([index[:class_index], index[class_index + 1 :]])
+        return index.scatter(0, positions, positions[order])
+    index = torch.arange(num_tokens, device=class_index.device).expand(len(class_index), -1)
+    positions = index[:, :-1] + (index[:, :-1] >= class_index.unsqueeze(1))
+    return index.scatter(1, positions, positions[:, order.to(class_index.device)])
+
+
+def _shuffled(state: TokenState, config: MergeConfig) -> TokenState:
+    batch, num_tokens, _ = state.hidden.shape
+    order = shuffle_order(config, num_tokens, state.class_index).to(state.hidden.device).expand(batch, -1)
+
+    def take(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    return dataclasses.replace(
+        state, hidden=take(state.hidden), residual=take(state.residual), size=take(state.size), source=take(state.source)
+    )

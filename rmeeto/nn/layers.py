@@ -1,0 +1,80 @@
+"""Patch embedding and the resizing of what depends on the number of patches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PatchEmbed(nn.Module):
+    """Image to tokens by one strided convolution: (B, 3, H, W) -> (B, P, C).
+
+    Args:
+        img_size: height and width of the image, in pixels.
+        patch_size: side of a patch.
+        stride: step between patches; smaller than the patch makes them overlap.
+        embed_dim: channels C.
+    """
+
+    def __init__(self, img_size: tuple[int, int], patch_size: int, stride: int, embed_dim: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.grid_size = grid_size(img_size, patch_size, stride)
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != 3 or tuple(x.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"patch embedding: got input of shape {tuple(x.shape)}; expected (B, 3, {self.img_size[0]}, "
+                f"{self.img_size[1]}); make the model with img_size={tuple(x.shape[2:])} or resize the images"
+            )
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def grid_size(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: an image smaller than a patch.
+    """
+    if min(img_size) < patch_size or stride < 1:
+        raise ValueError(
+            f"img_size={img_size}, patch_size={patch_size}, stride={stride}: expected an image of at least one patch "
+            "and a stride of 1 or more"
+        )
+    return tuple((side - patch_size) // stride + 1 for side in img_size)  # type: ignore[return-value]
+
+
+def resize_pos_embed(
+    pos_embed: Tensor, grid: tuple[int, int], class_index: int, old_class_index: int | None = None
+) -> Tensor:
+    """Fit the position embedding of a square grid to another grid by bicubic interpolation.
+
+    Args:
+        pos_embed: (1, 1 + P_old, C).
+        grid: rows and columns of patches wanted.
+        class_index: where the class token's entry is wanted.
+        old_class_index: where it is in ``pos_embed``; None: in the middle if ``class_index`` is the middle of
+            ``grid``, else first.
+
+    Returns:
+        (1, 1 + rows * columns, C).
+
+    Raises:
+        ValueError: an embedding whose number of patches is no square.
+    """
+    old, new = pos_embed.shape[1] - 1, grid[0] * grid[1]
+    side = math.isqrt(old)
+    if side * side != old:
+        raise ValueError(f"position embedding: {old} patches are no square, so it cannot be resized to {grid}")
+    if old_class_index is None:
+        old_class_index = old // 2 if class_index == new // 2 else 0
+    patches = torch.cat([pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1)
+    maps = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    maps = F.interpolate(maps, size=grid, mode="bicubic", antialias=True, align_corners=False)
+    patches = maps.permute(0, 2, 3, 1).reshape(1, new, -1).to(pos_embed.dtype)
+    entry = pos_embed[:, old_class_index : old_class_index + 1]
+    return torch.cat([patches[:, :class_index], entry, patches[:, class_index:]], dim=1)

@@ -1,0 +1,121 @@
+"""The bidirectional Mamba mixer of Vision Mamba ("bimamba v2")."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rmeeto.ops import bidirectional_conv1d, bidirectional_scan
+
+_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+@dataclass
+class SSMFeatures:
+    """A mixer's own state-space parameters, both directions combined, in token order.
+
+    Attributes:
+        B, C: (B, L, N) raw projections.
+        delta: (B, L, D) step size before bias and softplus.
+    """
+
+    B: Tensor
+    C: Tensor
+    delta: Tensor
+
+
+class BiMamba(nn.Module):
+    """Scan the tokens forwards and backwards with input-dependent parameters, gate, and project.
+
+    One input projection gives x and z. Each direction has its own convolution, x_proj, dt_proj, A and D; the two
+    gated outputs are added (``average``: then halved) before the one output projection. The backward direction
+    scans from the last token, so nothing is flipped.
+
+    Args:
+        d_model: channels C of the tokens.
+        d_state: states N per channel.
+        d_conv: kernel of the causal convolution.
+        expand: inner channels D = expand * d_model.
+        dt_rank: rank of the step-size projection; ``auto`` is ceil(d_model / 16).
+        average: halve the sum of the directions (Vim) or not (VideoMamba).
+        released_flip: combine B, C, delta with the backward direction's channels reversed, as the released code.
+
+    Source: Mamba, arXiv 2312.00752; Vision Mamba, arXiv 2401.09417, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        average: bool = True,
+        released_flip: bool = False,
+    ) -> None:
+        super().__init__()
+        inner = expand * d_model
+        self.d_model, self.d_state, self.d_inner = d_model, d_state, inner
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
+        self.average, self.released_flip = average, released_flip
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        for suffix in ("", "_b"):
+            self._add_direction(suffix, inner, d_state, d_conv)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+
+    def _add_direction(self, suffix: str, inner: int, d_state: int, d_conv: int) -> None:
+        states = torch.arange(1, d_state + 1, dtype=torch.float32)
+        a_name = "A_b_log" if suffix else "A_log"
+        setattr(self, a_name, nn.Parameter(states.log().repeat(inner, 1)))
+        setattr(self, "D" + suffix, nn.Parameter(torch.ones(inner)))
+        conv = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
+        dt_proj = nn.Linear(self.dt_rank, inner)
+        nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        # Steps start log-uniform in [_DT_MIN, _DT_MAX]; the bias is softplus's inverse of that.
+        step = torch.exp(torch.rand(inner) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN)).clamp(min=_DT_FLOOR)
+        dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))
+        self.add_module("conv1d" + suffix, conv)
+        self.add_module("x_proj" + suffix, nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False))
+        self.add_module("dt_proj" + suffix, dt_proj)
+
+    def forward(self, x: Tensor, return_ssm: bool = False) -> Tensor | tuple[Tensor, SSMFeatures]:
+        """Mix tokens.
+
+        Args:
+            x: (B, L, C).
+            return_ssm: also return the `SSMFeatures` (no gradient flows through them).
+
+        Returns:
+            (B, L, C), or that and the features.
+        """
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u_f, u_b = bidirectional_conv1d(
+            u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
+        )
+        delta_f, B_f, C_f = self._project(u_f, self.x_proj, self.dt_proj)
+        delta_b, B_b, C_b = self._project(u_b, self.x_proj_b, self.dt_proj_b)
+        y = bidirectional_scan(
+            (u_f, delta_f, -torch.exp(self.A_log.float()), B_f, C_f, self.D, self.dt_proj.bias),
+            (u_b, delta_b, -torch.exp(self.A_b_log.float()), B_b, C_b, self.D_b, self.dt_proj_b.bias),
+            z,
+            self.average,
+        )
+        out = self.out_proj(y)
+        if not return_ssm:
+            return out
+        pairs = ((B_f, B_b), (C_f, C_b), (delta_f, delta_b))
+        return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
+
+    def _project(self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+        dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(dt, dt_proj.weight), B, C  # the bias is added inside the scan
+
+    def _combine(self, forward: Tensor, backward: Tensor) -> Tensor:
+        if self.released_flip:
+            backward = backward.flip(1, 2)
+        total = forward + backward
+        return total / 2 if self.average else total

@@ -1,0 +1,7 @@
+"""Operators: one folder each, with the definition, the fast paths and one entry point."""
+
+from rmeeto.ops.add_norm import add_rms_norm
+from rmeeto.ops.conv1d import bidirectional_conv1d
+from rmeeto.ops.selective_scan import bidirectional_scan, selective_scan
+
+__all__ = ["add_rms_norm", "bidirectional_conv1d", "bidirectional_scan", "selective_scan"]

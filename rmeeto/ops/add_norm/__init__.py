@@ -1,0 +1,28 @@
+"""Add to the residual stream and normalise, with its backends."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rmeeto.ops.add_norm import naive
+from rmeeto.ops.backend import Backend, Operator
+
+ADD_NORM = Operator("add_rms_norm", [Backend("torch", ("any",), lambda: naive.naive_add_rms_norm)])
+
+
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Add ``hidden`` to the residual stream and RMS-normalise the sum.
+
+    Args:
+        hidden: (B, L, C).
+        residual: (B, L, C) in fp32, or None at the first block.
+        weight: (C,).
+        eps: added to the mean square.
+        backend: ``auto`` or a backend's name.
+
+    Returns:
+        The normalised sum in the weight's type, and the sum itself in fp32.
+    """
+    return ADD_NORM.implementation(hidden.device.type, backend)(hidden, residual, weight, eps)

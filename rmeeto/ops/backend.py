@@ -1,0 +1,103 @@
+"""Who runs an operator, and why: one ladder of backends per operator, best first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+NAMES = ("naive", "torch", "cpp", "triton", "upstream", "auto")
+ENVIRONMENT = "RMEETO_BACKEND"
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator.
+
+    Args:
+        name: one of `NAMES`.
+        devices: device types that it runs on.
+        load: returns the implementation, or raises `BackendUnavailable` with the reason.
+        automatic: whether ``auto`` may choose it.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    load: Callable[[], Callable]
+    automatic: bool = True
+
+
+class Operator:
+    """An operator and its backends.
+
+    Args:
+        name: as the doctor shows it.
+        backends: best first.
+    """
+
+    def __init__(self, name: str, backends: Iterable[Backend]) -> None:
+        self.name = name
+        self.backends = tuple(backends)
+        self._choose = cache(self._resolve)
+
+    def implementation(self, device_type: str, requested: str = "auto") -> Callable:
+        """The function to call for tensors on ``device_type``.
+
+        Args:
+            device_type: ``cpu``, ``cuda``, ...
+            requested: a backend's name, or ``auto``: the one that ``RMEETO_BACKEND`` names if this operator has it,
+                else the best that runs here.
+
+        Raises:
+            ValueError: an unknown name, or a backend that cannot run here.
+        """
+        return self._choose(device_type, requested, os.environ.get(ENVIRONMENT, "auto"))[1]
+
+    def chosen(self, device_type: str) -> str:
+        """Name of the backend that ``auto`` stands for on this device type."""
+        return self._choose(device_type, "auto", os.environ.get(ENVIRONMENT, "auto"))[0]
+
+    def explain(self, device_type: str) -> list[tuple[str, str]]:
+        """(name, state) of each backend; the state is ``chosen``, ``available``, or why it is not there."""
+        chosen = self.chosen(device_type)
+        return [(backend.name, self._state(backend, device_type, chosen)) for backend in self.backends]
+
+    def _state(self, backend: Backend, device_type: str, chosen: str) -> str:
+        if device_type not in backend.devices and "any" not in backend.devices:
+            return f"for {', '.join(backend.devices)} only"
+        try:
+            backend.load()
+        except BackendUnavailable as reason:
+            return str(reason)
+        return "chosen" if backend.name == chosen else "available"
+
+    def _resolve(self, device_type: str, requested: str, forced: str) -> tuple[str, Callable]:
+        for name, where in ((requested, "backend"), (forced, ENVIRONMENT)):
+            if name not in NAMES:
+                raise ValueError(f"{where}={name!r}; expected one of {NAMES}")
+        name = requested if requested != "auto" else forced
+        usable = [b for b in self.backends if device_type in b.devices or "any" in b.devices]
+        if name != "auto":
+            named = [backend for backend in usable if backend.name == name]
+            if not named and requested == "auto":  # the environment names a backend that only other operators have
+                return self._resolve(device_type, "auto", "auto")
+            if not named:
+                has = ", ".join(backend.name for backend in usable)
+                raise ValueError(f"{self.name}: no backend {name!r} for {device_type}; this operator has {has}")
+            try:
+                return name, named[0].load()
+            except BackendUnavailable as reason:
+                raise ValueError(f"{self.name}: backend {name!r} cannot run here: {reason}") from reason
+        for backend in usable:
+            if not backend.automatic:
+                continue
+            try:
+                return backend.name, backend.load()
+            except BackendUnavailable:
+                continue
+        raise ValueError(f"{self.name}: no backend runs on {device_type!r}")

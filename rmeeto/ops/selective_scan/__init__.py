@@ -1,0 +1,129 @@
+"""The selective scan of Mamba, one direction or both, with its backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from rmeeto.ops.backend import Backend, BackendUnavailable, Operator
+from rmeeto.ops.selective_scan import eager, naive
+
+
+def _absent(reason: str) -> Callable[[], Callable]:
+    def load() -> Callable:
+        raise BackendUnavailable(reason)
+
+    return load
+
+
+_NO_TRITON = "not part of this release yet"
+_NO_UPSTREAM = "not part of this release yet"
+_NO_CPP = "not part of this release yet"
+
+SCAN = Operator(
+    "selective_scan",
+    [
+        Backend("triton", ("cuda",), _absent(_NO_TRITON)),
+        Backend("upstream", ("cuda",), _absent(_NO_UPSTREAM)),
+        Backend("cpp", ("cpu",), _absent(_NO_CPP)),
+        Backend("torch", ("any",), lambda: eager.eager_selective_scan),
+        Backend("naive", ("any",), lambda: naive.naive_selective_scan, automatic=False),
+    ],
+)
+BIDIRECTIONAL = Operator(
+    "bidirectional_scan",
+    [
+        Backend("triton", ("cuda",), _absent(_NO_TRITON)),
+        Backend("upstream", ("cuda",), _absent(_NO_UPSTREAM)),
+        Backend("cpp", ("cpu",), _absent(_NO_CPP)),
+        Backend("torch", ("any",), lambda: eager.eager_bidirectional_scan),
+        Backend("naive", ("any",), lambda: naive.naive_bidirectional_scan, automatic=False),
+    ],
+)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan a sequence with input-dependent state-space parameters (channel-major, as upstream's function).
+
+    Args:
+        u, delta, z: (B, D, L) input, step size before bias and softplus, gate (applied as ``silu(z)``).
+        A: (D, N), negative.
+        B, C: (B, N, L).
+        D, delta_bias: (D,).
+        delta_softplus: apply softplus to ``delta + delta_bias``.
+        reverse: scan from the last token to the first, without flipping anything.
+        backend: ``auto``, ``naive``, ``torch``, ``cpp``, ``triton`` or ``upstream``.
+
+    Returns:
+        (B, D, L), in ``u``'s dtype.
+
+    Raises:
+        ValueError: shapes that do not fit, or a backend that cannot run here.
+
+    Source: Mamba, arXiv 2312.00752.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias)
+    tokens = SCAN.implementation(u.device.type, backend)(
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        A,
+        B.transpose(1, 2),
+        C.transpose(1, 2),
+        D,
+        None if z is None else z.transpose(1, 2),
+        delta_bias,
+        delta_softplus,
+        reverse,
+    )
+    return tokens.transpose(1, 2)
+
+
+def bidirectional_scan(
+    forward: tuple, backward: tuple, z: Tensor, average: bool = False, backend: str = "auto"
+) -> Tensor:
+    """Sum (or mean) of a forward and a backward scan that share one gate, token-major and without flips.
+
+    Args:
+        forward: ``(u, delta, A, B, C, D, delta_bias)``; u, delta (B, L, D); A (D, N); B, C (B, L, N); D, bias (D,).
+            delta is taken before bias and softplus.
+        backward: the same of the backward direction, tokens in their original order.
+        z: (B, L, D) gate, applied as ``silu(z)``.
+        average: halve the sum.
+        backend: as in `selective_scan`.
+
+    Returns:
+        (B, L, D).
+    """
+    return BIDIRECTIONAL.implementation(z.device.type, backend)(forward, backward, z, average)
+
+
+def _check(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None
+) -> None:
+    if u.ndim != 3 or A.ndim != 2 or A.shape[0] != u.shape[1]:
+        raise ValueError(
+            f"selective_scan: u has shape {tuple(u.shape)} and A {tuple(A.shape)}; expected (B, D, L) and (D, N)"
+        )
+    batch, channels, length = u.shape
+    state = (batch, A.shape[1], length)
+    wanted = {"delta": u.shape, "z": u.shape, "B": state, "C": state, "D": (channels,), "delta_bias": (channels,)}
+    given = {"delta": delta, "z": z, "B": B, "C": C, "D": D, "delta_bias": bias}
+    for name, tensor in given.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(wanted[name]):
+            raise ValueError(
+                f"selective_scan: {name} has shape {tuple(tensor.shape)}; expected {tuple(wanted[name])} "
+                f"for u of shape {tuple(u.shape)} (B, D, L) and A of shape {tuple(A.shape)} (D, N)"
+            )

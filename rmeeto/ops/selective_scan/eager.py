@@ -1,0 +1,66 @@
+"""The selective scan as a tidy eager loop: any device, autograd by torch, no (B, D, L, N) temporaries.
+
+Shapes: B batch, L tokens, D channels, N states. u, delta, z (B, L, D); A (D, N); B, C (B, L, N); D, delta_bias (D,).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def eager_selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    reverse: bool = False,
+) -> Tensor:
+    """Same function as `naive_selective_scan`."""
+    out_dtype = u.dtype
+    with torch.autocast(u.device.type, enabled=False):
+        y = _scan(u, delta, A, B, C, delta_bias, delta_softplus, reverse)
+        if D is not None:
+            y = torch.addcmul(y, u.to(y.dtype), D.to(y.dtype))
+        if z is not None:
+            y = y * F.silu(z.to(y.dtype))
+    return y.to(out_dtype)
+
+
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, softplus: bool, reverse: bool
+) -> Tensor:
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
+    if bias is not None:
+        delta = delta + bias.to(dtype)
+    if softplus:
+        delta = F.softplus(delta)
+    # unbind, not indexing: the backward of one unbind is one stack, that of L selects is L full-size tensors.
+    steps = list(
+        zip(delta.unsqueeze(-1).unbind(1), (delta * u).unsqueeze(-1).unbind(1), B.unsqueeze(2).unbind(1),
+            C.unsqueeze(-1).unbind(1), strict=True)
+    )  # fmt: skip
+    h, outputs = None, []
+    for delta_t, input_t, b_t, c_t in reversed(steps) if reverse else steps:
+        update = input_t * b_t
+        h = update if h is None else torch.addcmul(update, h, torch.exp(delta_t * A))
+        outputs.append(torch.bmm(h, c_t).squeeze(-1))
+    return torch.stack(outputs[::-1] if reverse else outputs, dim=1)
+
+
+def eager_bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool = False) -> Tensor:
+    """Same function as `naive_bidirectional_scan`; the gate is applied once, to the sum."""
+    out_dtype = forward[0].dtype
+    u, delta, A, B, C, D, bias = forward
+    y = eager_selective_scan(u, delta, A, B, C, D, None, bias)
+    u, delta, A, B, C, D, bias = backward
+    y = y + eager_selective_scan(u, delta, A, B, C, D, None, bias, reverse=True)
+    y = y * F.silu(z)
+    return (y / 2 if average else y).to(out_dtype)

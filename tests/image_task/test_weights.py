@@ -1,0 +1,139 @@
+"""Loading checkpoints: what fits is loaded to the bit, what does not is named."""
+
+import argparse
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from image_task.models import Vim, load_weights
+from rmeeto.errors import UserError
+
+
+def small(**kwargs) -> Vim:
+    return Vim(**{"img_size": 16, "patch_size": 4, "stride": 4, "embed_dim": 16, "depth": 2, "num_classes": 3, **kwargs})
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(3)
+    return small()
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("entry", [None, "model", "state_dict", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_official_layouts(trained, tmp_path, entry, prefix):
+    state = {prefix + key: value for key, value in trained.state_dict().items()}
+    content = state if entry is None else {entry: state, "epoch": 3, "args": argparse.Namespace(lr=1e-3, nested=[1])}
+    torch.save(content, tmp_path / "w.pth")
+    model = small()
+    report = load_weights(model, tmp_path / "w.pth")
+    assert same(model, trained)
+    assert report.num_tensors == len(trained.state_dict())
+
+
+def test_safetensors(trained, tmp_path):
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    model = small()
+    load_weights(model, tmp_path / "w.safetensors")
+    assert same(model, trained)
+
+
+def test_ema_is_chosen_on_request_and_otherwise_only_when_alone(trained, tmp_path):
+    other = small()
+    torch.save({"model": trained.state_dict(), "model_ema": other.state_dict()}, tmp_path / "w.pth")
+    for ema, wanted in ((True, other), (False, trained), ("auto", trained)):
+        model = small()
+        load_weights(model, tmp_path / "w.pth", ema=ema)
+        assert same(model, wanted)
+
+
+class Payload:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of the file ran')",))
+
+
+def test_a_file_never_runs_code(tmp_path):
+    torch.save({"model": {"x": torch.zeros(1)}, "args": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_weights(small(), tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_weights(small(), tmp_path / "plain.pth")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_truncated_files_are_named(trained, tmp_path, suffix, share):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": trained.state_dict()}, path)
+    else:
+        safetensors.torch.save_file(trained.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    model = small()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="cannot be read") as error:
+        load_weights(model, path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_keys_that_do_not_fit_are_listed(trained, tmp_path):
+    state = trained.state_dict()
+    state["stranger"] = torch.zeros(1)
+    del state["norm_f.weight"]
+    state["cls_token"] = torch.zeros(1, 1, 5)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError) as error:
+        load_weights(small(), tmp_path / "w.pth")
+    text = str(error.value)
+    assert "1 missing: norm_f.weight" in text
+    assert "1 unexpected: stranger" in text
+    assert "1 mis-shaped: cls_token (1, 1, 5) for (1, 1, 16)" in text
+
+
+def test_another_number_of_classes_says_both(trained, tmp_path):
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="--nb-classes 3 or a checkpoint with 7 classes"):
+        load_weights(small(num_classes=7), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("img_size", [24, (16, 32)])
+def test_position_embedding_is_resized_around_the_class_token(trained, tmp_path, img_size):
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    model = small(img_size=img_size)
+    report = load_weights(model, tmp_path / "w.pth")
+    assert report.resized == ("pos_embed",)
+    assert torch.equal(model.pos_embed[:, model.class_index], trained.pos_embed[:, trained.class_index])
+    patches = torch.cat([model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1)
+    old = torch.cat([trained.pos_embed[:, :8], trained.pos_embed[:, 9:]], 1)
+    assert patches.mean().item() == pytest.approx(old.mean().item(), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1, 2], "holds a list"), ({"epoch": 3}, "expected tensors"), ({"model": {"a": "text"}}, "expected tensors")],
+)
+def test_files_without_weights(tmp_path, content, message):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        load_weights(small(), tmp_path / "w.pth")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_weights(small(), tmp_path / "none.pth")
+    with pytest.raises(UserError, match="is a folder"):
+        load_weights(small(), tmp_path)
+    torch.save(small().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="no entry model_ema"):
+        load_weights(small(), tmp_path / "w.pth", ema=True)

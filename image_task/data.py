@@ -1,0 +1,181 @@
+"""Image data: micro-batches that are a pure function of (seed, epoch, micro-batch number, rank)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from image_task.batches import EvalBatches, TrainBatches, Unreadable
+from image_task.config import DataConfig
+from image_task.datasets import load_sources
+from image_task.sources import Source
+from image_task.transforms import build_mixup, eval_transform, train_transform
+from rmeeto.engine.sampler import (
+    repeated_augmentation_indices,
+    shard_indices,
+    shuffled_indices,
+)
+from rmeeto.errors import UserError
+
+logger = logging.getLogger(__name__)
+ROUND = 256  # repeated augmentation cuts an epoch to a multiple of this, unless the data set is smaller
+
+
+def build_data(
+    config: DataConfig, *, img_size: int, rank: int, world_size: int, seed: int, train: bool = True
+) -> ImageData:
+    """Open a data set for training and evaluation on one rank; no image is read yet.
+
+    Args:
+        config: which images, how they are batched and augmented.
+        img_size: edge of the model's square input in pixels.
+        rank, world_size: which share of the data.
+        seed: of the order, the augmentation and the SUBIMNET subset.
+        train: False opens the evaluation images only.
+
+    Raises:
+        UserError: the data set cannot be opened, or its training images do not fill one batch.
+    """
+    train_source, eval_source = load_sources(config, seed=seed, train=train)
+    return ImageData(config, train_source, eval_source, img_size, rank, world_size, seed)
+
+
+class ImageData:
+    """The training and evaluation images of one rank.
+
+    Attributes:
+        class_names, num_classes: of the data set.
+        num_train, num_eval: samples over all ranks.
+        batches_per_epoch: training micro-batches of one rank, the same on every rank.
+        eval_order: indices of the samples in the order in which the latest `eval_batches` gave them.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        train_source: Source | None,
+        eval_source: Source,
+        img_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+    ):
+        self.config, self.rank, self.world_size, self.seed = config, rank, world_size, seed
+        self.class_names = eval_source.classes
+        self.num_classes = len(self.class_names)
+        self.num_train = len(train_source) if train_source else 0
+        self.num_eval = len(eval_source)
+        self.eval_order: list[int] = []
+        self._unreadable: dict[str, None] = {}  # names, each logged once
+        self._unreadable_train: set[int] = set()  # distinct ones
+        self._unreadable_eval = 0  # in the latest evaluation
+
+        self._train_source = train_source
+        self.batches_per_epoch = 0
+        if train_source:
+            self._mixup = build_mixup(config, self.num_classes)
+            self._train_transform = train_transform(config, img_size)
+            self.batches_per_epoch = self._count_batches()
+        indices = shard_indices(self.num_eval, rank, world_size)
+        self._eval = EvalBatches(eval_source, indices, config.batch_size, eval_transform(config, img_size))
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches start, start + 1, ... of an epoch on this rank; the ones before are never loaded.
+
+        Images that do not fill a last batch are left out. The global random generators stay untouched.
+
+        Yields:
+            images (B, 3, H, W) float32 and targets: (B, num_classes) with mixup or cutmix, else (B,) int64.
+
+        Raises:
+            UserError: more unreadable images than `max_unreadable` allows.
+        """
+        allowed = self.config.max_unreadable * self.num_train
+        batches = TrainBatches(
+            self._train_source,
+            self._epoch_indices(epoch),
+            self.config.batch_size,
+            self._train_transform,
+            self._mixup,
+            key=(self.seed, epoch, self.rank),
+            max_skips=min(int(allowed), self.num_train - 1),
+        )
+        for images, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
+            self._note(unreadable, "another one takes its place")
+            self._unreadable_train.update(image.index for image in unreadable)
+            if images is None or len(self._unreadable_train) > allowed:
+                self._refuse()
+            yield images, targets
+
+    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of the evaluation: every sample exactly once over all ranks, none twice.
+
+        Unreadable images are left out of the batches; `report()` counts those of the latest evaluation.
+
+        Yields:
+            images (b, 3, H, W) float32, targets (b,) int64.
+        """
+        self.eval_order, self._unreadable_eval = [], 0
+        count = min(len(self._eval), self.config.max_eval_batches or len(self._eval))
+        for images, targets, indices, unreadable in self._load(self._eval, range(count)):
+            self._note(unreadable, "it counts as wrong")
+            self._unreadable_eval += len(unreadable)
+            self.eval_order += indices
+            if indices:
+                yield images, targets
+
+    def report(self) -> dict[str, Any]:
+        """Unreadable images of this rank: distinct ones of all epochs, those of the latest evaluation, names."""
+        return {
+            "unreadable_train": len(self._unreadable_train),
+            "unreadable_eval": self._unreadable_eval,
+            "files": list(self._unreadable)[:10],
+        }
+
+    def _epoch_indices(self, epoch: int) -> Tensor:
+        share = (self.num_train, epoch, self.rank, self.world_size)
+        if self.config.repeated_aug and self.config.augment:
+            return repeated_augmentation_indices(
+                *share, seed=self.seed, selected_round=min(ROUND, self.num_train)
+            )
+        return shuffled_indices(*share, seed=self.seed)
+
+    def _count_batches(self) -> int:
+        share = len(self._epoch_indices(0))
+        count = share // self.config.batch_size
+        if not count:
+            raise UserError(
+                f"{self.num_train} training images give each of {self.world_size} processes {share}, "
+                f"less than one batch of {self.config.batch_size}; lower --batch-size."
+            )
+        return min(count, self.config.max_train_batches or count)
+
+    def _load(self, batches: Dataset, numbers: range) -> DataLoader:
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=min(self.config.num_workers, len(numbers)),
+            pin_memory=self.config.pin_mem and torch.cuda.is_available(),
+            generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
+        )
+
+    def _note(self, unreadable: list[Unreadable], outcome: str) -> None:
+        for image in unreadable:
+            if image.name not in self._unreadable:
+                self._unreadable[image.name] = None
+                logger.warning("unreadable image %s (%s): %s", image.name, image.reason, outcome)
+
+    def _refuse(self) -> None:
+        met, total = len(self._unreadable_train), self.num_train
+        names = [self._train_source.name(index) for index in sorted(self._unreadable_train)[:3]]
+        raise UserError(
+            f"{met} of {total} training images are unreadable ({met / total:.2%}, allowed "
+            f"{self.config.max_unreadable:.2%}), such as {', '.join(names)}; repair or remove them, "
+            "or raise --max_unreadable."
+        )

@@ -1,0 +1,125 @@
+"""From an image to a normalised tensor: DeiT's recipe through timm, and a gentle one for digits."""
+
+from __future__ import annotations
+
+import logging
+from itertools import chain
+from typing import Any
+
+from PIL import Image, ImageOps
+from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomAffine,
+    RandomCrop,
+    Resize,
+    ToTensor,
+)
+
+from image_task.config import DataConfig
+from rmeeto.errors import UserError
+
+logger = logging.getLogger(__name__)
+SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
+
+
+def train_transform(config: DataConfig, img_size: int) -> Any:
+    """The augmentation of a training image, (H, W) RGB -> (3, img_size, img_size).
+
+    RandAugment replaces colour jitter, as in DeiT and timm. Digits get a small rotation, shift and scaling
+    instead of cropping, flipping and RandAugment, which turn one digit into another.
+
+    Raises:
+        UserError: an augmentation that timm does not know.
+    """
+    if not config.augment:
+        return eval_transform(config, img_size)
+    return _digits_train(config, img_size) if config.data_set == "digits" else _deit_train(config, img_size)
+
+
+def eval_transform(config: DataConfig, img_size: int) -> Any:
+    """Resize to img_size / eval_crop_ratio and crop the centre; digits and small inputs are not cropped."""
+    if config.data_set == "digits":
+        return Compose([_fit(img_size), *_digits_to_tensor()])
+    ratio = 1.0 if img_size <= SMALL else config.eval_crop_ratio
+    return create_transform(img_size, interpolation="bicubic", crop_pct=ratio)
+
+
+def build_mixup(config: DataConfig, num_classes: int) -> Mixup | None:
+    """Mixup and cutmix with label smoothing over whole batches, or None where both are off.
+
+    Raises:
+        UserError: an odd batch, whose middle image has no partner.
+    """
+    if not config.mixes:
+        return None
+    if config.batch_size % 2:
+        raise UserError(
+            f"--batch-size is {config.batch_size}, but mixup pairs the images of a batch; give an even one, "
+            "or --mixup 0 --cutmix 0."
+        )
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        cutmix_minmax=config.cutmix_minmax,
+        prob=config.mixup_prob,
+        switch_prob=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        label_smoothing=config.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _deit_train(config: DataConfig, img_size: int) -> Compose:
+    try:
+        transform = create_transform(
+            img_size,
+            is_training=True,
+            color_jitter=config.color_jitter,
+            auto_augment=None if config.aa in ("", "none") else config.aa,
+            interpolation=config.train_interpolation,
+            re_prob=config.reprob,
+            re_mode=config.remode,
+            re_count=config.recount,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--aa is {config.aa!r}, which timm refuses ({error}); give such as {DataConfig.aa}, v0, none."
+        ) from error
+    if img_size <= SMALL:
+        transform.transforms[:1] = [_fit(img_size), RandomCrop(img_size, padding=img_size // 8)]
+    for step in transform.transforms:
+        _allow_black(step)
+    return transform
+
+
+def _digits_train(config: DataConfig, img_size: int) -> Compose:
+    if config.aa != DataConfig.aa or config.color_jitter != DataConfig.color_jitter:
+        logger.warning("digits have an augmentation of their own: --aa and --color-jitter are ignored")
+    turn = RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
+    erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
+    return Compose([_fit(img_size), turn, *_digits_to_tensor(), erase])
+
+
+def _fit(img_size: int) -> Resize:
+    return Resize(img_size, interpolation=InterpolationMode.BICUBIC)
+
+
+def _digits_to_tensor() -> list[Any]:
+    return [ToTensor(), Normalize((0.5,) * 3, (0.5,) * 3)]
+
+
+def _allow_black(step: Any) -> None:
+    """Let timm's Posterize keep no bit at all, which its increasing form draws and Pillow 13 refuses."""
+    for op in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    if bits == 0:
+        return Image.new(image.mode, image.size)
+    return ImageOps.posterize(image, bits) if bits < 8 else image

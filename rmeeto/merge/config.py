@@ -108,7 +108,7 @@ class MergeConfig:
 
     def _check_r(self) -> None:
         r = self.r
-        if _is_int(r):
+        if isinstance(r, int) and not isinstance(r, bool):
             if r < 0:
                 raise ValueError(f"MergeConfig: r={r}; expected the number of tokens to remove, 0 or more")
             return

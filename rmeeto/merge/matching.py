@@ -94,11 +94,14 @@ def match(
     keep_order: bool = True,
     prune: bool = False,
     class_position: str = "proportional",
+    *,
+    prefix: int | None = None,
 ) -> MergePlan:
     """Choose the r sources most similar to a destination.
 
-    The class token is set aside; of the others (patches), even positions are sources and odd positions destinations. Each
-    source picks its ``neighbour``-th most similar destination; the r best pairs merge. Ties go to the lower position.
+    The class token is set aside; of the others (patches), even positions are sources and odd positions
+    destinations. Each source picks its ``neighbour``-th most similar destination; the r best pairs merge. Ties go to
+    the lower position.
 
     Args:
         metric: (B, L, C) tensor to measure similarity on, the class token included.
@@ -110,6 +113,9 @@ def match(
         keep_order: survivors in their original order; else unmerged sources by falling score, then destinations.
         prune: make a plan that drops the sources.
         class_position: ``proportional`` or ``exact``, see `MergeConfig`.
+        prefix: the layout of Transformers instead of that of scans: no token is set aside; the first ``prefix`` tokens
+            (class, distillation, registers) are sources and destinations that never merge, and stay first. Unordered,
+            unmerged sources then keep their order. Takes no ``class_index``.
 
     Returns:
         The plan. Unordered and proportional, ``plan.class_index`` keeps the published formula's value, which for a
@@ -125,7 +131,9 @@ def match(
         >>> plan.merge(torch.randn(2, 197, 384)).shape
         torch.Size([2, 186, 384])
     """
-    _check(metric, class_index, distance, neighbour, class_position)
+    _check(metric, class_index, distance, neighbour, class_position, prefix)
+    if prefix is not None:
+        return _match_prefixed(metric, r, prefix, distance, neighbour, keep_order, prune)
     batch, num_tokens, _ = metric.shape
     aside = 0 if class_index is None else class_index
     exact = class_position == "exact"
@@ -143,14 +151,7 @@ def match(
     moved, pick = order[:, :r], pick.gather(1, order[:, :r])  # indices into the sources, into the destinations
 
     if keep_order:
-        rank = torch.zeros(batch, patches.shape[-1], dtype=torch.long, device=metric.device)
-        rank.scatter_(1, 2 * moved, 1)
-        rank = torch.arange(patches.shape[-1], device=metric.device) - rank.cumsum(1)  # place of each kept patch
-        destination = rank.gather(1, 2 * pick + 1)
-        # Every patch writes its position at its place; the moved ones write into one spare column.
-        place = rank.scatter(1, 2 * moved, patches.shape[-1] - r)
-        kept = place.new_empty(batch, patches.shape[-1] - r + 1)
-        kept = kept.scatter_(1, place, torch.arange(patches.shape[-1], device=metric.device).expand(batch, -1))[:, :-1]
+        kept, destination = _in_order(moved, pick, patches.shape[-1])
     else:
         num_sources = a.shape[-1]
         unmerged = order[:, r:]
@@ -168,14 +169,55 @@ def match(
     return MergePlan(keep, source, destination, None if class_index is None else reported, prune)
 
 
-def _best(metric: Tensor, a: Tensor, b: Tensor, distance: str, neighbour: int) -> tuple[Tensor, Tensor]:
-    """Score and destination that each source picks, (B, S) each; fp32, so that half precision does not make ties."""
+def _match_prefixed(
+    metric: Tensor, r: int, prefix: int, distance: str, neighbour: int, keep_order: bool, prune: bool
+) -> MergePlan:
+    batch, num_tokens, _ = metric.shape
+    tokens = torch.arange(num_tokens, device=metric.device)
+    class_index = 0 if prefix else None
+    r = clamp_r(r, num_tokens, prefix=prefix)
+    if r == 0:
+        keep = tokens.expand(batch, -1)
+        return MergePlan(keep, keep[:, :0], keep[:, :0], class_index, prune)
+    score, pick = _best(metric, tokens[0::2], tokens[1::2], distance, neighbour, prefix)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    moved, pick = order[:, :r], pick.gather(1, order[:, :r])
+    if keep_order:
+        kept, destination = _in_order(moved, pick, num_tokens)
+    else:
+        unmerged = 2 * order[:, r:].sort(dim=1).values
+        first, destinations = tokens[:prefix].expand(batch, -1), tokens[1::2].expand(batch, -1)
+        kept = torch.cat([first, unmerged[:, (prefix + 1) // 2 :], destinations[:, prefix // 2 :]], dim=1)
+        destination = pick + unmerged.shape[1]
+    return MergePlan(kept, 2 * moved, destination, class_index, prune)
+
+
+def _in_order(moved: Tensor, pick: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Survivors in their original order, and the places in it that the moved sources go to."""
+    batch, r = moved.shape
+    index = torch.arange(num_tokens, device=moved.device)
+    gone = torch.zeros(batch, num_tokens, dtype=torch.long, device=moved.device).scatter_(1, 2 * moved, 1)
+    rank = index - gone.cumsum(1)  # place of each kept token
+    # Every token writes its position at its place; the moved ones write into one spare column.
+    place = rank.scatter(1, 2 * moved, num_tokens - r)
+    kept = place.new_empty(batch, num_tokens - r + 1).scatter_(1, place, index.expand(batch, -1))[:, :-1]
+    return kept, rank.gather(1, 2 * pick + 1)
+
+
+def _best(
+    metric: Tensor, a: Tensor, b: Tensor, distance: str, neighbour: int, prefix: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Score and destination that each source picks, (B, S) each; fp32, so that half precision does not make ties.
+
+    The sources and destinations among the first ``prefix`` tokens score -inf.
+    """
     with torch.autocast(metric.device.type, enabled=False):
         metric = F.normalize(metric if metric.dtype == torch.float64 else metric.float(), dim=-1)
         sources, destinations = _rows(metric, a), _rows(metric, b)
-        if neighbour > destinations.shape[1]:
+        available = destinations.shape[1] - prefix // 2
+        if neighbour > available:
             raise ValueError(
-                f"match: neighbour={neighbour}, but there are only {destinations.shape[1]} destinations "
+                f"match: neighbour={neighbour}, but there are only {available} destinations "
                 f"among {metric.shape[1]} tokens; use a smaller neighbour or a smaller r"
             )
         if distance == "cosine":
@@ -185,6 +227,9 @@ def _best(metric: Tensor, a: Tensor, b: Tensor, distance: str, neighbour: int) -
         else:
             mode = "donot_use_mm_for_euclid_dist"
             scores = -torch.cdist(sources, destinations, p=2.0, compute_mode=mode)
+    if prefix:
+        scores[:, : (prefix + 1) // 2] = -torch.inf
+        scores[:, :, : prefix // 2] = -torch.inf
     if neighbour == 1:
         score, pick = scores.max(dim=-1)
         return score, pick
@@ -196,20 +241,18 @@ def _class_place(
     p: int | Tensor, r: int, num_tokens: int, num_sources: int, keep_order: bool, exact: bool, moved: Tensor, batch: int
 ) -> tuple[int | Tensor, int | Tensor]:
     """Where the class token is put, and where it is said to be."""
-    if exact and keep_order:
+    if keep_order and exact:
         at = _per_sample(p, batch, moved.device)
-        place = at - (2 * moved < at.unsqueeze(1)).sum(1)
-        return place, place
+        behind = at - (2 * moved < at.unsqueeze(1)).sum(1)
+        return behind, behind
     if keep_order:
-        place = p * (num_tokens - r) // num_tokens
-        return place, place
-    reported = p * (num_sources - r) // num_sources
+        return p * (num_tokens - r) // num_tokens, p * (num_tokens - r) // num_tokens
     last = num_sources - r
+    reported = p * (num_sources - r) // num_sources
     place = min(reported, last) if isinstance(reported, int) else reported.clamp(max=last)
     if exact:
         place = _per_sample(place, batch, moved.device)
-        return place, place
-    return place, reported
+    return place, place if exact else reported
 
 
 def _patch_positions(num_tokens: int, class_index: int | Tensor, device: torch.device) -> Tensor:
@@ -236,13 +279,25 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def _check(metric: Tensor, class_index: int | Tensor | None, distance: str, neighbour: int, class_position: str) -> None:
+def _check(
+    metric: Tensor,
+    class_index: int | Tensor | None,
+    distance: str,
+    neighbour: int,
+    class_position: str,
+    prefix: int | None,
+) -> None:
     if metric.ndim != 3:
         raise ValueError(f"match: metric has shape {tuple(metric.shape)}; expected (batch, tokens, channels)")
     if distance not in DISTANCES:
         raise ValueError(f"match: distance={distance!r}; expected one of {DISTANCES}")
     if class_position not in CLASS_POSITIONS:
         raise ValueError(f"match: class_position={class_position!r}; expected one of {CLASS_POSITIONS}")
+    if prefix is not None and not (0 <= prefix <= metric.shape[1] and class_index is None):
+        raise ValueError(
+            f"match: prefix={prefix} with class_index={class_index}; expected 0 to {metric.shape[1]} tokens, and no "
+            "class_index: a class token at the front is one of the prefix"
+        )
     if neighbour < 1:
         raise ValueError(f"match: neighbour={neighbour}; expected 1 (the most similar) or more")
     if isinstance(class_index, int) and not 0 <= class_index < metric.shape[1]:

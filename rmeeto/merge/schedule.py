@@ -10,14 +10,17 @@ def merging_blocks(depth: int, interval: int = 2, odd: bool = False) -> list[int
     return [i for i in range(1, depth) if (i + odd) % interval == 0]
 
 
-def clamp_r(r: int, num_tokens: int, protected: bool = True) -> int:
+def clamp_r(r: int, num_tokens: int, protected: bool = True, *, prefix: int | None = None) -> int:
     """Tokens that a merge asked for ``r`` really removes.
 
     Args:
         r: tokens asked for; 0 or less removes none.
         num_tokens: tokens before the merge, the class token counted.
         protected: whether one of them is a class token, which never merges.
+        prefix: in a Transformer, how many tokens never merge; then no token is set aside.
     """
+    if prefix is not None:
+        return max(0, min(r, (num_tokens - prefix) // 2))
     if num_tokens < 3:  # one token is always set aside: there is no pair to merge
         return 0
     return max(0, min(r, (num_tokens - 1) // 2 if protected else num_tokens // 2))
@@ -51,31 +54,35 @@ def _inflected(r: int, inflection: float, num_merges: int) -> list[int]:
     return [after - before for before, after in zip(totals, totals[1:], strict=False)]
 
 
-def removals(config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True) -> list[int]:
-    """Tokens that each block really removes before it mixes; 0 where it does not merge.
+def removals(
+    config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True, *, prefix: int | None = None
+) -> list[int]:
+    """Tokens that each block really removes (before it mixes; in a Transformer after its attention).
 
     Args:
         config: settings, or None for the dense model.
         depth: number of blocks.
         num_tokens: tokens entering block 0, the class token counted.
         protected: whether one token is a class token.
+        prefix: in a Transformer, where every block merges, how many tokens never merge.
     """
     counts = [0] * depth
     if config is None:
         return counts
-    blocks = merging_blocks(depth, config.interval, config.odd)
+    blocks = range(depth) if prefix is not None else merging_blocks(depth, config.interval, config.odd)
     for block, r in zip(blocks, removals_asked(config, len(blocks)), strict=True):
         if block == blocks[-1] and config.final_tokens is not None:
             r = num_tokens - config.final_tokens
-        counts[block] = clamp_r(r, num_tokens, protected)
+        counts[block] = clamp_r(r, num_tokens, protected, prefix=prefix)
         num_tokens -= counts[block]
     return counts
 
 
-def token_counts(config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True) -> list[int]:
-    """Number of tokens that each block's mixer sees, the class token counted. Arguments as in `removals`."""
-    counts = []
-    for removed in removals(config, depth, num_tokens, protected):
-        num_tokens -= removed
-        counts.append(num_tokens)
-    return counts
+def token_counts(
+    config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True, *, prefix: int | None = None
+) -> list[int]:
+    """Number of tokens that each block's mixer (attention) sees, class token counted. Arguments as in `removals`."""
+    removed = removals(config, depth, num_tokens, protected, prefix=prefix)
+    if prefix is not None:  # a Transformer's block merges after its attention
+        removed = [0, *removed[:-1]]
+    return [num_tokens - sum(removed[: block + 1]) for block in range(depth)]

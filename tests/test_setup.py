@@ -1,0 +1,82 @@
+"""exp_sh/venv.sh, the set-up shared by quickstart.sh and test.sh, tried in a small repository of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A folder with venv.sh, requirements that need no download, and a command that prints its Python."""
+    root = tmp_path / "a repository"
+    (root / "exp_sh").mkdir(parents=True)
+    shutil.copy(ROOT / "exp_sh" / "venv.sh", root / "exp_sh")
+    (root / "requirements.txt").write_text("# nothing\n")
+    (root / "exp_sh" / "where.sh").write_text(
+        'set -euo pipefail\nsource "$(dirname "$0")/venv.sh"\n"$PYTHON" -c "import sys; print(sys.prefix)"\n'
+    )
+    return root
+
+
+def set_up(repository: Path, **env: str) -> subprocess.CompletedProcess:
+    clean = {key: value for key, value in os.environ.items() if key not in {"RMEETO_VENV", "PYTHON"}}
+    return subprocess.run(
+        ["bash", str(repository / "exp_sh" / "where.sh")],
+        env={**clean, **env},
+        cwd=repository.parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_environment_is_made_once_and_again_when_requirements_change(repository):
+    first = set_up(repository)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[-1] == str(repository / ".venv")
+    assert set_up(repository).stdout.splitlines() == [str(repository / ".venv")]
+
+    (repository / "requirements.txt").write_text("not a requirement\n")
+    assert set_up(repository).returncode != 0
+    assert set_up(repository).returncode != 0, "a failed install must not count as done"
+
+    (repository / "requirements.txt").write_text("# something else\n")
+    assert "installing" in set_up(repository).stdout
+
+
+def test_relative_environment_belongs_to_the_caller(repository):
+    (repository.parent / "mine").mkdir()
+    (repository.parent / "mine" / "notes.txt").write_text("keep")
+    result = set_up(repository, RMEETO_VENV="mine")
+    assert result.returncode == 1
+    assert str(repository.parent / "mine") in result.stderr and "not a virtual environment" in result.stderr
+    assert [path.name for path in (repository.parent / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("fake", "message"),
+    [
+        ("exit 1", "no Python 3.11 or newer"),
+        ('[[ "$*" != *ensurepip* ]]', "has no venv module"),
+    ],
+)
+def test_unusable_python_is_named(repository, tmp_path, fake, message):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cmp", "ls", "cp"):
+        (tools / name).symlink_to(shutil.which(name))
+    python = tools / "python3"
+    python.write_text(f"#!{shutil.which('bash')}\n{fake}\n")
+    python.chmod(0o755)
+    result = set_up(repository, PATH=str(tools))
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert not (repository / ".venv").exists()

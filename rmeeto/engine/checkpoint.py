@@ -1,0 +1,88 @@
+"""Checkpoints that a crash cannot spoil, and the state that makes a resumed run equal an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from rmeeto.errors import UserError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` holds the old one or the new one, whole, whatever happens meanwhile.
+
+    Args:
+        path: where to; the file is written beside it and renamed.
+        state: tensors, numbers, strings, None, and dicts and lists of them (`load` accepts nothing else).
+
+    Raises:
+        UserError: the disk refuses (full, read-only); the old file is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error}); what was there before is intact. Free the disk and resume."
+        ) from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `save` onto the CPU; nothing that the file brings is executed.
+
+    Raises:
+        UserError: the file is missing, truncated or not a checkpoint.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason}); start anew with another --name."
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The global random generators of this process as plain values: Python's, NumPy's and torch's."""
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = legacy
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what `rng_state` returned (the GPU's part only if there is one on both sides)."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

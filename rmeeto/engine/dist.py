@@ -1,0 +1,138 @@
+"""One process, or several started by torchrun: who am I, and how do we agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from rmeeto.errors import UserError
+
+T = TypeVar("T")
+
+
+class RankError(UserError):
+    """A user error that only one process has met: it has to report it even if it is not the main one."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them. Without a launcher every method is a local call."""
+
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def print(self, text: str) -> None:
+        """Print on the main process."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "SUM") -> torch.Tensor:
+        """Reduce a tensor in place over all processes (`op`: SUM, MIN or MAX) and return it."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op))
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in rank order, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run `function` on the main process; every process gets its result, or raises its UserError."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except UserError as error:
+                outcome[1] = str(error)
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Run `function` (without collectives) on every process; a UserError of one is raised by all."""
+        result, message = None, None
+        try:
+            result = function()
+        except UserError as error:
+            message = str(error)
+        for rank, failure in enumerate(self.gather(message)):
+            if failure is not None:
+                raise UserError(failure if rank == 0 else f"rank {rank}: {failure}")
+        return result  # type: ignore[return-value]
+
+
+@contextmanager
+def start(device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started (its environment variables), or be the only one.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu" or "cuda"; processes talk through gloo or NCCL.
+
+    Raises:
+        UserError: for an unknown or absent device, or a launcher environment that is not complete.
+    """
+    size = _env_int("WORLD_SIZE", 1)
+    rank, local_rank = (_env_int("RANK", None), _env_int("LOCAL_RANK", None)) if size > 1 else (0, 0)
+    chosen = _pick_device(device, local_rank)
+    world = World(chosen, rank, local_rank, size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield world
+        return
+    if chosen.type == "cuda":
+        dist.init_process_group("nccl", device_id=chosen)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield world
+    except BaseException:
+        # A peer may wait in a collective, and NCCL's tear-down would wait for it; the launcher ends it anyway.
+        if chosen.type == "cpu":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _env_int(name: str, default: int | None) -> int:
+    value = os.environ.get(name, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"the environment says {name}={value!r} beside WORLD_SIZE={os.environ.get('WORLD_SIZE')!r}; "
+            "start several processes with torchrun, or unset WORLD_SIZE."
+        ) from None
+
+
+def _pick_device(device: str, local_rank: int) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; expected auto, cpu or cuda.")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or check the driver.")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible; "
+            "start at most that many processes."
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,94 @@
+"""Exact accuracy: whole numbers added over all processes, no sample counted twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmeeto.engine.dist import RankError, World
+from rmeeto.engine.precision import autocast
+from rmeeto.engine.progress import Progress
+from rmeeto.errors import UserError
+
+
+class EvalData(Protocol):
+    """What an evaluation needs of a data set."""
+
+    def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share: (images, (B,) class indices), each sample exactly once over all processes."""
+
+    def report(self) -> dict[str, Any]:
+        """How many images this process could not read: "unreadable_eval" in the latest evaluation, ..."""
+
+
+def evaluate(
+    model: nn.Module,
+    data: EvalData,
+    world: World,
+    dtype: torch.dtype | None = None,
+    title: str = "evaluating",
+) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy and loss of a model, the same numbers for any number of processes.
+
+    Args:
+        model: from images to (B, K) logits, without a DDP wrapper: processes may see unequal numbers of batches.
+        data: see `EvalData`.
+        dtype: of autocast, or None.
+
+    Returns:
+        top1, top5: in percent (top5 is top-K where there are fewer than 5 classes).
+        loss: mean cross entropy of the images that could be read.
+        count: images, with the unreadable ones, which count as wrong; unreadable: how many those are.
+
+    Raises:
+        UserError: the outputs are not finite, or there is nothing to evaluate.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    with torch.inference_mode(), Progress(title, None, shown=world.is_main) as progress:
+        for images, targets in own_errors(data.eval_batches(), world):
+            images = images.to(world.device, non_blocking=True)
+            targets = targets.to(world.device, non_blocking=True)
+            with autocast(world.device, dtype):
+                logits = model(images).float()
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+            counts += torch.stack(
+                [ranked[:, 0].sum(), ranked.sum(), ranked.new_tensor(len(targets), dtype=torch.int64)]
+            )
+            loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
+            progress.update()
+    model.train(was_training)
+
+    unreadable = counts.new_tensor([data.report()["unreadable_eval"]])
+    totals = world.all_reduce(torch.cat([counts, unreadable])).tolist()
+    top1, top5, read, missing = totals
+    mean_loss = world.all_reduce(loss).item() / max(read, 1)
+    if not read:
+        raise UserError(f"nothing to evaluate: no image could be read, {missing} could not.")
+    if not math.isfinite(mean_loss):
+        raise UserError("the model's outputs are not finite in evaluation; try --amp off, or other weights.")
+    count = read + missing
+    return {
+        "top1": 100 * top1 / count,
+        "top5": 100 * top5 / count,
+        "loss": mean_loss,
+        "count": count,
+        "unreadable": missing,
+    }
+
+
+def own_errors(batches: Iterable[Any], world: World) -> Iterator[Any]:
+    """The batches; where there are several processes, an error in reading them names this one."""
+    try:
+        yield from batches
+    except UserError as error:
+        if world.size == 1:
+            raise
+        raise RankError(f"rank {world.rank}: {error}") from None

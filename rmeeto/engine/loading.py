@@ -1,0 +1,101 @@
+"""What data sets share: loading batches by their number, and an account of what could not be read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rmeeto.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def load_batches(
+    batches: Dataset, numbers: range, *, num_workers: int, pin_memory: bool, prefetch: int | None = None
+) -> DataLoader:
+    """The batches of these numbers in this order, made by worker processes; global generators stay untouched.
+
+    Args:
+        batches: a batch for every number.
+        numbers: which ones.
+        num_workers: processes; 0 makes the batches here.
+        pin_memory: where there is a GPU.
+        prefetch: batches that every worker makes ahead; None for torch's choice.
+    """
+    num_workers = min(num_workers, len(numbers))
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        prefetch_factor=prefetch if num_workers else None,
+        generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
+    )
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A sample that could not be decoded."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass
+class Unread:
+    """The samples that one process could not read: each named once, the distinct ones of a training counted.
+
+    Args:
+        kind: what a sample is called in messages.
+        num_train: training samples.
+        allowed: share of them that may be unreadable.
+    """
+
+    kind: str
+    num_train: int
+    allowed: float
+    _names: dict[str, None] = field(default_factory=dict)
+    _train: dict[int, str] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def in_training(self, samples: list[Unreadable], *, stop: bool = False) -> None:
+        """Note samples that others have replaced; `stop` says that no replacement was found.
+
+        Raises:
+            UserError: more of the training set than is allowed, or `stop`.
+        """
+        self._note(samples, "another one takes its place")
+        self._train.update((sample.index, sample.name) for sample in samples)
+        met, total = len(self._train), self.num_train
+        if stop or met > self.allowed * total:
+            names = ", ".join(list(self._train.values())[:3])
+            raise UserError(
+                f"{met} of {total} training {self.kind}s are unreadable ({met / total:.2%}, allowed "
+                f"{self.allowed:.2%}), such as {names}; repair or remove them, or raise --max_unreadable."
+            )
+
+    def start(self, evaluation: str) -> None:
+        """Count an evaluation of this name anew."""
+        self._counts[evaluation] = 0
+
+    def in_evaluation(self, evaluation: str, samples: list[Unreadable]) -> None:
+        """Note samples that an evaluation lacks."""
+        self._note(samples, "it counts as wrong")
+        self._counts[evaluation] += len(samples)
+
+    def report(self, *evaluations: str) -> dict[str, Any]:
+        """Distinct ones of all epochs, those of the latest evaluation of each name, the first file names."""
+        counts = {f"unreadable_{name}": self._counts.get(name, 0) for name in evaluations}
+        return {"unreadable_train": len(self._train), **counts, "files": list(self._names)[:10]}
+
+    def _note(self, samples: list[Unreadable], outcome: str) -> None:
+        for sample in samples:
+            if sample.name not in self._names:
+                self._names[sample.name] = None
+                logger.warning("unreadable %s %s (%s): %s", self.kind, sample.name, sample.reason, outcome)

@@ -1,0 +1,284 @@
+"""The re-training loop: read `fit`, then `_Training.step`; the rest is so that a crash costs only time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from timm.utils import ModelEmaV3, random_seed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rmeeto.engine import checkpoint
+from rmeeto.engine.dist import World
+from rmeeto.engine.evaluate import EvalData, evaluate, own_errors
+from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
+from rmeeto.engine.precision import amp_dtype, autocast
+from rmeeto.engine.progress import Progress
+from rmeeto.engine.record import RunConfig, RunFolder
+from rmeeto.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+Criterion = Callable[
+    [Tensor, Tensor, Tensor], dict[str, Tensor]
+]  # (images, logits, targets) -> {"loss": ..., terms}
+
+
+class Data(EvalData, Protocol):
+    """A training and an evaluation set; a micro-batch is a pure function of (seed, epoch, index, rank)."""
+
+    batches_per_epoch: int  # micro-batches, the same on every process
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """(images, targets) of this process's micro-batches start, start + 1, ... of an epoch."""
+
+
+@dataclass
+class Position:
+    """How far a training is."""
+
+    epoch: int = 0
+    batch: int = 0  # micro-batches of this epoch that are done
+    step: int = 0  # optimizer steps of all epochs that are done
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    criterion: Criterion,
+    optim: OptimConfig,
+    run: RunConfig,
+    world: World,
+    folder: RunFolder,
+    *,
+    peak_lr: float | None = None,
+    groups: Iterable[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train a model and evaluate it after every epoch; where the folder holds a checkpoint, go on from there.
+
+    Args:
+        model: from images to (B, K) logits, on `world.device`; the same weights on every process.
+        data: see `Data`.
+        criterion: such as `DistillLoss`; "loss" is minimised, every entry is logged.
+        run: seed, amp, log_every and checkpoint_every are read.
+        peak_lr: the full learning rate, `optim.lr` scaled for the batch; None for `optim.lr` itself.
+        groups: parameter groups, see `build_optimizer`.
+
+    Returns:
+        The accuracy after the last epoch as of `evaluate` ("ema": that of the averaged weights), the "best" one
+        with its epoch and weights, "epochs" and "steps".
+
+    Raises:
+        UserError: a loss that is not finite (before it reaches the weights), a checkpoint of another set-up.
+    """
+    training = _Training(model, data, criterion, optim, run, world, folder, peak_lr, groups)
+    training.resume()
+    while training.at.epoch < optim.epochs:
+        training.train_epoch()
+        training.evaluate_epoch()
+    return training.result()
+
+
+class _Training:
+    """A training in progress: all that a checkpoint holds, and the steps that move it on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        criterion: Criterion,
+        optim: OptimConfig,
+        run: RunConfig,
+        world: World,
+        folder: RunFolder,
+        peak_lr: float | None,
+        groups: Iterable[dict[str, Any]] | None,
+    ) -> None:
+        self.model, self.data, self.criterion = model, data, criterion
+        self.optim, self.run, self.world, self.folder = optim, run, world, folder
+        self.peak_lr = optim.lr if peak_lr is None else peak_lr
+        self.dtype = amp_dtype(run.amp, world.device)
+        self.optimizer = build_optimizer(model, optim, groups)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self.ema = ModelEmaV3(model, decay=optim.model_ema_decay) if optim.model_ema else None
+        self.parallel: Any = model if world.size == 1 else DistributedDataParallel(model)
+        self.at = Position()
+        self.means = _Means(world)
+        self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
+        self.best: dict[str, Any] | None = None
+        random_seed(run.seed, world.rank)
+
+    def train_epoch(self) -> None:
+        at, total = self.at, self.data.batches_per_epoch
+        lr = lr_at(at.epoch, self.optim, self.peak_lr)
+        set_lr(self.optimizer, lr)
+        self.parallel.train()
+        batches = own_errors(self.data.train_batches(at.epoch, at.batch), self.world)
+        began, images = time.perf_counter(), 0
+        title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
+        with Progress(title, total, at.batch, self.world.is_main) as progress:
+            while at.batch < total:
+                group = min(self.optim.accumulation, total - at.batch)  # fewer at the end of an epoch
+                images += self.step(batches, group)
+                at.batch += group
+                at.step += 1
+                progress.update(group)
+                if at.step % self.run.log_every == 0:
+                    self.log("step", {"lr": lr, **self.means.all()})
+                if self.run.checkpoint_every and at.step % self.run.checkpoint_every == 0:
+                    self.save()
+        seconds = time.perf_counter() - began
+        process = {
+            "seconds": seconds,
+            "images_per_s": images * self.world.size / seconds,
+            "unreadable": sum(self.world.gather(self.data.report()["unreadable_train"])),
+        }
+        self.log("train", {"lr": lr, **self.means.all()}, **process)
+
+    def step(self, batches: Iterator[Batch], group: int) -> int:
+        """One optimizer step on the average gradient of `group` micro-batches; the number of images."""
+        count = 0
+        for index in range(group):
+            images, targets = (tensor.to(self.world.device, non_blocking=True) for tensor in next(batches))
+            synchronise = index == group - 1 or self.world.size == 1
+            with nullcontext() if synchronise else self.parallel.no_sync():
+                with autocast(self.world.device, self.dtype):
+                    losses = self.criterion(images, self.parallel(images), targets)
+                self.scaler.scale(losses["loss"] / group).backward()
+            self.means.add(losses)
+            count += len(images)
+        self.stop_unless_finite(group)
+        if self.optim.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return count
+
+    def stop_unless_finite(self, group: int) -> None:
+        """All processes stop together, before the optimizer step, where the loss of one is not finite."""
+        rank = self.world.all_reduce(self.means.rank_if_not_finite(), "MIN").item()
+        if rank < self.world.size:
+            first = self.at.batch
+            raise UserError(
+                f"the loss is not finite on rank {rank} at step {self.at.step + 1} (epoch {self.at.epoch + 1}, micro-"
+                f"batches {first} to {first + group - 1}); stopped before the optimizer step.\n"
+                "Try a lower --lr, --clip-grad 1 or --amp off."
+            )
+
+    def evaluate_epoch(self) -> None:
+        at, began = self.at, time.perf_counter()
+        weights = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+        improved = None
+        for name, model in weights.items():
+            self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, f"evaluating {name}")
+            self.log("eval", {"weights": name, **self.accuracy[name]}, seconds=time.perf_counter() - began)
+            if self.best is None or self.accuracy[name]["top1"] > self.best["top1"]:
+                self.best, improved = {"weights": name, "epoch": at.epoch + 1, **self.accuracy[name]}, model
+        self.world.print(self.summary())
+        self.means.clear()
+        at.epoch, at.batch = at.epoch + 1, 0
+        if improved is not None:  # before last.pt: a run that is cut in between repeats the epoch
+            state = {"model": improved.state_dict(), **(self.best or {})}
+            self.world.on_main(lambda: checkpoint.save(self.folder.path / "best.pt", state))
+        self.save()
+
+    def save(self) -> None:
+        """Write last.pt. The schedule is a function of the position, so it has no state of its own."""
+        own = {"rng": checkpoint.rng_state(self.world.device), "means": self.means.state()}
+        state = {
+            "model": self.model.state_dict(),
+            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "position": dataclasses.asdict(self.at),
+            "ranks": self.world.gather(own),
+            "accuracy": self.accuracy,
+            "best": self.best,
+            "log_size": self.folder.log_size(),
+            "batches_per_epoch": self.data.batches_per_epoch,
+        }
+        self.world.on_main(lambda: checkpoint.save(self.folder.path / "last.pt", state))
+
+    def resume(self) -> None:
+        """Put back all that `save` wrote, or start anew where there is nothing."""
+        path, world = self.folder.path / "last.pt", self.world
+        if not world.on_main(path.exists):
+            self.folder.start()
+            return
+        state = world.together(lambda: checkpoint.load(path))
+        here = len(state["ranks"]), state["batches_per_epoch"]
+        if here != (world.size, self.data.batches_per_epoch):
+            raise UserError(
+                f"{path} was written by {here[0]} processes with {here[1]} batches an epoch each; here are "
+                f"{world.size} with {self.data.batches_per_epoch}. Start as many on the same data, or a new run "
+                "under another --name."
+            )
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["model_ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.at = Position(**state["position"])
+        self.accuracy, self.best = state["accuracy"], state["best"]
+        own = state["ranks"][world.rank]
+        self.means.load(own["means"])
+        checkpoint.set_rng_state(own["rng"], world.device)
+        self.folder.start(self.at.step, state["log_size"])
+        at = self.at
+        world.print(f"resuming at epoch {at.epoch + 1}, micro-batch {at.batch}, step {at.step}")
+
+    def log(self, event: str, values: dict[str, Any], **process: float) -> None:
+        self.folder.log(event, {"epoch": self.at.epoch + 1, "step": self.at.step}, values, **process)
+
+    def summary(self) -> str:
+        losses = " ".join(f"{name} {value:.4f}" for name, value in self.means.all().items())
+        top1 = "  ".join(f"top-1 {a['top1']:.2f} ({name})" for name, a in self.accuracy.items())
+        return f"epoch {self.at.epoch + 1}/{self.optim.epochs}  {losses}  {top1}"
+
+    def result(self) -> dict[str, Any]:
+        averaged = {"ema": self.accuracy["ema"]} if "ema" in self.accuracy else {}
+        progress = {"best": self.best, "epochs": self.at.epoch, "steps": self.at.step}
+        return {**self.accuracy["model"], **averaged, **progress}
+
+
+class _Means:
+    """Means of the losses over an epoch's micro-batches; adding does not wait for the GPU."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.clear()
+
+    def clear(self) -> None:
+        self.names: list[str] = []
+        self.sums = torch.zeros(0, dtype=torch.float64, device=self._world.device)
+        self.count = 0
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        if not self.names:
+            self.names, self.sums = list(losses), self.sums.new_zeros(len(losses))
+        self.sums += torch.stack([loss.detach() for loss in losses.values()])
+        self.count += 1
+
+    def rank_if_not_finite(self) -> Tensor:
+        finite = self.sums.isfinite().all()
+        return torch.where(finite, self._world.size, self._world.rank)
+
+    def all(self) -> dict[str, float]:
+        totals = self._world.all_reduce(self.sums.clone()) / (self.count * self._world.size)
+        return dict(zip(self.names, totals.tolist()))
+
+    def state(self) -> dict[str, Any]:
+        return {"names": self.names, "sums": self.sums.tolist(), "count": self.count}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.names, self.count = state["names"], state["count"]
+        self.sums = self.sums.new_tensor(state["sums"])

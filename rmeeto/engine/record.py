@@ -1,0 +1,257 @@
+"""The run folder: what was run, what happened, what came out; never overwritten silently."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmeeto.engine.dist import World
+from rmeeto.engine.flags import setting
+from rmeeto.engine.precision import AMP
+from rmeeto.errors import UserError
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+# A resumed run may differ in these: they change neither the numbers nor the log.
+HARMLESS = (
+    "run.resume",
+    "run.device",
+    "run.output_dir",
+    "run.name",
+    "run.checkpoint_every",
+    "data.data_path",
+    "data.num_workers",
+    "data.pin_mem",
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, and what it runs on."""
+
+    output_dir: str = setting("./log", "folder of the run folders")
+    name: str | None = setting(None, "of the run folder; none: <model>-<setting>")
+    seed: int = setting(0, "of the weights, the drop path and the data")
+    eval: bool = setting(False, "evaluate only")
+    resume: bool = setting(False, "go on with the run folder if it exists: to the last bit on CPU")
+    smoke: bool = setting(False, "a few batches of the embedded digits, without pre-trained weights")
+    device: str = setting("auto", "auto, cpu or cuda")
+    amp: str = setting("auto", "auto (bf16 on a GPU), bf16, fp16 or off")
+    log_every: int = setting(50, "optimizer steps between two train lines of log.jsonl")
+    checkpoint_every: int = setting(
+        0, "optimizer steps between two checkpoints of an epoch; 0: only at its end"
+    )
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device is {self.device!r}; expected auto, cpu or cuda.")
+        if self.amp not in AMP:
+            raise UserError(f"--amp is {self.amp!r}; expected one of {', '.join(AMP)}.")
+        if self.log_every < 1 or self.checkpoint_every < 0 or self.seed < 0:
+            raise UserError(
+                f"--log_every {self.log_every} --checkpoint_every {self.checkpoint_every} --seed {self.seed}; "
+                "expected at least 1, 0 and 0."
+            )
+
+
+def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
+    """Whether a run folder is "new", to be "continued", or "done" already.
+
+    Args:
+        path: of the run folder.
+        config: of this run, in sections of plain values.
+        resume: whether going on is wanted.
+
+    Raises:
+        UserError: the folder exists and `resume` is not set, or it belongs to a run of other settings.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return "new"
+    done = (path / "result.json").exists()
+    if not resume:
+        state = "holds a finished run" if done else "exists already"
+        raise UserError(f"{path} {state}; add --resume to go on with it, give another --name, or remove it.")
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{path} exists but holds no config.json, so it is no run folder; choose another --name."
+        )
+    differences = _differences(read_json(path / "config.json"), json.loads(json.dumps(config)))
+    if differences:
+        raise UserError(
+            f"{path} was run with other settings: {'; '.join(differences)}. Use the same, or another --name."
+        )
+    return "done" if done else "continued"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    names = [name for name in {**flat_old, **flat_new} if name not in HARMLESS]
+    return [
+        f"{name} {flat_old.get(name)} there, {flat_new.get(name)} here"
+        for name in names
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat.update(
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        )
+    return flat
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """The files of one run. Only the main process writes; on the others every method does nothing.
+
+    Args:
+        path: of the folder; made here.
+        config: written to config.json when the folder is new.
+        world: the processes of this run.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], world: World) -> None:
+        self.path = path
+        self._writes = world.is_main
+        self._log: Any = None
+        self._board: Any = None
+        world.on_main(lambda: self._create(config, world))
+
+    def _create(self, config: Mapping[str, Any], world: World) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "config.json").exists():
+                _write_json(self.path / "config.json", config)
+            env_file, now = self.path / "env.json", environment(world)
+            if env_file.exists():
+                first = read_json(env_file)
+                now = {**first, "resumed": [*first.get("resumed", []), now]}
+            _write_json(env_file, now)
+            self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error}); choose another --output_dir."
+            ) from None
+
+    def start(self, step: int = 0, log_size: int = 0) -> None:
+        """Begin to log after optimizer step `step`; what the log holds beyond `log_size` bytes is cut off."""
+        if not self._writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only this process writes
+
+        self._log.truncate(log_size)
+        self._board = SummaryWriter(str(self.path), purge_step=step + 1 if step else None)
+
+    def log(
+        self, event: str, position: Mapping[str, int], values: Mapping[str, Any], **process: float
+    ) -> None:
+        """One line of log.jsonl and one TensorBoard scalar a number.
+
+        Args:
+            event: "train", "eval", ...
+            position: epoch (from 1) and step (optimizer steps done).
+            values: what a repetition of the run would give again.
+            process: what it would not (seconds and the like); kept apart, under "process".
+        """
+        if not self._writes:
+            return
+        line = {"event": event, **position, **values, **({"process": process} if process else {})}
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+        for name, value in {**values, **process}.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{event}/{name}", value, position["step"])
+
+    def log_size(self) -> int:
+        """Bytes of log.jsonl, which are on the disk when this returns."""
+        if not self._writes:
+            return 0
+        os.fsync(self._log.fileno())
+        return os.fstat(self._log.fileno()).st_size
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which marks the run as done."""
+        if self._writes:
+            _write_json(self.path / "result.json", result)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in (self._log, self._board):
+            if file is not None:
+                file.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def environment(world: World) -> dict[str, Any]:
+    """What a run ran on: versions, device, processes, commit, command."""
+    on_gpu = world.device.type == "cuda"
+    script = (
+        Path(os.path.relpath(sys.argv[0], _ROOT)) if sys.argv[0].startswith(str(_ROOT)) else Path(sys.argv[0])
+    )
+    return {
+        "command": ["python", str(script), *sys.argv[1:]],
+        "commit": _commit(),
+        "rmeeto": _version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "device": torch.cuda.get_device_name(world.device) if on_gpu else f"{platform.machine()} CPU",
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+
+
+def _version() -> str | None:
+    try:
+        return version("rmeeto")
+    except PackageNotFoundError:  # a checkout that is not installed: the commit says it
+        return None
+
+
+def _commit() -> str | None:
+    if not (_ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

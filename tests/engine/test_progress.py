@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from rmeeto.engine import progress
+from rmeeto.engine.progress import Progress
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def output(monkeypatch, terminal: bool, seconds: float, shown: bool = True) -> str:
+    stream = Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", seconds)
+    with Progress("epoch 1/3", 10, start=4, shown=shown) as bar:
+        for _ in range(3):
+            bar.update(2)
+    return stream.getvalue()
+
+
+def test_lines_without_a_terminal(monkeypatch):
+    assert (
+        output(monkeypatch, terminal=False, seconds=0) == "epoch 1/3 6/10\nepoch 1/3 8/10\nepoch 1/3 10/10\n"
+    )
+    assert output(monkeypatch, terminal=False, seconds=60) == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    text = output(monkeypatch, terminal=True, seconds=0)
+    assert "\r" in text and "epoch 1/3:  40%" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_beside_the_main_process(monkeypatch, terminal):
+    assert output(monkeypatch, terminal, seconds=0, shown=False) == ""

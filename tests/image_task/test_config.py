@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from image_task.config import Config, DataConfig, ModelConfig, setting_name, smoke
+from image_task.flags import IGNORED_FLAGS, MERGE_FLAGS, build_parser, parse
+from rmeeto.engine import DistillConfig, OptimConfig, RunConfig
+from rmeeto.errors import UserError
+from rmeeto.merge import MergeConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "distill": DistillConfig,
+    "run": RunConfig,
+}
+FIELDS = [(name, field.name) for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+
+# A released command line of tab2 and its kind, as they stand there.
+RETRAIN = (
+    "--lr 2e-5 --min-lr 1e-6 --epochs 15 --data-path /data/imagenet --output_dir ./log --model RMeeTo_small "
+    "--merge_method ToMe --num_prune 11 --metric X --distance cosine --if_order True --model_pth vim_s.pth "
+    "--batch-size 128 --distill True --distill_weight 0.5 --data-set IMNET"
+)
+
+
+def config_of(line: str) -> Config:
+    return parse(line.split())[0]
+
+
+def test_a_released_command_line_means_what_it_meant():
+    config, dry_run, notices = parse(RETRAIN.split())
+    assert not dry_run and not notices
+    assert config.model == ModelConfig(model="vim_small_patch16_224", model_pth="vim_s.pth")
+    assert config.merge == MergeConfig(r=11)
+    assert config.data == DataConfig(data_set="IMNET", data_path="/data/imagenet")
+    assert config.optim == OptimConfig(epochs=15)
+    assert config.distill == DistillConfig(distill=True, distill_weight=0.5)
+    assert config.run == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--num_prune 5", MergeConfig(r=5, keep_order=False)),
+        ("--num_prune 5 --if_order False", MergeConfig(r=5, keep_order=False)),
+        ("--num_prune 0 --if_order True", MergeConfig()),
+        ("--num_prune 5 --if_order --compare 11", MergeConfig(r=5, final_tokens=76)),
+        ("--r 5 --if_order --final_tokens 80", MergeConfig(r=5, final_tokens=80)),
+        ("--num_prune 5,6,7 --if_order", MergeConfig(r=(5, 6, 7))),
+        ("--num_prune 8,-1.0 --if_order", MergeConfig(r=(8, -1.0))),
+        ("--num_prune 5 --if_order True --if_pruning True", MergeConfig(r=5, prune=True)),
+        ("--r 5 --if_order --metric delta --released_flip", MergeConfig(r=5, metric="delta", released_flip=True)),
+        ("--num_prune 5 --if_order --distance l1 --merge_mode amax", MergeConfig(r=5, distance="l1", mode="amax")),
+        ("--num_prune 5 --if_order --choose 3c", MergeConfig(r=5, neighbour=3)),
+        ("--num_prune 5 --if_order --choose max", MergeConfig(r=5)),
+        ("--num_prune 5 --if_order --if_merge_odd True --merge_interval 4", MergeConfig(r=5, odd=True, interval=4)),
+        (
+            "--num_prune 5 --if_order --if_shuffle True --shuffle_rate 0.3",
+            MergeConfig(r=5, shuffle="random", shuffle_rate=0.3),
+        ),
+        ("--num_prune 5 --if_order --if_shuffle odd-even", MergeConfig(r=5, shuffle="odd-even")),
+        ("--num_prune 5 --if_order --class_position exact", MergeConfig(r=5, class_position="exact")),
+        (
+            "--model RMeeTo_tiny_shuffle --num_prune 5 --if_order --shuffle_rate 0.3",
+            MergeConfig(r=5, shuffle="random", shuffle_rate=0.3),
+        ),
+        ("--model RMeeTo_tiny_teacher", None),
+        ("--merge_method none", None),
+    ],
+)  # fmt: skip
+def test_merge_flags(line, expected):
+    assert config_of(line).merge == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "section", "field", "value"),
+    [
+        ("--epoch 3", "optim", "epochs", 3),
+        ("--accumulation_steps 2", "optim", "accumulation", 2),
+        ("--data-set SUBIMNET --data_ratio 0.1", "data", "data_ratio", 0.1),
+        ("--model_ema --model_ema_decay 0.9", "optim", "model_ema_decay", 0.9),
+        ("--drop-path 0.0", "model", "drop_path", 0.0),
+        ("--clip-grad 1.5", "optim", "clip_grad", 1.5),
+        ("--no-repeated-aug", "data", "repeated_aug", False),
+        ("--cutmix-minmax 0.2 0.8", "data", "cutmix_minmax", (0.2, 0.8)),
+        ("--opt-betas 0.8 0.9 --opt-eps 1e-7", "optim", "betas", (0.8, 0.9)),
+        ("--eval", "run", "eval", True),
+        ("--resume True", "run", "resume", True),
+        ("--input-size 32", "data", "input_size", 32),
+        ("--nb-classes 10", "model", "nb_classes", 10),
+    ],
+)
+def test_other_flags_of_the_released_recipes(line, section, field, value):
+    assert getattr(getattr(config_of(line), section), field) == value
+
+
+OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, str: lambda v: v + "x"}
+CHOICES = {
+    "model": "vim_tiny_patch16_224",
+    "teacher": "vim_tiny_patch16_224",
+    "min_lr": 1e-5,
+    "schedule": "cosine",
+    "device": "cpu",
+    "amp": "off",
+    "train_interpolation": "random",
+    "remode": "rand",
+    "mixup_mode": "elem",
+    "data_set": "INAT",
+}
+# What else a flag needs, so that it is not refused as one without effect.
+COMPANY = {
+    "teacher": "--distill --teacher_pth t.pth",
+    "teacher_pth": "--distill",
+    "distill": "--model_pth m.pth",
+    "distill_weight": "--distill --model_pth m.pth",
+    "data_ratio": "--data_set SUBIMNET",
+    "inat_category": "--data_set INAT",
+    "warmup_lr": "--warmup_epochs 1",
+}
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS)
+def test_every_field_has_a_flag_that_reaches_it(section, field):
+    default = getattr(SECTIONS[section](), field)
+    value = CHOICES.get(field)
+    if value is None:
+        kind = {None: {"nb_classes": int, "input_size": int, "clip_grad": float, "cutmix_minmax": tuple}}
+        kind = kind[None].get(field, str) if default is None else type(default)
+        value = (0.25, 0.5) if kind is tuple else OTHER[kind](kind() if default is None else default)
+    words = [str(word) for word in value] if isinstance(value, tuple) else [str(value)]
+    config, _, _ = parse([f"--{field}", *words, *COMPANY.get(field, "").split()])
+    assert value != default
+    if not config.run.smoke:
+        assert getattr(getattr(config, section), field) == value
+
+
+def test_every_merge_option_has_a_flag():
+    reached = {flag.dest.split(".")[1] for flag in MERGE_FLAGS.values()}
+    assert reached - {"method"} == {field.name for field in dataclasses.fields(MergeConfig)}
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS)
+def test_every_field_is_read_by_the_code(section, field):
+    files = [*(ROOT / "rmeeto" / "engine").glob("*.py"), *(ROOT / "image_task").glob("*.py")]
+    # Checks in __post_init__ say self.<field>: reading means <something else>.<field>.
+    read = re.compile(rf"(?<!\bself)\.{field}\b(?!\s*=[^=])")
+    assert any(read.search(file.read_text()) for file in files), f"{section}.{field} is read by nobody"
+
+
+def test_ignored_flags_are_no_others():
+    taken = set(build_parser()._option_string_actions)
+    assert len(taken) == len(set(taken))
+    for name in IGNORED_FLAGS:
+        action = build_parser()._option_string_actions[f"--{name}"]
+        assert action.dest == f"ignored.{name}"
+
+
+def test_ignored_flags_are_named_once_and_change_nothing():
+    config, _, notices = parse("--opt adamw --momentum 0.9 --decay-rate 0.1 --dist-eval --if_order".split())
+    assert config == config_of("--if_order")
+    assert [notice.split()[0] for notice in notices[:4]] == [
+        "--opt",
+        "--momentum",
+        "--decay_rate",
+        "--dist_eval",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--lr two", "--lr: got 'two'; expected a number"),
+        ("--epoch 0", "--epochs is 0; expected at least 1"),
+        ("--num_prun 3", "unknown flag --num_prun; did you mean --num_prune"),
+        ("--num_prune five", "got 'five'; expected an integer"),
+        ("--num_prune -1", "r=-1"),
+        ("--metric Z", "metric='Z'"),
+        ("--choose best", "choose='best'; expected 'max' or a rank"),
+        ("--compare x", "got 'x'; expected an integer"),
+        ("--model resnet50", "unknown --model 'resnet50'; known: vim_tiny_patch16_224"),
+        ("--data_ratio 2 --data-set SUBIMNET", "--data_ratio is 2.0; expected a share"),
+        ("--batch-size 0", "--batch_size is 0"),
+        ("--min-lr 1", "--min_lr is 1.0; expected a rate between 0 and --lr"),
+        ("--shuffle_rate 0.3", "--shuffle_rate has no effect without --if_shuffle"),
+        ("--if_shuffle", "needs a --shuffle_rate"),
+        ("--distill_weight 0.3", "--distill_weight has no effect: there is no --distill"),
+        ("--distill", "needs a trained teacher; give --model_pth"),
+        ("--teacher vim_tiny_patch16_224 --distill --model_pth x", "give its --teacher_pth"),
+        ("--data_ratio 0.1", "--data_ratio has no effect: it belongs to --data_set SUBIMNET"),
+        ("--inat-category genus", "--inat_category has no effect"),
+        ("--merge_method none --num_prune 5", "--num_prune has no effect: --merge_method none"),
+        ("--model RMeeTo_tiny_teacher --metric B", "--metric has no effect: a teacher is the dense model"),
+        ("--released_flip --num_prune 3", "--released_flip has no effect: it is for --metric B"),
+        ("--opt sgd", "--opt sgd is not supported"),
+        ("--config nowhere.json", "nowhere.json cannot be read as JSON"),
+        ("--resume log/last.pt", "got 'log/last.pt'; expected True or False"),
+    ],
+)
+def test_mistakes_are_one_clear_error(line, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        parse(line.split())
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "notice"),
+    [
+        ("--eval --lr 1e-3 --epochs 3", "--lr, --epochs have no effect: --eval only evaluates"),
+        ("--num_prune 0 --metric B --if_order", "--if_order, --metric have no effect: r = 0 merges nothing"),
+        ("--num_prune 5 --if_pruning --merge_mode mean", "--merge_mode has no effect: --if_pruning drops"),
+        ("--mixup 0 --cutmix 0 --mixup_prob 0.5", "--mixup_prob has no effect: neither --mixup nor --cutmix"),
+        ("--model_ema_decay 0.9", "--model_ema_decay has no effect: there is no --model_ema"),
+        ("--num_prune 5", "without --if_order the merged tokens lose their order"),
+        ("--smoke --model_pth x.pth", "--model_pth has no effect: --smoke takes no weights"),
+    ],
+)
+def test_flags_without_effect_are_named(line, notice):
+    notices = parse(line.split())[2]
+    assert any(notice in line for line in notices), notices
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("", "dense"),
+        ("--num_prune 0", "dense"),
+        ("--num_prune 5 --if_order", "r5"),
+        ("--num_prune 11 --if_pruning --metric B --if_order", "r11-prune-metricB"),
+        ("--num_prune 5", "r5-noorder"),
+        ("--num_prune 5 --if_order --compare 11", "r5-final76"),
+        ("--num_prune 5,6 --if_order --if_merge_odd --merge_interval 4", "r5_6-every4-odd"),
+        ("--num_prune 5 --if_order --if_shuffle --shuffle_rate 0.3 --choose 3c", "r5-neighbour3-shuffle0.3"),
+    ],
+)
+def test_the_run_folder_is_named_after_what_differs(line, name):
+    line += " --model RMeeTo_tiny"
+    assert config_of(line).folder == Path(f"log/vim_tiny_patch16_224-{name}")
+    assert config_of(f"{line} --eval").folder == Path(f"log/vim_tiny_patch16_224-{name}-eval")
+    assert config_of(f"{line} --name mine --output_dir runs").folder == Path("runs/mine")
+
+
+def test_different_settings_have_different_names():
+    values = {
+        "r": 3, "interval": 3, "odd": True, "metric": "B", "distance": "l2", "mode": "mean", "neighbour": 2,
+        "prune": True, "keep_order": False, "class_position": "exact", "final_tokens": 9, "shuffle": "odd-even",
+    }  # fmt: skip
+    configs = [MergeConfig(r=2), *(MergeConfig(**{"r": 2, name: value}) for name, value in values.items())]
+    configs += [MergeConfig(r=2, shuffle="random", shuffle_rate=rate) for rate in (0.1, 0.5)]
+    configs += [
+        MergeConfig(r=2, metric="B", released_flip=True),
+        MergeConfig(r=(2, 2)),
+        MergeConfig(r=(2, 0.5)),
+    ]
+    assert {field.name for field in dataclasses.fields(MergeConfig)} - values.keys() == {
+        "shuffle_rate",
+        "released_flip",
+    }
+    assert len({setting_name(config) for config in configs}) == len(configs)
+
+
+def test_settings_survive_json():
+    config = config_of(RETRAIN + " --num_prune 5,6 --cutmix-minmax 0.1 0.5")
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(json.loads(json.dumps(Config().to_dict()))) == Config()
+
+
+def test_a_runs_config_starts_another_run(tmp_path):
+    config = config_of(RETRAIN + " --resume")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    again, _, notices = parse(["--config", str(path)])
+    assert again == dataclasses.replace(config, run=dataclasses.replace(config.run, resume=False))
+    assert not notices
+    other = config_of(f"--config {path} --num_prune 8 --lr 1e-4 --eval")
+    assert (other.merge, other.optim.lr, other.run.eval) == (MergeConfig(r=8), 1e-4, True)
+    assert other.model == config.model
+
+    dense = dataclasses.replace(config, merge=None)
+    path.write_text(json.dumps(dense.to_dict()))
+    assert config_of(f"--config {path}").merge is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds a list; expected a run's config.json"),
+        ('{"modle": {}}', "unknown section modle"),
+        ('{"optim": {"lrr": 1}}', "unknown field optim.lrr"),
+        ('{"optim": {"lr": "fast"}}', "optim.lr is 'fast'; expected float"),
+        ('{"merge": {"r": -3}}', "r=-3"),
+    ],
+)
+def test_a_config_file_with_mistakes_is_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        parse(["--config", str(tmp_path / "config.json")])
+
+
+def test_smoke_needs_nothing_and_is_small():
+    config = config_of(RETRAIN + " --smoke --accumulation 2")
+    assert config == smoke(config_of(RETRAIN + " --accumulation 2"))
+    assert config.data.data_set == "digits" and config.data.num_workers == 0
+    assert (config.data.batch_size, config.data.max_train_batches, config.data.max_eval_batches) == (2, 2, 2)
+    assert config.optim.epochs == 1 and config.optim.accumulation == 2
+    assert config.model.model_pth is None and config.model.model == "vim_small_patch16_224"
+    assert config.distill.distill and config.merge == MergeConfig(r=11)
+    assert config.folder.name == "vim_small_patch16_224-r11-smoke"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"reprob": 1.5},
+        {"smoothing": -0.1},
+        {"eval_crop_ratio": 0.0},
+        {"recount": 0},
+        {"num_workers": -1},
+        {"remode": "noise"},
+        {"input_size": 0},
+    ],
+)
+def test_data_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))} is"):
+        DataConfig(**wrong)

@@ -3,11 +3,12 @@
 from rmeeto.merge.apply import merge_source, merge_wavg
 from rmeeto.merge.config import MergeConfig
 from rmeeto.merge.matching import MergePlan, match
-from rmeeto.merge.schedule import merging_blocks, removals, token_counts
+from rmeeto.merge.schedule import check_neighbour, merging_blocks, removals, token_counts
 
 __all__ = [
     "MergeConfig",
     "MergePlan",
+    "check_neighbour",
     "match",
     "merge_source",
     "merge_wavg",

@@ -86,3 +86,25 @@ def token_counts(
     if prefix is not None:  # a Transformer's block merges after its attention
         removed = [0, *removed[:-1]]
     return [num_tokens - sum(removed[: block + 1]) for block in range(depth)]
+
+
+def check_neighbour(
+    name: str, config: MergeConfig, depth: int, num_tokens: int, *, prefix: int | None = None
+) -> None:
+    """Refuse a ``config.neighbour`` that a merge of the model ``name`` has too few destinations for.
+
+    Args:
+        name: of the model, for the error.
+        config, depth, num_tokens, prefix: as in `removals`.
+
+    Raises:
+        ValueError: too few destinations.
+    """
+    for removed in removals(config, depth, num_tokens, prefix=prefix):
+        available = (num_tokens - 1) // 2 if prefix is None else num_tokens // 2 - prefix // 2
+        if removed and config.neighbour > available:
+            raise ValueError(
+                f"{name}: neighbour={config.neighbour}, but a merge of {num_tokens} tokens has only {available} "
+                "destinations; use a smaller neighbour or a smaller r"
+            )
+        num_tokens -= removed

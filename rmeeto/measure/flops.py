@@ -1,0 +1,188 @@
+"""The cost of a model in multiply-accumulates, part by part, from its shapes and its schedule alone.
+
+L tokens, C channels, D inner channels, N states, R rank of the step size, K kernel, M channels of the merge's metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from rmeeto.errors import UserError
+from rmeeto.merge import MergeConfig, merging_blocks, removals
+from rmeeto.merge.schedule import removals_asked
+
+CONVENTIONS = ("paper", "full")
+_SCAN_PARTS = ("in_proj", "conv", "x_proj", "dt_proj", "scan", "out_proj", "matching", "merging")
+_ATTENTION_PARTS = ("qkv", "attention", "proj", "mlp", "matching", "merging")
+
+
+class Flops(NamedTuple):
+    """Multiply-accumulates of one sample.
+
+    Attributes:
+        total: sum of the parts.
+        parts: by name; zero where the model has the part but does not use it.
+    """
+
+    total: int
+    parts: dict[str, int]
+
+
+def count_flops(model: nn.Module, input_size: int | Sequence[int], convention: str = "paper") -> Flops:
+    """Count the multiply-accumulates of one forward pass of one sample. Nothing is run.
+
+    Args:
+        model: a Vision Mamba or a Vision Transformer, dense or merged.
+        input_size: side of the image in pixels, (H, W), (3, H, W), or with frames (T, H, W), (3, T, H, W); what the
+            model was made for.
+        convention: ``paper``: what the authors' counter says. One direction only of convolution, x_proj, dt_proj and
+            scan; the matching at each merging block, also where nothing is left to remove (r = 0); r * C for the
+            merging with the r that was asked for, before any clamp.
+            ``full``: both directions, and only merges that remove tokens, with the r that they remove.
+
+    Returns:
+        Total and parts: patch, in_proj, conv, x_proj, dt_proj, scan, out_proj, matching, merging, head; for a
+        Transformer (both conventions the same) patch, qkv, attention, proj, mlp, matching, merging, head.
+        Norms, activations and biases are not counted.
+
+    Raises:
+        UserError: an unknown convention, a model of another kind, or an input size that the model does not take.
+
+    Source: R-MeeTo, arXiv 2412.12496, whose published figures the paper's convention gives.
+
+    Example:
+        >>> count_flops(timm.create_model("vim_tiny_patch16_224", merge=MergeConfig(r=5)), 224).total
+        1284470400
+    """
+    if convention not in CONVENTIONS:
+        raise UserError(f"count_flops: convention={convention!r}; expected one of {CONVENTIONS}")
+    layers, blocks = _blocks(model, "layers", "mixer"), _blocks(model, "blocks", "attn")
+    if not (layers or blocks) or not hasattr(getattr(model, "patch_embed", None), "proj"):
+        raise UserError(
+            f"count_flops: got a {type(model).__name__}; expected a Vision Mamba (layers with a mixer) or a Vision "
+            "Transformer (blocks with attention), with a convolution patch_embed.proj"
+        )
+    patches = _num_patches(model, input_size)
+    parts = {"patch": patches * model.patch_embed.proj.weight.numel()}
+    parts |= _scans(model, layers, patches, convention) if layers else _attentions(model, blocks, patches)
+    parts["head"] = _linear(model.head) + _linear(getattr(model, "head_dist", None))
+    return Flops(sum(parts.values()), parts)
+
+
+def token_reduction_ratio(model: nn.Module) -> float:
+    """Share of the tokens that is gone, averaged over the blocks: 0.14 for 24 blocks, 197 tokens and r = 5.
+
+    Args:
+        model: with a list ``num_tokens`` of the tokens that each block's mixer sees.
+    """
+    counts = model.num_tokens
+    return 1 - sum(counts) / (len(counts) * counts[0])
+
+
+def _blocks(model: nn.Module, name: str, part: str) -> list[nn.Module]:
+    container = getattr(model, name, None)
+    blocks = list(container.children()) if isinstance(container, nn.Module) else []
+    return [block for block in blocks if hasattr(block, part)]
+
+
+def _linear(module: nn.Module | None, tokens: int = 1) -> int:
+    return tokens * module.weight.numel() if isinstance(module, nn.Linear) else 0
+
+
+def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
+    """Patches of an input, which the model's own grid must agree with where it has one."""
+    conv = model.patch_embed.proj
+    sizes = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    n = min(len(sizes), len(conv.kernel_size))  # without batch and channels
+    if n < 2:
+        raise UserError(
+            f"count_flops: input_size={input_size!r}; expected a side in pixels, or (..., height, width)"
+        )
+    convolved = zip(sizes[-n:], conv.kernel_size[-n:], conv.stride[-n:])
+    given = tuple((size - kernel) // stride + 1 for size, kernel, stride in convolved)
+    grid = tuple(getattr(model.patch_embed, "grid_size", None) or given)
+    if given != grid[-n:] or len(grid) < len(conv.kernel_size):
+        raise UserError(
+            f"count_flops: input_size={input_size!r} gives {given} patches, but this {type(model).__name__} takes "
+            f"{grid}; give the size that it was made for"
+        )
+    return math.prod(grid)
+
+
+def _scans(model: nn.Module, layers: list[nn.Module], patches: int, convention: str) -> Counter[str]:
+    parts = Counter(dict.fromkeys(_SCAN_PARTS, 0))
+    config: MergeConfig | None = getattr(model, "merge_config", None)
+    depth, tokens = getattr(model, "depth", len(layers)), patches + 1
+    asked = _asked(config, depth, tokens) if convention == "paper" else {}
+    for i, (block, removed) in enumerate(zip(layers, removals(config, depth, tokens))):
+        if removed or i in asked:
+            parts.update(
+                _merge(
+                    tokens,
+                    _width(config, block.mixer),
+                    asked.get(i, removed),
+                    block.mixer.in_proj.in_features,
+                )
+            )
+        tokens -= removed
+        parts.update(_mixer(block.mixer, tokens, directions=1 if convention == "paper" else 2))
+    return parts
+
+
+def _asked(config: MergeConfig | None, depth: int, tokens: int) -> dict[int, int]:
+    """r that each merging block was asked for, as the authors' counter sees it: before any clamp."""
+    if config is None:
+        return {}
+    blocks = merging_blocks(depth, config.interval, config.odd)
+    asked = dict(zip(blocks, removals_asked(config, len(blocks))))
+    if blocks and config.final_tokens is not None:
+        before = tokens - sum(removals(config, depth, tokens)[: blocks[-1]])
+        asked[blocks[-1]] = before - config.final_tokens
+    return asked
+
+
+def _width(config: MergeConfig, mixer: nn.Module) -> int:
+    return {"X": mixer.in_proj.in_features, "delta": mixer.d_inner}.get(config.metric, mixer.d_state)
+
+
+def _mixer(mixer: nn.Module, tokens: int, directions: int) -> dict[str, int]:
+    inner, state = mixer.d_inner, mixer.d_state
+    kernel = mixer.conv1d.kernel_size[0]
+    return {
+        "in_proj": _linear(mixer.in_proj, tokens),
+        "conv": directions * (tokens + kernel - 1) * inner * kernel,  # with the padding
+        "x_proj": directions * _linear(mixer.x_proj, tokens),
+        "dt_proj": directions * _linear(mixer.dt_proj, tokens),
+        "scan": directions * (9 * tokens * inner * state + 2 * tokens * inner),
+        "out_proj": _linear(mixer.out_proj, tokens),
+    }
+
+
+def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Counter[str]:
+    parts = Counter(dict.fromkeys(_ATTENTION_PARTS, 0))
+    config: MergeConfig | None = getattr(model, "merge_config", None)
+    prefix = model.num_prefix_tokens
+    tokens, depth = patches + prefix, getattr(model, "_merge_depth", 0) or len(blocks)
+    for block, removed in zip(blocks, removals(config, depth, tokens, prefix=prefix)):
+        attention = block.attn
+        width = attention.qkv.out_features // 3
+        parts["qkv"] += _linear(attention.qkv, tokens)
+        parts["attention"] += 2 * tokens**2 * width
+        parts["proj"] += _linear(attention.proj, tokens)
+        if removed:
+            channels = attention.qkv.in_features
+            metric = channels if config.metric == "X" else width // attention.num_heads
+            parts.update(_merge(tokens, metric, removed, channels))
+        tokens -= removed
+        parts["mlp"] += sum(_linear(module, tokens) for module in block.mlp.modules())
+    return parts
+
+
+def _merge(tokens: int, width: int, r: int, channels: int) -> dict[str, int]:
+    """Norms, similarities of one half of the tokens with the other, and r tokens added to others."""
+    return {"matching": 6 * tokens * width + width * tokens**2 // 2, "merging": r * channels}

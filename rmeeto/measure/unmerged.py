@@ -1,0 +1,74 @@
+"""The same model without the cost of merging: what is left of its time is everything else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import partial
+from itertools import accumulate, chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from rmeeto.merge import removals
+from rmeeto.nn import Block, MergingTransformer, TokenState, VisionMamba
+
+
+def without_merging(model: Any) -> nn.Module | None:
+    """A twin that cuts tokens off where the model merges them, for timing only: its output means nothing.
+
+    Each block of the twin sees as many tokens as the model's does, on the same weights (shared, not copied), but
+    nothing is matched, averaged or put in order: a slice, which moves no data. The difference in time is what
+    merging costs in place, compiled and captured like the rest.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The twin, or None if the model merges nothing (or is of a kind that is not known here).
+    """
+    config = getattr(model, "merge_config", None)
+    if isinstance(model, VisionMamba):
+        tokens, depth, blocks, layout = model.num_patches + 1, model.depth, model.layers, {}
+    elif isinstance(model, MergingTransformer):
+        layout = {"prefix": model.num_prefix_tokens}
+        tokens, depth, blocks = model.num_tokens[0], model._merge_depth or len(model.blocks), model.blocks
+    else:
+        return None
+    removed = removals(config, depth, tokens, **layout)[: len(blocks)]
+    if not any(removed):
+        return None
+    kept = [tokens - total for total in accumulate(removed)]
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    twin.merge_config = None
+    if isinstance(model, VisionMamba):
+        for block, left in zip(twin.layers, kept):
+            block.register_forward_pre_hook(partial(_cut_state, left))
+    else:
+        twin.blocks = nn.Sequential(*(_CutBlock(block, left) for block, left in zip(twin.blocks, kept)))
+    return twin
+
+
+def _cut_state(tokens: int, block: Block, arguments: tuple) -> tuple:
+    state: TokenState = arguments[0]
+    residual = None if state.residual is None else state.residual[:, :tokens]
+    class_index = min(state.class_index, tokens - 1)
+    state = dataclasses.replace(
+        state, hidden=state.hidden[:, :tokens], residual=residual, class_index=class_index
+    )
+    return state, *arguments[1:]
+
+
+class _CutBlock(nn.Module):
+    """A Transformer's block that cuts tokens off between attention and MLP."""
+
+    def __init__(self, block: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.block, self.tokens = block, tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        x = x[:, : self.tokens]
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

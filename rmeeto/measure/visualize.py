@@ -1,0 +1,185 @@
+"""Pictures of what a model merged: each merged token in its mean colour, outlined."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rmeeto.errors import UserError
+from rmeeto.nn import MergingTransformer, VisionMamba
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CELL = 16  # pixels that the side of a patch is enlarged to, at least
+_GOLDEN = 0.618033988749895
+
+
+@torch.inference_mode()
+def trace(model: nn.Module, images: Tensor) -> Tensor:
+    """Which original tokens each final token of a model stands for.
+
+    Args:
+        model: one of ours, in evaluation mode: a Vision Mamba, or a Vision Transformer that does not prune.
+        images: (B, 3, H, W), or clips (B, 3, T, H, W).
+
+    Returns:
+        (B, L', L): 1 where the original token is part of the final one; a pruned token is part of none.
+
+    Raises:
+        UserError: another model, one in training mode, or a pruning Transformer.
+    """
+    if model.training:
+        raise UserError(f"trace: the {type(model).__name__} is in training mode; call .eval() on it first")
+    if isinstance(model, VisionMamba):
+        return model.encode(images, trace=True).source
+    if not isinstance(model, MergingTransformer):
+        raise UserError(
+            f"trace: got a {type(model).__name__}; expected a model of image_task.models or apply()"
+        )
+    if model.merge_config is not None and model.merge_config.prune:
+        raise UserError(
+            "trace: a pruning Transformer keeps no record; trace it with prune=False, the match is the same"
+        )
+    target = model._encode(images).target
+    return nn.functional.one_hot(target).transpose(1, 2).float()
+
+
+def draw_merged(
+    images: Tensor,
+    source: Tensor,
+    class_index: int | None,
+    grid: tuple[int, ...] | None = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+) -> Figure:
+    """Draw images and, below each, what its tokens became: groups in their mean colour, with one outline a group.
+
+    A token that stands alone is left as it is. A pruned one is hatched.
+
+    Args:
+        images: (3, H, W), (B, 3, H, W), or clips (B, 3, T, H, W), of which every frame is drawn.
+        source: (L', L) or (B, L', L) from `trace`.
+        class_index: position of the class token among the L *original* tokens; None if there is none.
+        grid: rows and columns of patches (for clips before them the frames); None: from the number of patches and
+            the shape of the image.
+        mean, std: that the images were normalised with, for each channel or for all.
+
+    Returns:
+        A matplotlib figure; ``figure.savefig("merged.png")``.
+
+    Raises:
+        UserError: shapes that do not go together.
+
+    Example:
+        >>> draw_merged(images, trace(model, images), model.class_index, mean=0.5, std=0.5).savefig("merged.png")
+    """
+    from matplotlib.figure import Figure  # slow to import
+
+    single = images.ndim == 3
+    images, source = (
+        (images.unsqueeze(0), source.reshape(1, *source.shape[-2:])) if single else (images, source)
+    )
+    _check(images, source, class_index)
+    groups = _groups(source, class_index)
+    clips = (
+        images.movedim(1, -1).unsqueeze(1) if images.ndim == 4 else images.movedim(1, -1)
+    )  # (B, T, H, W, 3)
+    clips = (clips.float().cpu() * torch.tensor(std) + torch.tensor(mean)).clamp(0, 1).numpy()
+    grid = _grid(groups.shape[1], clips.shape[1:4], grid)
+    pictures = [(clip, paint(clip, group.reshape(grid))) for clip, group in zip(clips, groups)]
+
+    batch, frames = clips.shape[:2]
+    rows, columns = (2, batch) if frames == 1 else (2 * batch, frames)  # a clip's frames side by side
+    figure = Figure(figsize=(1.2 * columns, 1.2 * rows * grid[1] / grid[2] + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for i, pair in enumerate(pictures):
+        for k, picture in enumerate(pair):
+            for t in range(frames):
+                ax = axes[k, i] if frames == 1 else axes[2 * i + k, t]
+                ax.imshow(picture[t], interpolation="nearest")
+    figure.suptitle(f"{source.shape[2]} tokens, {source.shape[1]} left", fontsize=9)
+    return figure
+
+
+def paint(clip: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Give every group of patches its mean colour, and an outline if it has more than one patch.
+
+    Args:
+        clip: (T, H, W, 3) in [0, 1].
+        groups: (T', rows, columns) number of each patch's group, -1 for a pruned patch.
+
+    Returns:
+        (T, H', W', 3), enlarged by a whole number so that outlines do not hide the patches.
+    """
+    frames, height, width = clip.shape[:3]
+    depth, rows, columns = groups.shape
+    t, y, x = (np.arange(n) * m // n for n, m in ((frames, depth), (height, rows), (width, columns)))
+    label = groups[np.ix_(t, y, x)] + 1  # 0: pruned
+    patches = np.bincount(groups.ravel() + 1, minlength=label.max() + 1)
+    merged = (patches > 1) & (np.arange(len(patches)) > 0)
+    pixels = np.bincount(label.ravel(), minlength=len(patches)).clip(1)
+    means = [np.bincount(label.ravel(), clip[..., c].ravel(), len(patches)) / pixels for c in range(3)]
+    painted = np.where(merged[label][..., None], np.stack(means, -1)[label], clip)
+
+    scale = math.ceil(_CELL * rows / height)
+    painted, label = (array.repeat(scale, 1).repeat(scale, 2) for array in (painted, label))
+    line = max(1, height * scale // rows // 10)
+    stripes = (np.add.outer(np.arange(painted.shape[1]), np.arange(painted.shape[2])) // line) % 3 == 0
+    painted = np.where((label == 0)[..., None], np.where(stripes, 0.45, 0.95)[None, ..., None], painted)
+    hues = np.array([colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.9, 0.9) for i in range(len(patches))])
+    return np.where((_edges(label, line) & merged[label])[..., None], hues[label], painted)
+
+
+def _edges(label: np.ndarray, line: int) -> np.ndarray:
+    """Pixels nearer than `line` to another group or to the border of the image."""
+    height, width = label.shape[1:]
+    padded = np.pad(label, ((0, 0), (line, line), (line, line)), constant_values=-1)
+    shifts = ((0, line), (2 * line, line), (line, 0), (line, 2 * line))
+    return np.any([label != padded[:, y : y + height, x : x + width] for y, x in shifts], axis=0)
+
+
+def _groups(source: Tensor, class_index: int | None) -> np.ndarray:
+    """(B, P): the final token that each patch is part of, -1 if of none."""
+    columns = [i for i in range(source.shape[2]) if i != class_index]
+    patches = source[:, :, columns].cpu()
+    return torch.where(patches.any(1), patches.argmax(1), -1).numpy()
+
+
+def _grid(patches: int, shape: tuple[int, ...], grid: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Frames, rows and columns of patches."""
+    if grid is None:
+        frames, height, width = shape
+        deep = frames if patches % frames == 0 else 1
+        side = math.sqrt(height * width * deep / patches)
+        grid = (deep, round(height / side), round(width / side))
+    grid = (1, *grid) if len(grid) == 2 else tuple(grid)
+    if len(grid) != 3 or math.prod(grid) != patches:
+        raise UserError(
+            f"draw_merged: {patches} patches do not fill a grid {grid}; give grid=(rows, columns), and class_index "
+            "if there is a class token"
+        )
+    return grid
+
+
+def _check(images: Tensor, source: Tensor, class_index: int | None) -> None:
+    if images.ndim not in (4, 5) or images.shape[1] != 3:
+        raise UserError(
+            f"draw_merged: images have shape {tuple(images.shape)}; expected (B, 3, H, W) or (B, 3, T, H, W)"
+        )
+    if source.ndim != 3 or len(source) != len(images):
+        raise UserError(
+            f"draw_merged: source has shape {tuple(source.shape)}; expected ({len(images)}, tokens left, tokens)"
+        )
+    if class_index is not None and not 0 <= class_index < source.shape[2]:
+        raise UserError(
+            f"draw_merged: class_index={class_index}; expected 0 to {source.shape[2] - 1}, or None"
+        )

@@ -1,0 +1,188 @@
+"""`python -m image_task.throughput`: names, table, files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from image_task import throughput
+from image_task.models import MODELS
+from image_task.throughput import draw, main, parse, resolve
+from rmeeto.measure import Timing, benchmark
+
+NANO = ["--model", "vim_nano_patch2_16", "--device", "cpu"]
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Made-up times: a pass takes a second less for every model behind the first."""
+
+    def timed(models, batch, **options):
+        timed.calls.append((list(models), tuple(batch.shape), options))
+        seconds = [10.0 - i for i in range(len(models))]
+        return {
+            name: Timing((s,) * 5, len(batch), merging_share=0.1, merging_spread=0.02)
+            for name, s in zip(models, seconds)
+        }
+
+    timed.calls = []
+    monkeypatch.setattr(throughput, "benchmark", timed)
+    return timed
+
+
+def test_a_real_run_writes_table_json_and_plot(tmp_path, capsys, monkeypatch):
+    quick = {"runs": 5, "warmup": 1, "min_seconds": 0}
+    monkeypatch.setattr(throughput, "benchmark", lambda *a, **options: benchmark(*a, **{**options, **quick}))
+    file = tmp_path / "deep" / "speed.json"
+    assert main([*NANO, "--r", "0", "4", "--batch-size", "2", "--output", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if line.strip().startswith(("2 ", "batch "))]
+    assert table[0][:3] == ["batch", "r", "tokens"]
+    assert [row[:3] for row in table[1:]] == [["2", "0", "65"], ["2", "4", "57"]]
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+
+    result = json.loads(file.read_text())
+    assert {"commit", "device", "torch", "dtype", "command", "threads"} <= set(result)
+    dense, merged = result["results"]
+    assert dense["r"] == 0 and dense["merge"] is None and dense["merging_share"] is None
+    assert merged["merge"]["r"] == 4 and merged["tokens"] == [65, 65, 61, 61, 57, 57]
+    assert merged["merging_share"] < 1 and len(merged["runs_ms"]) == 5
+    assert dense["speed_up"] == 1 and merged["theory"] == dense["macs"]["full"] / merged["macs"]["full"]
+    assert file.with_suffix(".png").stat().st_size > 1000
+
+
+def test_every_model_and_batch_is_timed_as_asked(instant, tmp_path):
+    flags = ["--r", "8", "4", "--batch_size", "3", "5", "--dtype", "bf16", "--compile", "--runs", "7"]
+    assert main([*NANO, *flags, "--output", str(tmp_path / "a.json")]) == 0
+    assert [shape for _, shape, _ in instant.calls] == [(3, 3, 16, 16), (5, 3, 16, 16)]
+    names, _, options = instant.calls[0]
+    assert [name.split(", ")[1] for name in names] == [
+        "r = 0",
+        "r = 4",
+        "r = 8",
+    ]  # dense is always there, and first
+    assert options["dtype"] == torch.bfloat16 and options["compile"] and options["runs"] == 7
+    assert not options["cuda_graph"] and options["merging"]
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [row["speed_up"] for row in result["results"][:3]] == [1, 10 / 9, 10 / 8]
+
+
+def test_img_size_is_the_models(instant, tmp_path):
+    assert main([*NANO, "--img-size", "24", "--batch-size", "1", "--output", str(tmp_path / "a.json")]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["input_size"] == [3, 24, 24]
+
+
+def test_files_are_not_replaced_silently(instant, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "a.json")]
+    (tmp_path / "a.png").write_text("mine")
+    assert main([*NANO, *output]) == 2
+    assert not instant.calls and "a.png exists" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_text() == "mine"
+    assert main([*NANO, *output, "--overwrite"]) == 0
+    assert main([*NANO, *output]) == 2
+
+
+def test_the_default_file_carries_the_conditions(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert str(parse([*NANO]).output) == "runs/throughput/vim_nano_patch2_16-fp32-cpu.json"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = parse(["--model", "vim_small", "--dtype", "bf16", "--compile", "--cuda-graph"])
+    assert options.output.name == "vim_small_patch16_224-bf16-cuda-compiled-graphed.json"
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("vim_tiny", "vim_tiny_patch16_224"),
+        ("vim_base", "vim_base_patch16_224"),
+        ("videomamba_middle", "videomamba_middle_patch16_224"),
+        ("deit_small", "rmeeto_deit_small_patch16_224"),
+        ("deit_small_patch16_224", "rmeeto_deit_small_patch16_224"),
+        ("vim_nano_patch2_16", "vim_nano_patch2_16"),
+        ("RMeeTo_tiny", "RMeeTo_tiny"),
+    ],
+)
+def test_short_names_are_resolved(short, full):
+    assert resolve(short) == full
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_registered_name_is_its_own(name):
+    assert resolve(name) == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "got", "expected"),
+    [
+        (["--model", "vim_tiney"], "'vim_tiney'", "vim_tiny"),
+        (["--model", "resnet50"], "'resnet50'", "vim_tiny_patch16_224"),
+        ([*NANO, "--runs", "4"], "--runs 4", "at least 1, 0, 5 and 1"),
+        ([*NANO, "--batch-size", "0"], "--batch_size [0]", "at least 1"),
+        ([*NANO, "--r", "-2"], "-2", "at least"),
+        ([*NANO, "--r", "many"], "'many'", "--help"),
+        ([*NANO, "--dtype", "int8"], "'int8'", "bf16"),
+        ([*NANO, "--batchsize", "2"], "--batchsize", "--help"),
+        ([*NANO, "--cuda-graph"], "on cpu", "leave the flag out"),
+        ([*NANO, "--output", "speed.csv"], "speed.csv", ".json"),
+        ([*NANO, "--metric", "Q", "--output", "missing/a.json"], "metric='Q'", "X, B, C and delta"),
+        ([*NANO, "--metric", "Z", "--output", "missing/a.json"], "metric='Z'", "'delta'"),
+        (
+            ["--model", "RMeeTo_tiny_teacher", "--device", "cpu", "--output", "missing/a.json"],
+            "teacher",
+            "RMeeTo_tiny",
+        ),
+    ],
+)
+def test_bad_command_lines_are_one_error_and_exit_2(flags, got, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    captured = capsys.readouterr()
+    assert got in captured.err and expected in captured.err
+    assert captured.err.startswith("error: ") and len(captured.err.splitlines()) <= 2
+    assert not captured.out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_error(capsys):
+    assert main(["--device", "cuda"]) == 2
+    assert "torch sees no GPU" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_one_error(monkeypatch, capsys, tmp_path):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(throughput, "benchmark", full)
+    assert main([*NANO, "--batch-size", "9", "--output", str(tmp_path / "a.json")]) == 2
+    assert "--batch_size 9 does not fit" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_scattered_runs_are_said_to_be_rough(monkeypatch, capsys, tmp_path):
+    seconds = (1.0, 1.0, 2.0, 3.0, 3.0)
+    monkeypatch.setattr(
+        throughput,
+        "benchmark",
+        lambda models, batch, **_: {name: Timing(seconds, len(batch)) for name in models},
+    )
+    assert main([*NANO, "--output", str(tmp_path / "a.json")]) == 0
+    assert "the machine is busy" in capsys.readouterr().out
+
+
+def test_the_plot_has_units_and_a_line_for_each_batch(instant, tmp_path):
+    file = tmp_path / "a.json"
+    assert main([*NANO, "--r", "4", "8", "--batch-size", "1", "2", "4", "--output", str(file)]) == 0
+    figure = draw(json.loads(file.read_text()))
+    left, right = figure.axes
+    assert "times" in left.get_ylabel() and "images/s" in right.get_ylabel()
+    assert all("tokens" in ax.get_xlabel() for ax in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == [
+        "batch 1",
+        "batch 2",
+        "batch 4",
+    ]
+    speed_up = left.containers[0].lines[0]
+    assert list(speed_up.get_xdata()) == [0, 4, 8]
+    assert list(speed_up.get_ydata()) == pytest.approx([1, 10 / 9, 10 / 8])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from image_task.sources import Source
+from rmeeto.engine.loading import Unreadable
 from rmeeto.engine.sampler import draw_seeds, preserved_globals, seed_globals
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that could not be decoded."""
-
-    index: int
-    name: str
-    reason: str
 
 
 class TrainBatches(Dataset):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from image_task.batches import EvalBatches, TrainBatches, Unreadable
+from image_task.batches import EvalBatches, TrainBatches
 from image_task.config import DataConfig
 from image_task.datasets import load_sources
 from image_task.sources import Source
-from image_task.transforms import build_mixup, eval_transform, train_transform
+from image_task.transforms import eval_transform, train_transform
+from rmeeto.engine.augment import build_mixup
+from rmeeto.engine.loading import Unread, load_batches
 from rmeeto.engine.sampler import (
     repeated_augmentation_indices,
     shard_indices,
@@ -22,7 +22,6 @@ from rmeeto.engine.sampler import (
 )
 from rmeeto.errors import UserError
 
-logger = logging.getLogger(__name__)
 ROUND = 256  # repeated augmentation cuts an epoch to a multiple of this, unless the data set is smaller
 
 
@@ -71,14 +70,12 @@ class ImageData:
         self.num_train = len(train_source) if train_source else 0
         self.num_eval = len(eval_source)
         self.eval_order: list[int] = []
-        self._unreadable: dict[str, None] = {}  # names, each logged once
-        self._unreadable_train: set[int] = set()  # distinct ones
-        self._unreadable_eval = 0  # in the latest evaluation
+        self._unread = Unread("image", self.num_train, config.max_unreadable)
 
         self._train_source = train_source
         self.batches_per_epoch = 0
         if train_source:
-            self._mixup = build_mixup(config, self.num_classes)
+            self._mixup = build_mixup(config, self.num_classes, config.batch_size)
             self._train_transform = train_transform(config, img_size)
             self.batches_per_epoch = self._count_batches()
         indices = shard_indices(self.num_eval, rank, world_size)
@@ -95,7 +92,6 @@ class ImageData:
         Raises:
             UserError: more unreadable images than `max_unreadable` allows.
         """
-        allowed = self.config.max_unreadable * self.num_train
         batches = TrainBatches(
             self._train_source,
             self._epoch_indices(epoch),
@@ -103,13 +99,10 @@ class ImageData:
             self._train_transform,
             self._mixup,
             key=(self.seed, epoch, self.rank),
-            max_skips=min(int(allowed), self.num_train - 1),
+            max_skips=min(int(self.config.max_unreadable * self.num_train), self.num_train - 1),
         )
         for images, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
-            self._note(unreadable, "another one takes its place")
-            self._unreadable_train.update(image.index for image in unreadable)
-            if images is None or len(self._unreadable_train) > allowed:
-                self._refuse()
+            self._unread.in_training(unreadable, stop=images is None)
             yield images, targets
 
     def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -120,22 +113,18 @@ class ImageData:
         Yields:
             images (b, 3, H, W) float32, targets (b,) int64.
         """
-        self.eval_order, self._unreadable_eval = [], 0
+        self.eval_order = []
+        self._unread.start("eval")
         count = min(len(self._eval), self.config.max_eval_batches or len(self._eval))
         for images, targets, indices, unreadable in self._load(self._eval, range(count)):
-            self._note(unreadable, "it counts as wrong")
-            self._unreadable_eval += len(unreadable)
+            self._unread.in_evaluation("eval", unreadable)
             self.eval_order += indices
             if indices:
                 yield images, targets
 
     def report(self) -> dict[str, Any]:
         """Unreadable images of this rank: distinct ones of all epochs, those of the latest evaluation, names."""
-        return {
-            "unreadable_train": len(self._unreadable_train),
-            "unreadable_eval": self._unreadable_eval,
-            "files": list(self._unreadable)[:10],
-        }
+        return self._unread.report("eval")
 
     def _epoch_indices(self, epoch: int) -> Tensor:
         share = (self.num_train, epoch, self.rank, self.world_size)
@@ -155,27 +144,6 @@ class ImageData:
             )
         return min(count, self.config.max_train_batches or count)
 
-    def _load(self, batches: Dataset, numbers: range) -> DataLoader:
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=min(self.config.num_workers, len(numbers)),
-            pin_memory=self.config.pin_mem and torch.cuda.is_available(),
-            generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
-        )
-
-    def _note(self, unreadable: list[Unreadable], outcome: str) -> None:
-        for image in unreadable:
-            if image.name not in self._unreadable:
-                self._unreadable[image.name] = None
-                logger.warning("unreadable image %s (%s): %s", image.name, image.reason, outcome)
-
-    def _refuse(self) -> None:
-        met, total = len(self._unreadable_train), self.num_train
-        names = [self._train_source.name(index) for index in sorted(self._unreadable_train)[:3]]
-        raise UserError(
-            f"{met} of {total} training images are unreadable ({met / total:.2%}, allowed "
-            f"{self.config.max_unreadable:.2%}), such as {', '.join(names)}; repair or remove them, "
-            "or raise --max_unreadable."
-        )
+    def _load(self, batches: TrainBatches | EvalBatches, numbers: range) -> DataLoader:
+        workers, pinned = self.config.num_workers, self.config.pin_mem
+        return load_batches(batches, numbers, num_workers=workers, pin_memory=pinned)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from itertools import chain
 from typing import Any
 
-from PIL import Image, ImageOps
-from timm.data import Mixup, create_transform
+from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import (
     Compose,
@@ -20,6 +18,7 @@ from torchvision.transforms import (
 )
 
 from image_task.config import DataConfig
+from rmeeto.engine.augment import allow_black
 from rmeeto.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -48,31 +47,6 @@ def eval_transform(config: DataConfig, img_size: int) -> Any:
     return create_transform(img_size, interpolation="bicubic", crop_pct=ratio)
 
 
-def build_mixup(config: DataConfig, num_classes: int) -> Mixup | None:
-    """Mixup and cutmix with label smoothing over whole batches, or None where both are off.
-
-    Raises:
-        UserError: an odd batch, whose middle image has no partner.
-    """
-    if not config.mixes:
-        return None
-    if config.batch_size % 2:
-        raise UserError(
-            f"--batch-size is {config.batch_size}, but mixup pairs the images of a batch; give an even one, "
-            "or --mixup 0 --cutmix 0."
-        )
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        cutmix_minmax=config.cutmix_minmax,
-        prob=config.mixup_prob,
-        switch_prob=config.mixup_switch_prob,
-        mode=config.mixup_mode,
-        label_smoothing=config.smoothing,
-        num_classes=num_classes,
-    )
-
-
 def _deit_train(config: DataConfig, img_size: int) -> Compose:
     try:
         transform = create_transform(
@@ -92,7 +66,7 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
     if img_size <= SMALL:
         transform.transforms[:1] = [_fit(img_size), RandomCrop(img_size, padding=img_size // 8)]
     for step in transform.transforms:
-        _allow_black(step)
+        allow_black(step)
     return transform
 
 
@@ -110,16 +84,3 @@ def _fit(img_size: int) -> Resize:
 
 def _digits_to_tensor() -> list[Any]:
     return [ToTensor(), Normalize((0.5,) * 3, (0.5,) * 3)]
-
-
-def _allow_black(step: Any) -> None:
-    """Let timm's Posterize keep no bit at all, which its increasing form draws and Pillow 13 refuses."""
-    for op in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
-        if op.name.startswith("Posterize"):
-            op.aug_fn = _posterize
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    if bits == 0:
-        return Image.new(image.mode, image.size)
-    return ImageOps.posterize(image, bits) if bits < 8 else image

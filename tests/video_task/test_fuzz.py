@@ -1,0 +1,132 @@
+"""Damaged video files: every one is read or refused with a reason, in bounded time, and nothing is left open."""
+
+import os
+import random
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from tests.video_task.clips import encode, moving  # noqa: E402
+from video_task.data.decode import UnreadableVideo, num_frames, read_frames  # noqa: E402
+
+FILES = {
+    "h264.mp4": {"b_frames": 2},
+    "faststart.mp4": {"b_frames": 2, "container_options": {"movflags": "faststart"}},
+    "h264.mkv": {"b_frames": 2},
+    "h264.ts": {},
+    "mpeg4.mp4": {"codec": "mpeg4"},
+    "mpeg4.avi": {"codec": "mpeg4", "b_frames": 2},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "hevc.mp4": {"codec": "libx265", "x265-params": "log-level=none:pools=none"},
+}
+SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    frames = moving(40)
+    return {name: open(encode(folder / name, frames, **how), "rb").read() for name, how in FILES.items()}
+
+
+def _truncate(data, rng):
+    return data[: rng.randrange(len(data))]
+
+
+def _flip_bits(data, rng):
+    for _ in range(rng.choice([1, 10, 100])):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return data
+
+
+def _garble_header(data, rng):
+    for _ in range(rng.randrange(1, 20)):
+        data[rng.randrange(min(len(data), 1500))] = rng.randrange(256)
+    return data
+
+
+def _garble_end(data, rng):
+    for _ in range(rng.randrange(1, 20)):
+        data[-rng.randrange(1, min(len(data), 1500))] = rng.randrange(256)
+    return data
+
+
+def _overwrite(data, rng):
+    start, size = rng.randrange(len(data)), rng.randrange(1, 3000)
+    part = len(data[start : start + size])
+    data[start : start + size] = rng.choice([bytes(part), rng.randbytes(part)])
+    return data
+
+
+def _insert(data, rng):
+    start = rng.randrange(len(data))
+    data[start:start] = rng.choice([rng.randbytes(rng.randrange(1, 500)), data[start : start + 2000]])
+    return data
+
+
+def _delete(data, rng):
+    start = rng.randrange(len(data))
+    del data[start : start + rng.randrange(1, 2000)]
+    return data
+
+
+MUTATIONS = [_truncate, _flip_bits, _garble_header, _garble_end, _overwrite, _insert, _delete]
+
+
+def _fuzz(originals, folder, seeds):
+    """(file name, mutation, error or None, seconds) of every damaged file."""
+    outcomes = []
+    for seed in seeds:
+        rng = random.Random(seed)
+        name, mutate = rng.choice(list(originals)), rng.choice(MUTATIONS)
+        path = folder / f"damaged{os.path.splitext(name)[1]}"
+        path.write_bytes(mutate(bytearray(originals[name]), rng))
+        began, error = time.monotonic(), None
+        try:
+            frames = read_frames(path, lambda n: np.linspace(0, n - 1, 8).astype(int), seconds=SECONDS)
+            assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[::3] == (8, 3)
+        except UnreadableVideo as caught:
+            error = caught
+            assert caught.args[0] == str(path) and caught.args[1]
+        outcomes.append((name, mutate, error, time.monotonic() - began))
+    return outcomes
+
+
+def test_damaged_files_are_read_or_refused_in_bounded_time_and_nothing_stays_open(originals, tmp_path):
+    _fuzz(originals, tmp_path, range(1000, 1005))  # whatever is opened once
+    before = os.listdir("/proc/self/fd")
+    outcomes = _fuzz(originals, tmp_path, range(280))
+    assert os.listdir("/proc/self/fd") == before
+    assert max(seconds for *_, seconds in outcomes) < SECONDS + 1
+    refused = sum(error is not None for _, _, error, _ in outcomes)
+    assert 100 < refused < 280  # some damage cannot be noticed, such as another brightness of a block
+
+
+@pytest.mark.slow
+def test_many_more_damaged_files(originals, tmp_path):
+    outcomes = _fuzz(originals, tmp_path, range(2000, 8000))
+    assert max(seconds for *_, seconds in outcomes) < SECONDS + 1
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".ts")])
+def test_a_truncated_file_is_refused(originals, tmp_path, name):
+    data = originals[name]
+    path = tmp_path / name
+    for share in (0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
+        path.write_bytes(data[: int(share * len(data))])
+        for read in (num_frames, lambda path: read_frames(path, [0])):
+            with pytest.raises(UnreadableVideo):
+                read(path)
+
+
+def test_a_truncated_stream_has_the_frames_that_are_there(originals, tmp_path):
+    """A transport stream does not say how long it is."""
+    path = tmp_path / "half.ts"
+    path.write_bytes(originals["h264.ts"][: len(originals["h264.ts"]) // 2])
+    assert 10 < num_frames(path) < 30
+    assert len(read_frames(path, lambda n: range(n - 1))) == num_frames(path) - 1
+    with pytest.raises(UnreadableVideo, match="damaged"):
+        read_frames(path, lambda n: [n - 1])  # cut in the middle

@@ -1,0 +1,163 @@
+"""Lists and folders of videos, and what a user is told when they are not as expected."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from rmeeto.errors import UserError
+from video_task.config import VideoDataConfig
+from video_task.data.lists import load_videos
+
+
+def _config(path, data_set="Kinetics_sparse", **settings):
+    return VideoDataConfig(data_set=data_set, data_path=str(path), **settings)
+
+
+def _touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def _pairs(videos, root):
+    return [(os.path.relpath(videos.path(i), root), int(videos.targets[i])) for i in range(len(videos))]
+
+
+def test_lists_of_kinetics_give_paths_and_numbered_classes(tmp_path):
+    _touch(tmp_path, "clips/a b.mp4", "clips/c.mp4", "d.mp4")
+    (tmp_path / "train.csv").write_text("clips/a b.mp4 0\n\nclips/c.mp4 2\n")
+    (tmp_path / "val.csv").write_text(f"{tmp_path}/d.mp4 1\n")
+    found = load_videos(_config(tmp_path))
+    assert _pairs(found["train"], tmp_path) == [("clips/a b.mp4", 0), ("clips/c.mp4", 2)]
+    assert _pairs(found["val"], tmp_path) == _pairs(found["test"], tmp_path) == [("d.mp4", 1)]
+    assert all(videos.classes == ["0", "1", "2"] for videos in found.values())
+
+
+def test_separator_and_prefix_are_those_of_the_command_line(tmp_path):
+    _touch(tmp_path, "store/x,y.mp4")
+    (tmp_path / "lists").mkdir()
+    for name, label in (("train", 1), ("val", 0), ("test", 0)):
+        (tmp_path / "lists" / f"{name}.csv").write_text(f"x,y.mp4,{label}\n")
+    config = _config(tmp_path / "lists", split=",", prefix=str(tmp_path / "store"))
+    assert _pairs(load_videos(config)["train"], tmp_path) == [("store/x,y.mp4", 1)]
+    with pytest.raises(UserError, match=r"train.csv, line 1 is 'x,y.mp4,1'.*--split"):
+        load_videos(replace(config, split=" "))
+
+
+def test_lists_of_frame_folders_may_count_the_frames(tmp_path):
+    _touch(tmp_path, "f/v1/1.png", "f/v 2/1.png")
+    (tmp_path / "train.csv").write_text("f/v1 40 3\nf/v 2 17 0\n")
+    (tmp_path / "val.csv").write_text("f/v1 3\n")
+    assert _pairs(load_videos(_config(tmp_path))["train"], tmp_path) == [("f/v1", 3), ("f/v 2", 0)]
+
+
+def test_evaluation_needs_no_training_list_and_either_of_the_others(tmp_path):
+    _touch(tmp_path, "a.mp4")
+    (tmp_path / "test.csv").write_text("a.mp4 4\n")
+    found = load_videos(_config(tmp_path), train=False, num_classes=400)
+    assert set(found) == {"val", "test"} and len(found["val"].classes) == 400
+    with pytest.raises(UserError, match=r"has no train\.csv"):
+        load_videos(_config(tmp_path))
+    with pytest.raises(UserError, match="lists class 4, but the classes are 0 to 2"):
+        load_videos(_config(tmp_path), train=False, num_classes=3)
+
+
+def test_official_lists_of_ucf101(tmp_path):
+    _touch(tmp_path, "Bow/v_1.avi", "Cut/v_2.avi", "Cut/v_3.avi")
+    (tmp_path / "classInd.txt").write_text("1 Bow\n2 Cut\n")
+    (tmp_path / "trainlist02.txt").write_text("Bow/v_1.avi 1\nCut/v_2.avi 2\n")
+    (tmp_path / "testlist02.txt").write_text("Cut/v_3.avi\n")
+    found = load_videos(_config(tmp_path, "UCF101", fold=2))
+    assert _pairs(found["train"], tmp_path) == [("Bow/v_1.avi", 0), ("Cut/v_2.avi", 1)]
+    assert _pairs(found["test"], tmp_path) == [("Cut/v_3.avi", 1)]
+    assert found["val"].classes == ["Bow", "Cut"]
+    (tmp_path / "testlist02.txt").write_text("Dig/v_3.avi\n")
+    with pytest.raises(UserError, match="val list of UCF101 is not as published"):
+        load_videos(_config(tmp_path, "UCF101", fold=2))
+
+
+def test_official_lists_of_hmdb51(tmp_path):
+    _touch(tmp_path, "videos/wave/a.avi", "videos/run/b.avi", "videos/run/c d.avi")
+    (tmp_path / "wave_test_split1.txt").write_text("a.avi 1 \n")
+    (tmp_path / "run_test_split1.txt").write_text("b.avi 2 \nc d.avi 1 \ne.avi 0 \n")
+    found = load_videos(_config(tmp_path, "HMDB51", prefix=str(tmp_path / "videos")))
+    assert _pairs(found["train"], tmp_path) == [("videos/run/c d.avi", 0), ("videos/wave/a.avi", 1)]
+    assert _pairs(found["val"], tmp_path) == [("videos/run/b.avi", 0)]
+    assert found["val"].classes == ["run", "wave"]
+
+
+@pytest.mark.parametrize("ending", [".webm", ".mp4", "/0001.png"])
+def test_official_lists_of_something_something(tmp_path, ending):
+    _touch(tmp_path, f"7{ending}", f"8{ending}")
+    labels = {"Holding something": "1", "Pushing something left": "0"}
+    (tmp_path / "something-something-v2-labels.json").write_text(json.dumps(labels))
+    for split, number, template in (
+        ("train", 7, "Holding [something]"),
+        ("validation", 8, "Pushing [something] left"),
+    ):
+        clips = [{"id": str(number), "template": template, "label": "..."}]
+        (tmp_path / f"something-something-v2-{split}.json").write_text(json.dumps(clips))
+    found = load_videos(_config(tmp_path, "SSV2"))
+    suffix = "" if ending.startswith("/") else ending
+    assert _pairs(found["train"], tmp_path) == [(f"7{suffix}", 1)]
+    assert _pairs(found["val"], tmp_path) == [(f"8{suffix}", 0)]
+    assert found["val"].classes == ["Pushing something left", "Holding something"]
+
+
+def test_lists_replace_the_official_ones_of_any_data_set(tmp_path):
+    _touch(tmp_path, "a.avi")
+    (tmp_path / "val.csv").write_text("a.avi 5\n")
+    for name in ("UCF101", "HMDB51", "SSV2", "Kinetics"):
+        assert load_videos(_config(tmp_path, name), train=False)["val"].targets.tolist() == [5]
+
+
+def test_class_folders_hold_video_files_and_frame_folders(tmp_path):
+    _touch(
+        tmp_path,
+        "train/b/x.MP4",
+        "train/b/readme.txt",
+        "train/a/y.webm",
+        "validation/a/z.avi",
+        "validation/b/w.mkv",
+    )
+    (tmp_path / "train/a/frames").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train/a/frames/1.jpg")
+    found = load_videos(_config(tmp_path, "folder"))
+    assert _pairs(found["train"], tmp_path) == [
+        ("train/a/frames", 0),
+        ("train/a/y.webm", 0),
+        ("train/b/x.MP4", 1),
+    ]
+    assert _pairs(found["val"], tmp_path) == _pairs(found["test"], tmp_path)
+    assert found["val"].classes == ["a", "b"]
+
+
+def test_user_errors_say_what_to_do(tmp_path):
+    def refused(match, data_set="Kinetics_sparse", **settings):
+        with pytest.raises(UserError, match=match) as caught:
+            load_videos(_config(tmp_path, data_set, **settings))
+        assert str(caught.value).count("\n") <= 1
+
+    refused("known are Kinetics, .*folder", "Moments")
+    with pytest.raises(UserError, match="is no folder"):
+        load_videos(_config(tmp_path / "absent"))
+    refused("has no train.csv, val.csv or test.csv")
+    refused(r"has no classInd\.txt|has no trainlist01\.txt", "UCF101")
+    refused("_test_split3", "HMDB51", fold=3)
+    refused("has no something-something-v2-labels.json", "SSV2")
+    refused("has no train; folder", "folder")
+    (tmp_path / "train").mkdir()
+    refused("holds no class folders", "folder")
+    (tmp_path / "train" / "a").mkdir()
+    refused("a holds no video", "folder")
+    _touch(tmp_path, "train/a/1.mp4", "val/a/1.mp4", "val/b/1.mp4")
+    refused("train has 1 classes, val 2; not in both: b", "folder")
+    (tmp_path / "train.csv").write_text("\n")
+    refused("lists no video")
+    (tmp_path / "train.csv").write_text("gone.mp4 0\n")
+    refused("gone.mp4; check --prefix")
+    (tmp_path / "train.csv").write_text("train/a/1.mp4 cat\n")
+    refused("line 1 is 'train/a/1.mp4 cat'; expected <path> <class number>")

@@ -1,0 +1,143 @@
+"""Batches by number: what the loader's workers run, in training and in evaluation."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rmeeto.engine.loading import Unreadable
+from rmeeto.engine.sampler import draw_seeds, preserved_globals, seed_globals
+from video_task.config import VideoDataConfig
+from video_task.data.decode import Indices, UnreadableVideo, read_frames
+from video_task.data.lists import Videos
+from video_task.data.sampling import dense_frames, dense_view, sparse_frames, sparse_view
+from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
+
+
+class TrainBatches(Dataset):
+    """The micro-batches of one epoch on one rank, each drawn from nothing but `key` and its number.
+
+    An item is (clips (B, 3, T, H, W), targets, the unreadable clips met), with the `num_sample` views of a decoded
+    clip next to each other. Clips drawn at random take the place of an unreadable one; if `max_redraws` of them are
+    unreadable too, the batch is None instead.
+    """
+
+    def __init__(
+        self,
+        videos: Videos,
+        indices: Tensor,
+        config: VideoDataConfig,
+        transform: TrainTransform | ViewTransform,
+        mixup: ClipMixup | None,
+        key: tuple[int, ...],
+    ):
+        self.videos, self.indices, self.config = videos, indices, config
+        self.transform, self.mixup, self.key = transform, mixup, key
+
+    def __getitem__(self, number: int) -> tuple[Tensor | None, Tensor | None, list[Unreadable]]:
+        size, views = self.config.batch_size, self.config.num_sample
+        indices = self.indices[number * size : (number + 1) * size].tolist()
+        seeds = iter(draw_seeds((*self.key, number), size * (1 + views) + 1))
+        clips: list[Tensor] = []
+        targets: list[int] = []
+        unreadable: list[Unreadable] = []
+        with preserved_globals():
+            for index in indices:
+                drawn = self._draw(index, Random(next(seeds)[0]), unreadable)
+                if drawn is None:
+                    return None, None, unreadable
+                frames, target = drawn
+                for _ in range(views):
+                    seed_globals(next(seeds))
+                    clips.append(self.transform(frames))
+                    targets.append(target)
+            batch, labels = torch.cat(clips), torch.tensor(targets)
+            if self.mixup:
+                seed_globals(next(seeds))
+                batch, labels = self.mixup(batch, labels)
+        return batch, labels, unreadable
+
+    def _draw(self, index: int, rng: Random, unreadable: list[Unreadable]) -> tuple[np.ndarray, int] | None:
+        config = self.config
+
+        def choose(length: int) -> list[int]:
+            if config.dense:
+                return dense_frames(config.num_frames, config.sampling_rate, length, rng)
+            return sparse_frames(config.num_frames, length, rng)
+
+        for _ in range(config.max_redraws + 1):
+            frames = _read(self.videos, index, choose, config)
+            if not isinstance(frames, Unreadable):
+                return frames, int(self.videos.targets[index])
+            unreadable.append(frames)
+            index = rng.randrange(len(self.videos))
+        return None
+
+
+class ViewBatches(Dataset):
+    """The evaluation batches of one rank: all views of a few videos at a time.
+
+    An item is (clips (V, 3, T, H, W), targets (V,), video numbers (V,), view numbers (V,), unreadable videos, which
+    have no views in it). The views of a video are `num_segments` x the transform's crops, segments outermost.
+    """
+
+    def __init__(
+        self,
+        videos: Videos,
+        indices: Tensor,
+        config: VideoDataConfig,
+        transform: ViewTransform,
+        *,
+        num_segments: int,
+        num_videos: int,
+    ):
+        self.videos, self.indices, self.config = videos, indices, config
+        self.transform, self.num_segments, self.num_videos = transform, num_segments, num_videos
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.num_videos)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Unreadable]]:
+        indices = self.indices[number * self.num_videos : (number + 1) * self.num_videos].tolist()
+        clips: list[Tensor] = []
+        read: list[int] = []
+        unreadable: list[Unreadable] = []
+        for index in indices:
+            frames = _read(self.videos, index, self._choose, self.config)
+            if isinstance(frames, Unreadable):
+                unreadable.append(frames)
+                continue
+            clips += [self.transform(segment) for segment in np.split(frames, self.num_segments)]
+            read.append(index)
+        views = self.num_segments * self.transform.num_crops
+        ids = torch.tensor(read, dtype=torch.int64).repeat_interleave(views)
+        targets = torch.from_numpy(self.videos.targets)[ids]
+        return (
+            torch.cat(clips) if clips else torch.empty(0),
+            targets,
+            ids,
+            torch.arange(views).repeat(len(read)),
+            unreadable,
+        )
+
+    def _choose(self, length: int) -> list[int]:
+        config, chosen = self.config, []
+        for segment in range(self.num_segments):
+            if config.dense:
+                place = config.num_frames, config.sampling_rate, length, segment, self.num_segments
+                chosen += dense_view(*place)
+            else:
+                chosen += sparse_view(config.num_frames, length, segment, self.num_segments)
+        return chosen
+
+
+def _read(videos: Videos, index: int, choose: Indices, config: VideoDataConfig) -> np.ndarray | Unreadable:
+    path = videos.path(index)
+    try:
+        return read_frames(path, choose, seconds=config.decode_seconds, backend=config.decoder)
+    except UnreadableVideo as error:
+        return Unreadable(index, path, error.args[1])

@@ -1,0 +1,179 @@
+"""Video data: micro-batches that are a pure function of (seed, epoch, micro-batch number, rank)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from rmeeto.engine.loading import Unread, load_batches
+from rmeeto.engine.sampler import shard_indices, shuffled_indices
+from rmeeto.errors import UserError
+from video_task.config import VideoDataConfig
+from video_task.data.batches import TrainBatches, ViewBatches
+from video_task.data.decode import check_backend
+from video_task.data.lists import Videos, load_videos
+from video_task.data.sampling import view_order
+from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
+
+logger = logging.getLogger(__name__)
+
+
+def build_data(
+    config: VideoDataConfig,
+    *,
+    img_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    train: bool = True,
+    num_classes: int | None = None,
+) -> VideoData:
+    """Open a data set for training, validation and test on one rank; no video is read yet.
+
+    Args:
+        config: which videos, how clips are drawn, batched and augmented.
+        img_size: edge of the model's square input in pixels.
+        rank, world_size: which share of the data.
+        seed: of the order, the frames drawn and the augmentation.
+        train: False opens the videos of validation and test only.
+        num_classes: of lists whose classes have no names; None counts up to the largest number in them.
+
+    Raises:
+        UserError: the data set or the decoder cannot be opened, or its training videos do not fill one batch.
+    """
+    check_backend(config.decoder)
+    videos = load_videos(config, train=train, num_classes=num_classes)
+    return VideoData(config, videos, img_size, rank, world_size, seed)
+
+
+class VideoData:
+    """The training, validation and test videos of one rank.
+
+    Validation sees one view of a video, its middle; the test sees `views`, each a (segment, crop).
+
+    Attributes:
+        class_names, num_classes: of the data set.
+        num_train, num_eval, num_test: videos over all ranks.
+        batches_per_epoch: training micro-batches of one rank, the same on every rank.
+        views: of a video in the test, by view number.
+    """
+
+    def __init__(
+        self,
+        config: VideoDataConfig,
+        videos: dict[str, Videos],
+        img_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+    ):
+        self.config, self.rank, self.world_size, self.seed = config, rank, world_size, seed
+        self.class_names = videos["val"].classes
+        self.num_classes = len(self.class_names)
+        self.num_train = len(videos.get("train", ()))
+        self.num_eval, self.num_test = len(videos["val"]), len(videos["test"])
+        self.views = view_order(config.test_num_segment, config.test_num_crop)
+        self._unread = Unread("clip", self.num_train, config.max_unreadable)
+
+        self.batches_per_epoch = 0
+        if self.num_train:
+            self._train = videos["train"]
+            self._mixup = ClipMixup(config, self.num_classes) if config.mixes else None
+            self._train_transform = (
+                TrainTransform(config, img_size, flip=self._flips())
+                if config.augment
+                else ViewTransform(config, img_size)
+            )
+            self.batches_per_epoch = self._count_batches()
+        middle, crops = ViewTransform(config, img_size), ViewTransform(config, img_size, config.test_num_crop)
+        self._eval = self._view_batches(videos["val"], middle, num_segments=1)
+        self._test = self._view_batches(videos["test"], crops, num_segments=config.test_num_segment)
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches start, start + 1, ... of an epoch on this rank; the ones before are never loaded.
+
+        Videos that do not fill a last batch are left out. The global random generators stay untouched.
+
+        Yields:
+            clips (B, 3, T, H, W) float32 and targets, with B = batch_size x num_sample: (B, num_classes) with mixup
+            or cutmix, else (B,) int64.
+
+        Raises:
+            UserError: more unreadable videos than `max_unreadable` allows, or `max_redraws` in a row.
+        """
+        indices = shuffled_indices(self.num_train, epoch, self.rank, self.world_size, seed=self.seed)
+        key = (self.seed, epoch, self.rank)
+        batches = TrainBatches(self._train, indices, self.config, self._train_transform, self._mixup, key)
+        for clips, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
+            self._unread.in_training(unreadable, stop=clips is None)
+            yield clips, targets
+
+    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation of this rank's share: one view of every video, each exactly once over all ranks.
+
+        Unreadable videos are left out of the batches; `report()` counts those of the latest validation.
+
+        Yields:
+            clips (b, 3, T, H, W) float32, targets (b,) int64.
+        """
+        for clips, targets, _, _ in self._views(self._eval, "eval"):
+            yield clips, targets
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The test of this rank's share: all views of a video come from one rank, each exactly once.
+
+        Unreadable videos are left out, with all their views; `report()` counts those of the latest test.
+
+        Yields:
+            clips (b, 3, T, H, W) float32 with b <= batch_size; targets, video numbers and view numbers, (b,) int64.
+            Scores averaged per video number are complete on this rank.
+        """
+        for views in self._views(self._test, "test"):
+            yield from zip(*(part.split(self.config.batch_size) for part in views))
+
+    def report(self) -> dict[str, Any]:
+        """Unreadable videos of this rank: distinct ones of all epochs, those of the latest validation and test."""
+        return self._unread.report("eval", "test")
+
+    def _views(self, batches: ViewBatches, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        self._unread.start(name)
+        count = min(len(batches), self.config.max_eval_batches or len(batches))
+        for *views, unreadable in self._load(batches, range(count)):
+            self._unread.in_evaluation(name, unreadable)
+            if len(views[0]):
+                yield tuple(views)
+
+    def _view_batches(self, videos: Videos, transform: ViewTransform, *, num_segments: int) -> ViewBatches:
+        indices = shard_indices(len(videos), self.rank, self.world_size)
+        at_once = max(1, self.config.batch_size // (num_segments * transform.num_crops))
+        return ViewBatches(
+            videos, indices, self.config, transform, num_segments=num_segments, num_videos=at_once
+        )
+
+    def _count_batches(self) -> int:
+        share = self.num_train // self.world_size
+        count = share // self.config.batch_size
+        if not count:
+            raise UserError(
+                f"{self.num_train} training videos give each of {self.world_size} processes {share}, "
+                f"less than one batch of {self.config.batch_size}; lower --batch_size."
+            )
+        return min(count, self.config.max_train_batches or count)
+
+    def _flips(self) -> bool:
+        if self.config.flip is not None:
+            return self.config.flip
+        words = {word for name in self.class_names for word in re.findall("[a-z]+", name.lower())}
+        sided = self.config.data_set == "SSV2" or {"left", "right"} <= words
+        if sided:
+            logger.info("clips are not mirrored: the classes tell left from right (--flip overrules)")
+        return not sided
+
+    def _load(self, batches: TrainBatches | ViewBatches, numbers: range) -> Iterator[Any]:
+        workers, pinned = self.config.num_workers, self.config.pin_mem
+        # one batch ahead: 64 clips of 8 x 224 x 224 are 300 MB of shared memory
+        return iter(load_batches(batches, numbers, num_workers=workers, pin_memory=pinned, prefetch=1))

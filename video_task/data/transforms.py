@@ -1,0 +1,140 @@
+"""From decoded frames to a normalised clip; what is drawn at random is the same for all frames of a clip."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from rmeeto.engine.augment import allow_black, build_mixup
+from rmeeto.engine.sampler import seed_globals
+from rmeeto.errors import UserError
+from video_task.config import VideoDataConfig
+from video_task.data.sampling import crop_corners
+
+
+class TrainTransform:
+    """The augmentation of a training clip; it draws from the global generators.
+
+    Random resized crop, flip, RandAugment (which replaces colour jitter, as in timm), normalisation, erasing.
+    """
+
+    def __init__(self, config: VideoDataConfig, size: int, *, flip: bool):
+        """
+        Args:
+            config: of the augmentation.
+            size: edge of the clip in pixels.
+            flip: mirror every other clip.
+
+        Raises:
+            UserError: a RandAugment that timm does not know.
+        """
+        interpolation = InterpolationMode(config.train_interpolation)
+        steps: list[Callable] = [v2.RandomResizedCrop(size, interpolation=interpolation, antialias=True)]
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if config.aa not in ("", "none"):
+            steps.append(_SameForAll(_RandAugment(config, size)))
+        elif config.color_jitter:
+            steps.append(v2.ColorJitter(*(config.color_jitter,) * 3))
+        steps.append(_normalize)
+        if config.reprob:
+            erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
+            steps.append(_SameForAll(erase))
+        self.steps = v2.Compose(steps)
+
+    def __call__(self, frames: np.ndarray) -> Tensor:
+        """From (T, H, W, 3) uint8 to (1, 3, T, size, size) float32."""
+        return self.steps(_channels_first(frames)).transpose(0, 1)[None]
+
+
+class ViewTransform:
+    """The crops of a frame run that is evaluated: shorter side resized, square crops along the longer one."""
+
+    def __init__(self, config: VideoDataConfig, size: int, num_crops: int = 1):
+        """
+        Args:
+            config: short_side_size is read.
+            size: edge of the crops in pixels.
+            num_crops: 1 takes the middle.
+
+        Raises:
+            UserError: crops larger than the frames.
+        """
+        self.size, self.num_crops = size, num_crops
+        self.short_side = config.short_side_size or size
+        if self.short_side < size:
+            raise UserError(
+                f"--short_side_size is {self.short_side}; expected at least the input's {size} pixels."
+            )
+
+    def __call__(self, frames: np.ndarray) -> Tensor:
+        """From (T, H, W, 3) uint8 to (num_crops, 3, T, size, size) float32."""
+        small = v2.functional.resize(_channels_first(frames), [self.short_side], antialias=True)
+        corners = crop_corners(*small.shape[-2:], self.size, self.num_crops)
+        crops = [small[..., top : top + self.size, left : left + self.size] for top, left in corners]
+        return torch.stack([_normalize(crop).transpose(0, 1) for crop in crops])
+
+
+class ClipMixup:
+    """timm's mixup and cutmix for clips (B, 3, T, H, W): one box for all frames."""
+
+    def __init__(self, config: VideoDataConfig, num_classes: int):
+        self._mixup = build_mixup(config, num_classes, config.batch_size * config.num_sample)
+
+    def __call__(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        images, soft_targets = self._mixup(clips.flatten(1, 2), targets)
+        return images.view_as(clips), soft_targets
+
+
+class _SameForAll:
+    """A transform of one image, which draws from the global generators, with the same draws for all frames."""
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]):
+        self.transform = transform
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        seeds = [random.getrandbits(32) for _ in range(3)]
+        done = []
+        for frame in frames:
+            seed_globals(seeds)
+            done.append(self.transform(frame))
+        return torch.stack(done)
+
+
+class _RandAugment:
+    def __init__(self, config: VideoDataConfig, size: int):
+        settings = {
+            "translate_const": int(size * 0.45),
+            "img_mean": tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN),
+            "interpolation": Image.Resampling[config.train_interpolation.upper()],
+        }
+        try:
+            self.policy = rand_augment_transform(config.aa, settings)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise UserError(
+                f"--aa is {config.aa!r}, which timm refuses ({error}); give such as {VideoDataConfig.aa}, or none."
+            ) from error
+        allow_black(self.policy)
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        image = self.policy(Image.fromarray(frame.permute(1, 2, 0).numpy()))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _channels_first(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+
+
+def _normalize(frames: Tensor) -> Tensor:
+    """(T, 3, H, W) uint8 -> float32 of ImageNet's mean 0 and deviation 1."""
+    mean, std = (255 * torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return frames.float().sub_(mean).div_(std)

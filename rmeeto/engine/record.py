@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rmeeto import __version__
 from rmeeto.engine.dist import World
 from rmeeto.engine.flags import setting
 from rmeeto.engine.precision import AMP
@@ -229,7 +229,7 @@ def environment(world: World) -> dict[str, Any]:
     return {
         "command": ["python", str(script), *sys.argv[1:]],
         "commit": _commit(),
-        "rmeeto": _version(),
+        "rmeeto": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
@@ -238,13 +238,6 @@ def environment(world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
     }
-
-
-def _version() -> str | None:
-    try:
-        return version("rmeeto")
-    except PackageNotFoundError:  # a checkout that is not installed: the commit says it
-        return None
 
 
 def _commit() -> str | None:

@@ -113,7 +113,9 @@ class MergeConfig:
                 raise ValueError(f"MergeConfig: r={r}; expected the number of tokens to remove, 0 or more")
             return
         if not isinstance(r, tuple) or not r:
-            raise ValueError(f"MergeConfig: r={r!r}; expected an int, one int per merging block, or (r, inflection)")
+            raise ValueError(
+                f"MergeConfig: r={r!r}; expected an int, one int per merging block, or (r, inflection)"
+            )
         if self.inflection is not None:
             if not _is_int(r[0]) or r[0] < 0 or not -1.0 <= self.inflection <= 1.0:
                 raise ValueError(f"MergeConfig: r={r}; expected (r >= 0, inflection in [-1.0, 1.0])")
@@ -188,7 +190,9 @@ def parse_choose(choose: str) -> int:
 def final_tokens_from_compare(compare: int) -> int:
     """Final token count of the released ``compare`` option: ``197 - 11 * compare``, at least 1."""
     if not _is_int(compare) or compare < 0:
-        raise ValueError(f"compare={compare!r}; expected an integer of 0 or more (the released default is 11)")
+        raise ValueError(
+            f"compare={compare!r}; expected an integer of 0 or more (the released default is 11)"
+        )
     return max(1, _RELEASED_TOKENS - _RELEASED_STEP * compare)
 
 

@@ -148,14 +148,19 @@ def match(
     a, b = patches[..., 0::2], patches[..., 1::2]
     score, pick = _best(metric, a, b, distance, neighbour)  # (B, S)
     order = score.argsort(dim=1, descending=True, stable=True)
-    moved, pick = order[:, :r], pick.gather(1, order[:, :r])  # indices into the sources, into the destinations
+    moved, pick = (
+        order[:, :r],
+        pick.gather(1, order[:, :r]),
+    )  # indices into the sources, into the destinations
 
     if keep_order:
         kept, destination = _in_order(moved, pick, patches.shape[-1])
     else:
         num_sources = a.shape[-1]
         unmerged = order[:, r:]
-        kept = torch.cat([2 * unmerged, 2 * torch.arange(b.shape[-1], device=metric.device).expand(batch, -1) + 1], 1)
+        kept = torch.cat(
+            [2 * unmerged, 2 * torch.arange(b.shape[-1], device=metric.device).expand(batch, -1) + 1], 1
+        )
         destination = pick + (num_sources - r)
 
     keep, source = _lookup(patches, kept), _lookup(patches, 2 * moved)
@@ -238,7 +243,14 @@ def _best(
 
 
 def _class_place(
-    p: int | Tensor, r: int, num_tokens: int, num_sources: int, keep_order: bool, exact: bool, moved: Tensor, batch: int
+    p: int | Tensor,
+    r: int,
+    num_tokens: int,
+    num_sources: int,
+    keep_order: bool,
+    exact: bool,
+    moved: Tensor,
+    batch: int,
 ) -> tuple[int | Tensor, int | Tensor]:
     """Where the class token is put, and where it is said to be."""
     if keep_order and exact:
@@ -301,7 +313,9 @@ def _check(
     if neighbour < 1:
         raise ValueError(f"match: neighbour={neighbour}; expected 1 (the most similar) or more")
     if isinstance(class_index, int) and not 0 <= class_index < metric.shape[1]:
-        raise ValueError(f"match: class_index={class_index}; expected 0 to {metric.shape[1] - 1} for this metric")
+        raise ValueError(
+            f"match: class_index={class_index}; expected 0 to {metric.shape[1] - 1} for this metric"
+        )
     if isinstance(class_index, Tensor) and class_index.shape != metric.shape[:1]:
         raise ValueError(
             f"match: class_index has shape {tuple(class_index.shape)}; expected ({metric.shape[0]},), one per sample"

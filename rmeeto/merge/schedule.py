@@ -55,7 +55,12 @@ def _inflected(r: int, inflection: float, num_merges: int) -> list[int]:
 
 
 def removals(
-    config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True, *, prefix: int | None = None
+    config: MergeConfig | None,
+    depth: int,
+    num_tokens: int,
+    protected: bool = True,
+    *,
+    prefix: int | None = None,
 ) -> list[int]:
     """Tokens that each block really removes (before it mixes; in a Transformer after its attention).
 
@@ -79,7 +84,12 @@ def removals(
 
 
 def token_counts(
-    config: MergeConfig | None, depth: int, num_tokens: int, protected: bool = True, *, prefix: int | None = None
+    config: MergeConfig | None,
+    depth: int,
+    num_tokens: int,
+    protected: bool = True,
+    *,
+    prefix: int | None = None,
 ) -> list[int]:
     """Number of tokens that each block's mixer (attention) sees, class token counted. Arguments as in `removals`."""
     removed = removals(config, depth, num_tokens, protected, prefix=prefix)

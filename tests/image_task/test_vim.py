@@ -11,7 +11,17 @@ from rmeeto import MergeConfig
 
 def small(**kwargs) -> Vim:
     torch.manual_seed(0)
-    return Vim(**{"img_size": 32, "patch_size": 4, "stride": 4, "embed_dim": 24, "depth": 6, "num_classes": 5, **kwargs})
+    return Vim(
+        **{
+            "img_size": 32,
+            "patch_size": 4,
+            "stride": 4,
+            "embed_dim": 24,
+            "depth": 6,
+            "num_classes": 5,
+            **kwargs,
+        }
+    )
 
 
 def images(size: int = 32, batch: int = 2) -> torch.Tensor:
@@ -75,7 +85,11 @@ def test_class_token_reaches_the_head_and_is_never_merged(position):
     """The traced column of the class token is alone in its row, and that row feeds the head."""
     model = small(merge=MergeConfig(r=10, class_position=position)).eval()
     state = model.encode(images(), trace=True)
-    at = state.class_index if isinstance(state.class_index, torch.Tensor) else torch.tensor([state.class_index] * 2)
+    at = (
+        state.class_index
+        if isinstance(state.class_index, torch.Tensor)
+        else torch.tensor([state.class_index] * 2)
+    )
     for sample, index in enumerate(at.tolist()):
         assert state.source[sample, index].nonzero().flatten().tolist() == [model.class_index]
 
@@ -101,7 +115,9 @@ def test_bf16_autocast_keeps_the_residual_stream_in_fp32():
     model = small(merge=MergeConfig(r=8))
     types = []
     for block in model.layers:
-        block.register_forward_hook(lambda _, __, state: types.append((state.residual.dtype, state.hidden.dtype)))
+        block.register_forward_hook(
+            lambda _, __, state: types.append((state.residual.dtype, state.hidden.dtype))
+        )
     with torch.autocast("cpu", torch.bfloat16):
         model(images()).float().sum().backward()
     assert set(types) == {(torch.float32, torch.bfloat16)}

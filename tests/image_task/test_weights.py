@@ -12,7 +12,17 @@ from rmeeto.errors import UserError
 
 
 def small(**kwargs) -> Vim:
-    return Vim(**{"img_size": 16, "patch_size": 4, "stride": 4, "embed_dim": 16, "depth": 2, "num_classes": 3, **kwargs})
+    return Vim(
+        **{
+            "img_size": 16,
+            "patch_size": 4,
+            "stride": 4,
+            "embed_dim": 16,
+            "depth": 2,
+            "num_classes": 3,
+            **kwargs,
+        }
+    )
 
 
 @pytest.fixture
@@ -22,14 +32,20 @@ def trained():
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("entry", [None, "model", "state_dict", "model_ema"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_official_layouts(trained, tmp_path, entry, prefix):
     state = {prefix + key: value for key, value in trained.state_dict().items()}
-    content = state if entry is None else {entry: state, "epoch": 3, "args": argparse.Namespace(lr=1e-3, nested=[1])}
+    content = (
+        state
+        if entry is None
+        else {entry: state, "epoch": 3, "args": argparse.Namespace(lr=1e-3, nested=[1])}
+    )
     torch.save(content, tmp_path / "w.pth")
     model = small()
     report = load_weights(model, tmp_path / "w.pth")
@@ -103,7 +119,7 @@ def test_keys_that_do_not_fit_are_listed(trained, tmp_path):
 
 def test_another_number_of_classes_says_both(trained, tmp_path):
     torch.save(trained.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="--nb-classes 3 or a checkpoint with 7 classes"):
+    with pytest.raises(UserError, match="give data of 3 classes, or a checkpoint for 7"):
         load_weights(small(num_classes=7), tmp_path / "w.pth")
 
 
@@ -114,14 +130,20 @@ def test_position_embedding_is_resized_around_the_class_token(trained, tmp_path,
     report = load_weights(model, tmp_path / "w.pth")
     assert report.resized == ("pos_embed",)
     assert torch.equal(model.pos_embed[:, model.class_index], trained.pos_embed[:, trained.class_index])
-    patches = torch.cat([model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1)
+    patches = torch.cat(
+        [model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1
+    )
     old = torch.cat([trained.pos_embed[:, :8], trained.pos_embed[:, 9:]], 1)
     assert patches.mean().item() == pytest.approx(old.mean().item(), abs=2e-3)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "holds a list"), ({"epoch": 3}, "expected tensors"), ({"model": {"a": "text"}}, "expected tensors")],
+    [
+        ([1, 2], "holds a list"),
+        ({"epoch": 3}, "expected tensors"),
+        ({"model": {"a": "text"}}, "expected tensors"),
+    ],
 )
 def test_files_without_weights(tmp_path, content, message):
     torch.save(content, tmp_path / "w.pth")

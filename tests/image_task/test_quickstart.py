@@ -1,0 +1,77 @@
+"""The quick start: its settings are the recipes', and it does what the README says."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from image_task import quickstart
+from image_task.flags import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recipe_commands(tmp_path) -> dict[str, list[str]]:
+    """Arguments of retrain.sh's commands, by arm."""
+    environment = {
+        "DRY_RUN": "1",
+        "PYTHON": "echo",
+        "NPROC": "1",
+        "RUNS": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+    }
+    script = str(ROOT / "image_task/exp_sh/digits/retrain.sh")
+    printed = subprocess.run(
+        ["bash", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    commands = [shlex.split(line)[3:] for line in printed.splitlines() if "image_task.main" in line]
+    return {command[command.index("--name") + 1].split("-")[0]: command for command in commands}
+
+
+@pytest.mark.parametrize(
+    ("arm", "flags"),
+    [
+        ("training_free", [*quickstart.MERGED, "--eval"]),
+        ("retrained", [*quickstart.MERGED, *quickstart.TRAIN]),
+        ("control", quickstart.TRAIN),
+    ],
+)
+def test_settings_are_those_of_the_recipe(arm, flags, tmp_path):
+    ours, theirs = (
+        parse([*quickstart.MODEL, "--model_pth", "x.pth", *flags])[0],
+        parse(recipe_commands(tmp_path)[arm])[0],
+    )
+    assert (ours.merge, ours.data, ours.optim) == (theirs.merge, theirs.data, theirs.optim)
+    assert (ours.distill, ours.run.eval) == (theirs.distill, theirs.run.eval)
+    assert (ours.model.model, ours.model.drop_path) == (theirs.model.model, theirs.model.drop_path)
+
+
+def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart, "TRAIN", [*quickstart.TRAIN, "--epochs", "1", "--max_train_batches", "2"])
+    monkeypatch.setattr(quickstart, "SPEED_MODEL", "vim_nano_patch2_16")
+    monkeypatch.setattr(quickstart, "SPEED_SIZE", 16)
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("keep me")
+    assert quickstart.main(["--output_dir", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["dense"] >= summary["training_free"] + 10
+    assert summary["token_counts"] == [65, 65, 53, 53, 41, 41]
+    assert {"dense", "merged", "ratio", "input"} <= set(summary["throughput"])
+    assert summary["retrained"] != summary["training_free"]
+    assert (folder / "merged.png").stat().st_size > 5_000
+    assert (tmp_path / "quickstart-1" / "mine.txt").read_text() == "keep me"
+    assert "merged (r = 12), training-free" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_there_are_one_line(tmp_path):
+    command = [sys.executable, "-m", "image_task.quickstart", "--weights", "none.pth"]
+    command += ["--output_dir", str(tmp_path / "o")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: weights: none.pth does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()

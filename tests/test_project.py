@@ -39,7 +39,7 @@ ALLOWED = {
     "rmeeto.merge": {"rmeeto.merge"},
     "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
     "rmeeto.nn": {"rmeeto.nn", "rmeeto.merge", "rmeeto.ops", "rmeeto.errors"},
-    "rmeeto.engine": {"rmeeto.engine", "rmeeto.errors"},
+    "rmeeto.engine": {"rmeeto.engine", "rmeeto.errors", "rmeeto.__version__"},
     "rmeeto.measure": {"rmeeto.measure", "rmeeto.merge", "rmeeto.nn", "rmeeto.errors"},
     "rmeeto": {"rmeeto"},
     "image_task": {"image_task", "rmeeto"},

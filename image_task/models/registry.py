@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import register_model
+from timm.models import get_pretrained_cfg
 from torch import nn
 
+from image_task.models.deit import Deit
+from image_task.models.videomamba import VideoMamba
 from image_task.models.vim import Vim
-from rmeeto.errors import UserError
+from image_task.models.weights import fit_pos_embed
+from rmeeto import registry
 from rmeeto.merge import MergeConfig
 
 # name -> (class, arguments)
@@ -24,6 +26,14 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     # The embedded default: 16-pixel digits, 64 patches.
     "vim_nano_patch2_16": (Vim, {"embed_dim": 32, "depth": 6, "img_size": 16, "patch_size": 2, "stride": 2,
                                  "num_classes": 10}),
+    "videomamba_tiny_patch16_224": (VideoMamba, {"embed_dim": 192}),
+    "videomamba_small_patch16_224": (VideoMamba, {"embed_dim": 384}),
+    "videomamba_middle_patch16_224": (VideoMamba, {"embed_dim": 576, "depth": 32}),
+    "videomamba_base_patch16_224": (VideoMamba, {"embed_dim": 768}),
+    # timm's own deit_*_patch16_224 that can merge; a prefix, because timm's registry holds those names.
+    "rmeeto_deit_tiny_patch16_224": (Deit, {"embed_dim": 192, "num_heads": 3}),
+    "rmeeto_deit_small_patch16_224": (Deit, {"embed_dim": 384, "num_heads": 6}),
+    "rmeeto_deit_base_patch16_224": (Deit, {"embed_dim": 768, "num_heads": 12}),
 }  # fmt: skip
 
 # released name -> (our name, what it fixes): "merged" takes merge_para, "shuffle" shuffles first, "dense" never merges
@@ -33,28 +43,17 @@ ALIASES: dict[str, tuple[str, str]] = {
     for suffix, kind in (("", "merged"), ("_teacher", "dense"), ("_shuffle", "shuffle"))
 }
 
-_TIMM_ARGUMENTS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
-
-def build(name: str, **kwargs: Any) -> nn.Module:
-    """A model by its name in `MODELS`; keyword arguments go to its class.
-
-    Raises:
-        UserError: pre-trained weights asked for.
-    """
+def _default_cfg(name: str) -> dict[str, Any]:
+    """What timm's registry knows of a model: its input, its parts' names, and where weights are."""
     model_class, arguments = MODELS[name]
-    if kwargs.pop("pretrained", False):
-        raise UserError(f"{name}: pretrained=True is not supported; load a file with image_task.models.load_weights")
-    for key in _TIMM_ARGUMENTS:
-        kwargs.pop(key, None)
-    arguments = {**arguments, **kwargs}
-    model = model_class(**arguments)
-    size = arguments.get("img_size", 224)
-    digits = name == "vim_nano_patch2_16"
-    model.pretrained_cfg = model.default_cfg = {
-        "architecture": name,
-        "input_size": (3, size, size) if isinstance(size, int) else (3, *size),
-        "num_classes": model.num_classes,
+    if model_class is Deit:
+        return get_pretrained_cfg(name.removeprefix("rmeeto_")).to_dict()
+    size, digits = arguments.get("img_size", 224), name == "vim_nano_patch2_16"
+    return {
+        "input_size": (3, size, size),
+        "fixed_input_size": True,
+        "num_classes": arguments.get("num_classes", 1000),
         "mean": (0.5,) * 3 if digits else IMAGENET_DEFAULT_MEAN,
         "std": (0.5,) * 3 if digits else IMAGENET_DEFAULT_STD,
         "interpolation": "bicubic",
@@ -62,6 +61,30 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
+
+
+default_cfgs = {name: _default_cfg(name) for name in MODELS}  # timm's registry reads this name
+
+
+def build(
+    name: str, pretrained: bool = False, merge: MergeConfig | dict[str, Any] | None = None, **kwargs: Any
+) -> nn.Module:
+    """A model by its name in `MODELS`.
+
+    Args:
+        pretrained: load the weights that its ``pretrained_cfg`` names: a hub model's or a folder's, or timm's DeiT.
+        merge: a `MergeConfig`, or its ``to_dict()``.
+        kwargs: to the model's class; ``features_only=True`` (with ``out_indices``) gives timm's feature extractor.
+
+    Raises:
+        UserError: pre-trained weights that do not exist or cannot be fetched or do not fit.
+        ValueError: arguments that the model refuses.
+    """
+    model_class, arguments = MODELS[name]
+    arguments = {**arguments, **kwargs}
+    model = registry.build(model_class, name, arguments, fit_pos_embed, pretrained, merge)
+    size = arguments.get("img_size", 224)
+    model.pretrained_cfg["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
     return model
 
 
@@ -75,27 +98,8 @@ def build_released(
         ValueError: a ``merge_para`` that is not understood.
     """
     name, kind = ALIASES[alias]
-    if merge_para is not None and merge is not None:
-        raise UserError(f"{alias}: got both merge_para and merge; give one of them")
-    if kind == "dense" and (merge_para is not None or merge is not None):
-        raise UserError(f"{alias} is the dense teacher; it takes no merge settings, use {alias.replace('_teacher', '')}")
-    if merge_para is not None:
-        fixed = {"shuffle": "random"} if kind == "shuffle" else {}
-        merge = MergeConfig.from_released(merge_para, **fixed)
-    return build(name, merge=merge, **kwargs)
+    return build(name, merge=registry.released_merge(alias, kind, merge_para, merge), **kwargs)
 
 
-def _register() -> None:
-    module = sys.modules[__name__]
-    for name in [*MODELS, *ALIASES]:
-        maker = build if name in MODELS else build_released
-
-        def entry(pretrained: bool = False, _name: str = name, _maker=maker, **kwargs: Any) -> nn.Module:
-            return _maker(_name, pretrained=pretrained, **kwargs)
-
-        entry.__name__ = entry.__qualname__ = name
-        entry.__doc__ = f"`{name}`, for timm's registry."
-        setattr(module, name, register_model(entry))
-
-
-_register()
+registry.register(__name__, MODELS, build)
+registry.register(__name__, ALIASES, build_released)

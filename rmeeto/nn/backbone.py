@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from rmeeto.merge import MergeConfig, removals, token_counts
-from rmeeto.nn.block import Block, TokenState
+from rmeeto.merge import MergeConfig, check_neighbour, removals, token_counts
+from rmeeto.nn.block import Block, TokenState, recomputed
+from rmeeto.nn.features import class_first, class_token, own_places, take_indices, to_map
+from rmeeto.nn.features import unmerge as unmerge_tokens
 from rmeeto.nn.mamba import BiMamba
 from rmeeto.ops import add_rms_norm
 
@@ -21,7 +24,8 @@ class VisionMamba(nn.Module):
     model, bit for bit. Subclasses say how input becomes tokens and where the class token stands.
 
     Args:
-        patch_embed: module that maps the input to (B, P, C) tokens, with an attribute ``grid_size``.
+        patch_embed: module that maps the input to (B, P, C) tokens by its convolution ``proj``, with an attribute
+            ``grid_size``.
         class_index: where the class token is put among the P patch tokens.
         embed_dim: channels C.
         depth: number of blocks.
@@ -65,6 +69,11 @@ class VisionMamba(nn.Module):
         )
         self.drop_path = DropPath(ramp[-1]) if ramp[-1] > 0 else nn.Identity()
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
+        reduction = patch_embed.proj.stride[-1]
+        self.feature_info = [
+            {"module": f"layers.{i}", "num_chs": embed_dim, "reduction": reduction} for i in range(depth)
+        ]
+        self.num_recomputed = 0
         self._init_weights()
         self.merge_config = merge
 
@@ -98,30 +107,20 @@ class VisionMamba(nn.Module):
                 raise ValueError(
                     f"{type(self).__name__}: metric={config.metric!r}; a state-space model has X, B, C and delta"
                 )
-            self._check_neighbour(config)
+            check_neighbour(type(self).__name__, config, self.depth, self.num_patches + 1)
         self._merge_config = config
         for block in self.layers:
             block.mixer.released_flip = config is not None and config.released_flip
 
-    def _check_neighbour(self, config: MergeConfig) -> None:
-        tokens = self.num_patches + 1
-        for removed in removals(config, self.depth, tokens):
-            if removed and config.neighbour > (tokens - 1) // 2:
-                raise ValueError(
-                    f"{type(self).__name__}: neighbour={config.neighbour}, but a merge of {tokens} tokens has only "
-                    f"{(tokens - 1) // 2} destinations; use a smaller neighbour or a smaller r"
-                )
-            tokens -= removed
-
     @property
     def num_tokens(self) -> list[int]:
         """Number of tokens that each block's mixer sees, the class token counted."""
-        return token_counts(self.merge_config, self.depth, self.num_patches + 1)
+        return token_counts(self.merge_config, self.depth, self.num_patches + 1)[: len(self.layers)]
 
     def embed(self, x: Tensor) -> Tensor:
         """Input to (B, L, C) tokens with class token and position embedding."""
         tokens = self.patch_embed(x)
-        cls = self.cls_token.expand(len(tokens), -1, -1)
+        cls = self.cls_token.expand(tokens.shape[0], -1, -1)
         before, after = tokens[:, : self.class_index], tokens[:, self.class_index :]
         # Entry p of the position embedding belongs to token p, wherever the class token stands.
         return torch.cat([before, cls, after], dim=1) + self.pos_embed
@@ -139,24 +138,28 @@ class VisionMamba(nn.Module):
         tokens = self.embed(x)
         state = TokenState(tokens, class_index=self.class_index)
         if trace:
-            state.source = torch.eye(tokens.shape[1], device=x.device).expand(len(x), -1, -1)
-        for state in self._blocks(state):
-            pass
+            state.source = torch.eye(tokens.shape[1], device=x.device).expand(x.shape[0], -1, -1)
+        for after in self._blocks(state):
+            state = after
         state.hidden, state.residual = self._final_norm(state)
         return state
 
-    def _blocks(self, state: TokenState):
+    def _blocks(self, state: TokenState) -> Iterator[TokenState]:
         """Yield the state after each block."""
         config = self.merge_config
         counts = removals(config, self.depth, state.hidden.shape[1])
         needs_ssm = config is not None and config.needs_ssm
         for i, block in enumerate(self.layers):
             next_merges = i + 1 < self.depth and counts[i + 1] > 0
-            state = block(state, counts[i], config, return_ssm=needs_ssm and next_merges)
+            run = recomputed if i < self.num_recomputed and torch.is_grad_enabled() else Block.__call__
+            state = run(block, state, counts[i], config, needs_ssm and next_merges)
             yield state
 
     def _final_norm(self, state: TokenState) -> tuple[Tensor, Tensor]:
-        return add_rms_norm(self.drop_path(state.hidden), state.residual, self.norm_f.weight, self.norm_f.eps)
+        return self._norm(self.drop_path(state.hidden), state.residual)
+
+    def _norm(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(hidden, residual, self.norm_f.weight, self.norm_f.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes), and nothing else, in training and in evaluation."""
@@ -166,11 +169,78 @@ class VisionMamba(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, L', C), the class token first (timm's convention), the others in their order."""
         state = self.encode(x)
-        tokens, batch = state.hidden, len(state.hidden)
-        index = torch.arange(tokens.shape[1], device=x.device).expand(batch, -1)
-        at = _column(state.class_index, batch, x.device)
-        order = torch.where(index == 0, at, index - (index <= at).long())
-        return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return class_first(state.hidden, state.class_index)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        unmerge: bool = True,
+    ) -> list | tuple[Tensor, list]:
+        """Feature maps of chosen blocks (timm's convention): the residual stream after the block.
+
+        Args:
+            x: the model's input.
+            indices: blocks to take: None all, n the last n, or their indices (negative from the end).
+            return_prefix_tokens: each feature as a pair with its class token (B, 1, C).
+            norm: apply the final norm to each feature.
+            stop_early: run no block behind the last one taken.
+            output_fmt: ``NCHW`` (B, C, rows, columns; a video has its frames before the rows) or ``NLC`` (B, P, C).
+            intermediates_only: return the list of features alone.
+            unmerge: give every patch of the full grid the value of the token that it is part of. Without it, features
+                have as many tokens as are left, in ``NLC``.
+
+        Returns:
+            The output of `forward_features` (after the blocks that were run) and the list of features, or that list.
+
+        Raises:
+            ValueError: a block that does not exist, an unknown format, or ``NCHW`` of merged tokens.
+        """
+        wanted, last = take_indices(len(self.layers), indices)
+        tokens = self.embed(x)
+        target = own_places(tokens) if unmerge else None
+        state, features = TokenState(tokens, class_index=self.class_index, target=target), []
+        for i, after in enumerate(self._blocks(state)):
+            state = after
+            if i in wanted:
+                patches, prefix = self._feature(state, norm)
+                patches = to_map(patches, self.patch_embed.grid_size, output_fmt)
+                features.append((patches, prefix) if return_prefix_tokens else patches)
+            if stop_early and i == last:
+                break
+        if intermediates_only:
+            return features
+        return class_first(self._final_norm(state)[0], state.class_index), features
+
+    def _feature(self, state: TokenState, norm: bool) -> tuple[Tensor, Tensor]:
+        normed, stream = self._norm(state.hidden, state.residual)
+        tokens = normed if norm else stream
+        if state.target is None:
+            tokens = class_first(tokens, state.class_index)
+        else:
+            tokens = class_first(unmerge_tokens(tokens, state.target), self.class_index)
+        return tokens[:, 1:], tokens[:, :1]
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `forward_intermediates` of these blocks does not need (timm's convention).
+
+        Returns:
+            The indices of the blocks, counted from the first.
+        """
+        wanted, last = take_indices(len(self.layers), indices)
+        self.layers = self.layers[: last + 1]
+        if prune_norm:
+            self.norm_f.requires_grad_(False)  # the model still runs, and DDP waits for no gradient of it
+        if prune_head:
+            self.reset_classifier(0)
+        return wanted
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Head on the output of `forward_features`."""
@@ -189,19 +259,16 @@ class VisionMamba(nn.Module):
         self.head = head.to(device=weight.device, dtype=weight.dtype)
 
     @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True, num_blocks: int | None = None) -> None:
+        """Compute blocks again in the backward pass instead of keeping their activations (timm's convention).
+
+        Args:
+            enable: or stop doing so.
+            num_blocks: how many, from the first; None for all.
+        """
+        self.num_recomputed = (self.depth if num_blocks is None else num_blocks) if enable else 0
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizer factory leaves undecayed."""
         return {"pos_embed", "cls_token"}
-
-
-def class_token(tokens: Tensor, class_index: int | Tensor | None) -> Tensor:
-    """(B, L, C) -> (B, C): the class token, wherever it is."""
-    if isinstance(class_index, int):
-        return tokens[:, class_index]
-    return tokens[torch.arange(len(tokens), device=tokens.device), class_index]
-
-
-def _column(index: int | Tensor | None, batch: int, device: torch.device) -> Tensor:
-    if isinstance(index, Tensor):
-        return index.unsqueeze(1)
-    return torch.full((batch, 1), index, dtype=torch.long, device=device)  # type: ignore[arg-type]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rmeeto.merge import MergeConfig, MergePlan, match, merge_source, merge_wavg
 from rmeeto.nn.mamba import BiMamba, SSMFeatures
@@ -25,6 +27,7 @@ class TokenState:
         class_index: where the class token is (a (B,) tensor under ``class_position="exact"``).
         ssm: parameters of the last mixer, only when the next block's merge measures similarity on them.
         source: (B, L, L0) which original tokens went where, only when traced.
+        target: (B, L0) where each original token is now, only when it is to be unmerged.
     """
 
     hidden: Tensor
@@ -33,6 +36,7 @@ class TokenState:
     class_index: int | Tensor | None = None
     ssm: SSMFeatures | None = None
     source: Tensor | None = None
+    target: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -70,7 +74,17 @@ class Block(nn.Module):
             hidden = self.drop_path(state.hidden)
         normed, residual = add_rms_norm(hidden, state.residual, self.norm.weight, self.norm.eps)
         hidden, ssm = self.mixer(normed, return_ssm=True) if return_ssm else (self.mixer(normed), None)
-        return TokenState(hidden, residual, state.size, state.class_index, ssm, state.source)
+        return TokenState(hidden, residual, state.size, state.class_index, ssm, state.source, state.target)
+
+
+def recomputed(block: Block, state: TokenState, *arguments: Any) -> TokenState:
+    """``block(state, ...)`` that keeps its input alone and computes the rest again in the backward pass."""
+
+    def run(hidden: Tensor, residual: Tensor | None) -> TokenState:
+        return block(dataclasses.replace(state, hidden=hidden, residual=residual), *arguments)
+
+    # Tensors among the arguments say whose random numbers (drop path, on a GPU) have to come again.
+    return checkpoint(run, state.hidden, state.residual, use_reentrant=False)
 
 
 def merge_tokens(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Module) -> TokenState:
@@ -90,7 +104,8 @@ def merge_tokens(state: TokenState, r: int, config: MergeConfig, drop_path: nn.M
         residual, _ = merge_wavg(plan, residual, state.size, config.mode)
     hidden, size = merge_wavg(plan, hidden, state.size, config.mode)
     source = None if state.source is None else merge_source(plan, state.source)
-    return TokenState(hidden, residual, size, plan.class_index, None, source)
+    target = None if state.target is None else plan.target().gather(1, state.target)
+    return TokenState(hidden, residual, size, plan.class_index, None, source, target)
 
 
 def plan_merge(metric: Tensor, r: int, class_index: int | Tensor | None, config: MergeConfig) -> MergePlan:
@@ -124,7 +139,7 @@ def shuffle_order(config: MergeConfig, num_tokens: int, class_index: int | Tenso
         index = torch.arange(num_tokens)
         positions = torch.cat([index[:class_index], index[class_index + 1 :]])
         return index.scatter(0, positions, positions[order])
-    index = torch.arange(num_tokens, device=class_index.device).expand(len(class_index), -1)
+    index = torch.arange(num_tokens, device=class_index.device).expand(class_index.shape[0], -1)
     positions = index[:, :-1] + (index[:, :-1] >= class_index.unsqueeze(1))
     return index.scatter(1, positions, positions[:, order.to(class_index.device)])
 
@@ -137,5 +152,10 @@ def _shuffled(state: TokenState, config: MergeConfig) -> TokenState:
         return None if x is None else x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
     return dataclasses.replace(
-        state, hidden=take(state.hidden), residual=take(state.residual), size=take(state.size), source=take(state.source)
+        state,
+        hidden=take(state.hidden),
+        residual=take(state.residual),
+        size=take(state.size),
+        source=take(state.source),
+        target=None if state.target is None else order.argsort(1).gather(1, state.target),
     )

@@ -209,10 +209,10 @@ def test_each_compiled_model_has_a_cache_of_its_own(monkeypatch):
     from torch._dynamo.utils import counters
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     counters.clear()
     models = {n: nn.Sequential(nn.Flatten(), nn.Linear(768, int(n))).eval() for n in "123"}
-    timings = benchmark(models, BATCH, runs=5, compile=True, min_seconds=0)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        timings = benchmark(models, BATCH, runs=5, compile=True, min_seconds=0)
     assert counters["stats"]["unique_graphs"] == 3 and not counters["recompiles"]
     assert len(timings) == 3
 

@@ -1,0 +1,53 @@
+"""VideoMamba on images: bidirectional Mamba blocks over patches, the class token first."""
+
+from __future__ import annotations
+
+from rmeeto.merge import MergeConfig
+from rmeeto.nn import VisionMamba
+from rmeeto.nn.layers import PatchEmbed
+
+
+class VideoMamba(VisionMamba):
+    """VideoMamba for images, dense or merged. Its mixers add the two directions, where Vim's average them.
+
+    Args:
+        img_size: side of the image in pixels, or (height, width).
+        patch_size: side of a patch.
+        embed_dim: channels C.
+        depth: number of blocks.
+        d_state: states per channel.
+        num_classes: outputs of the head; 0 for none.
+        drop_path_rate: of the last block.
+        merge: how to merge, or None for the dense model.
+
+    Source: VideoMamba, arXiv 2403.06977.
+
+    Example:
+        >>> model = VideoMamba(embed_dim=576, depth=32, merge=MergeConfig(r=11))
+        >>> model.num_tokens[-1]
+        32
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+        merge: MergeConfig | None = None,
+    ) -> None:
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        super().__init__(
+            PatchEmbed(size, patch_size, patch_size, embed_dim),
+            class_index=0,
+            embed_dim=embed_dim,
+            depth=depth,
+            d_state=d_state,
+            num_classes=num_classes,
+            drop_path_rate=drop_path_rate,
+            average=False,
+            merge=merge,
+        )

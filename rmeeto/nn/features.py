@@ -1,0 +1,76 @@
+"""Tokens to feature maps: back to the full grid after merging, in timm's formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FORMATS = ("NCHW", "NLC")
+
+
+def own_places(tokens: Tensor) -> Tensor:
+    """Where each token of (B, L, C) is before any merge: (B, L)."""
+    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+
+
+def unmerge(tokens: Tensor, target: Tensor) -> Tensor:
+    """Give every original token the value of the token that it is part of: (B, L', C) -> (B, L, C).
+
+    Args:
+        tokens: after any number of merges.
+        target: (B, L) where each original token is now.
+    """
+    return tokens.gather(1, target.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def class_first(tokens: Tensor, class_index: int | Tensor) -> Tensor:
+    """Put the class token in front, the others behind it in their order: (B, L, C) -> (B, L, C)."""
+    batch, length, channels = tokens.shape
+    index = torch.arange(length, device=tokens.device).expand(batch, -1)
+    at = class_index.unsqueeze(1) if isinstance(class_index, Tensor) else class_index
+    order = torch.where(index == 0, at, index - (index <= at).long())
+    return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, channels))
+
+
+def class_token(tokens: Tensor, class_index: int | Tensor | None) -> Tensor:
+    """(B, L, C) -> (B, C): the class token, wherever it is."""
+    if isinstance(class_index, int):
+        return tokens[:, class_index]
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), class_index]
+
+
+def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Blocks asked for (timm's convention: None all, n the last n, else their indices), and the last of them.
+
+    Raises:
+        ValueError: a block that does not exist.
+    """
+    if indices is None:
+        indices = depth
+    asked = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    if not asked or not all(-depth <= i < depth for i in asked):
+        raise ValueError(
+            f"indices={indices!r}; expected None, the last 1 to {depth}, or some of the {depth} blocks"
+        )
+    wanted = [i % depth for i in asked]
+    return wanted, max(wanted)
+
+
+def to_map(patches: Tensor, grid: tuple[int, ...], output_fmt: str) -> Tensor:
+    """Patch tokens (B, P, C) in a format: "NLC" as they are, "NCHW" (B, C, *grid).
+
+    Raises:
+        ValueError: an unknown format, or tokens that do not fill the grid.
+    """
+    if output_fmt not in FORMATS:
+        raise ValueError(f"output_fmt={output_fmt!r}; expected one of {FORMATS}")
+    if output_fmt == "NLC":
+        return patches
+    if patches.shape[1] != torch.Size(grid).numel():
+        raise ValueError(
+            f'output_fmt="NCHW": {patches.shape[1]} tokens left of a grid {tuple(grid)}; '
+            'give unmerge=True, or output_fmt="NLC"'
+        )
+    return patches.reshape(patches.shape[0], *grid, -1).movedim(-1, 1).contiguous()

@@ -1,0 +1,263 @@
+"""Token merging in a model that exists already: one line puts it in, one takes it out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from rmeeto.errors import UserError
+from rmeeto.merge import MergeConfig, check_neighbour, removals, token_counts
+from rmeeto.nn import MergingTransformer, VisionMamba
+from rmeeto.nn.block import plan_merge
+from rmeeto.nn.features import own_places, unmerge
+from rmeeto.nn.transformer import merge_precisely, why_not
+
+_OURS = (VisionMamba, MergingTransformer)
+_STEM_SEED = 0
+
+
+def apply(model: nn.Module, config: MergeConfig | None, example: Tensor | None = None) -> nn.Module:
+    """Make a model merge tokens, in place; on a model that merges already, re-configure it.
+
+    The model keeps its parameters, state dict and call: tensor in, tensor out. It gains ``merge_config`` (assign to
+    re-configure) and ``num_tokens``.
+
+    Args:
+        model: one of `VisionMamba` (Vim, VideoMamba), timm's ``VisionTransformer`` and its subclasses that change no
+            forward pass (DeiT, distilled or not, AugReg, registers), or another Vision Mamba: a module with
+            ``layers`` (a list that its forward iterates over) of blocks with ``mixer`` and ``norm`` that map
+            ``(hidden, residual)`` to the same pair, ``norm_f`` and ``cls_token``, such as the upstream repositories'
+            Vim and VideoMamba.
+        config: how to merge.
+        example: an input of such another model, to find where its class token is; needed only when
+            ``patch_embed.img_size`` does not say how large an image it takes.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: a model of another kind.
+        ValueError: settings that do not fit the model, which then stays as it was.
+
+    Example:
+        >>> model = rmeeto.apply(timm.create_model("vit_base_patch16_224"), MergeConfig(r=8, metric="K"))
+    """
+    is_new = not isinstance(model, (*_OURS, _MergingMamba))
+    if is_new:
+        _patch(model, example)
+    try:
+        model.merge_config = config
+    except ValueError:
+        if is_new:
+            remove(model)
+        raise
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Undo `apply`, in place: the dense model, bit for bit.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: a model that does not merge.
+    """
+    if not isinstance(model, (*_OURS, _MergingMamba)):
+        raise UserError(
+            f"remove: {type(model).__name__} does not merge; expected a model that apply() was given"
+        )
+    if isinstance(model, _Patched):
+        if isinstance(model, _MergingMamba):
+            _unswap(model.layers)
+        _unswap(model)
+    else:
+        model.merge_config = None
+    return model
+
+
+def _patch(model: nn.Module, example: Tensor | None) -> None:
+    if isinstance(model, VisionTransformer):
+        reason = why_not(model)
+        if reason is not None:
+            raise UserError(f"apply: {type(model).__name__} cannot merge tokens: {reason}")
+        _swap(model, MergingTransformer)
+        return
+    layers = getattr(model, "layers", None)
+    if not (
+        isinstance(layers, nn.ModuleList)
+        and all(hasattr(layer, name) for layer in layers for name in ("mixer", "norm"))
+        and all(hasattr(model, name) for name in ("norm_f", "cls_token"))
+    ):
+        raise UserError(
+            f"apply: cannot merge tokens in {type(model).__name__}; expected Vim, VideoMamba, timm's "
+            "VisionTransformer, or a Vision Mamba with layers (of mixer and norm), norm_f and cls_token; "
+            "compile or wrap a model after this"
+        )
+    class_index, num_tokens = _look_at_stem(model, example)
+    _swap(layers, _MergingLayers)
+    layers.class_index, layers.num_input_tokens = class_index, num_tokens
+    _swap(model, _MergingMamba)
+
+
+class _Patched:
+    """A class that another class was swapped for; ``dense_class`` is the other one."""
+
+    dense_class: type
+    mixin: type
+
+    def __reduce__(self) -> tuple:
+        # The swapped class is made on the fly, so copies and pickles name what it is made of.
+        return _revive, (self.mixin, self.dense_class), self.__getstate__()
+
+
+@cache
+def _patched_class(mixin: type, dense: type) -> type:
+    members = {"mixin": mixin, "dense_class": dense, "__doc__": dense.__doc__, "__module__": __name__}
+    return type(f"Merging{dense.__name__}", (_Patched, mixin, dense), members)
+
+
+def _revive(mixin: type, dense: type) -> nn.Module:
+    merging = _patched_class(mixin, dense)
+    return merging.__new__(merging)
+
+
+def _swap(module: nn.Module, mixin: type) -> None:
+    module.__class__ = _patched_class(mixin, type(module))
+
+
+def _unswap(module: nn.Module) -> None:
+    for name in vars(module.mixin):  # the settings, each with its default in the mixin
+        module.__dict__.pop(name, None)
+    module.__class__ = module.dense_class
+
+
+class _MergingMamba:
+    """Mixin of a foreign Vision Mamba; its `layers` do the merging."""
+
+    @property
+    def merge_config(self) -> MergeConfig | None:
+        """How the model merges; assign a `MergeConfig` or None to re-configure it in place."""
+        return self.layers.merge_config
+
+    @merge_config.setter
+    def merge_config(self, config: MergeConfig | None) -> None:
+        if config is not None:
+            self._check(config)
+        self.layers.merge_config = config
+
+    def _check(self, config: MergeConfig) -> None:
+        name = self.dense_class.__name__
+        if not isinstance(config, MergeConfig):
+            raise ValueError(f"merge={config!r}; expected a MergeConfig or None")
+        if config.metric != "X":
+            raise ValueError(
+                f"{name}: metric={config.metric!r}, but its mixer hands out no parameters; use metric='X', or load the "
+                "weights into image_task.models"
+            )
+        for option in ("shuffle", "released_flip"):
+            if getattr(config, option):
+                raise ValueError(
+                    f"{name}: {option}={getattr(config, option)!r} needs a model of image_task.models"
+                )
+        check_neighbour(name, config, len(self.layers), self.layers.num_input_tokens)
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """Number of tokens that each block's mixer sees, the class token counted."""
+        return token_counts(self.merge_config, len(self.layers), self.layers.num_input_tokens)
+
+
+class _MergingLayers:
+    """Mixin of a foreign model's ``layers``: its forward, iterating over them, gets one that runs them all.
+
+    The one layer merges between the real ones and, behind the last, gives every original token the value of the token
+    that it is part of. So the rest of the forward, whatever it reads, sees the full sequence with its class token in
+    place; the norm acts token by token, and a pool sees every original token.
+    """
+
+    merge_config: MergeConfig | None = None
+    class_index: int = 0
+    num_input_tokens: int = 0
+
+    def __iter__(self) -> Iterator[Callable]:
+        yield self.run
+
+    def __getitem__(self, index: int) -> nn.Module:
+        raise UserError(
+            f"layers[{index}]: a forward pass that indexes its layers cannot merge, only one that iterates over them; "
+            "for the layer itself use layers.get_submodule, or remove(model) first"
+        )
+
+    def run(
+        self, hidden: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All layers: (hidden, residual) -> (hidden, residual), both (B, L, C) before and after."""
+        config, class_index = self.merge_config, self.class_index
+        size, target, first = None, own_places(hidden), hidden.shape[1]
+        for layer, r in zip(self._modules.values(), removals(config, len(self), first), strict=True):
+            if r > 0:
+                plan = plan_merge(hidden, r, class_index, config)
+                if residual is not None:
+                    residual, _ = merge_precisely(plan, residual, size, config.mode)
+                hidden, size = merge_precisely(plan, hidden, size, config.mode)
+                class_index, target = plan.class_index, plan.target().gather(1, target)
+            hidden, residual = layer(hidden, residual, *args, **kwargs)
+        if hidden.shape[1] != first:
+            hidden, residual = unmerge(hidden, target), unmerge(residual, target)
+        return hidden, residual
+
+
+class _Seen(Exception):
+    """Ends a forward pass whose tokens have been seen."""
+
+
+@torch.no_grad()
+def _look_at_stem(model: nn.Module, example: Tensor | None) -> tuple[int, int]:
+    """Position of the class token and number of tokens before the first layer, seen by moving the class token.
+
+    Only what comes before the first layer runs, so any mixer will do, also one that needs a GPU.
+
+    Raises:
+        UserError: the tokens could not be seen, or the class token is not at one place.
+    """
+    name, weight = type(model).__name__, model.cls_token
+    if example is None:
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        if size is None:
+            raise UserError(f"apply: {name} does not say its input size; give an input as example=x")
+        height, width = (size, size) if isinstance(size, int) else size
+        example = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
+    seen: list[Tensor] = []
+
+    def look(layer: nn.Module, arguments: tuple, keywords: dict) -> None:
+        seen.append(arguments[0] if arguments else next(iter(keywords.values())))
+        raise _Seen
+
+    hook = next(iter(model.layers)).register_forward_pre_hook(look, with_kwargs=True)
+    devices = list(range(torch.cuda.device_count()))
+    try:
+        for moved in (weight, weight + 1):
+            with torch.random.fork_rng(devices), contextlib.suppress(_Seen):
+                torch.manual_seed(
+                    _STEM_SEED
+                )  # the same dropout both times, and nobody's random numbers used up
+                torch.func.functional_call(model, {"cls_token": moved}, (example,))
+    finally:
+        hook.remove()
+    if len(seen) != 2:
+        raise UserError(
+            f"apply: {name} does not call its layers on its own input; expected forward(x) to run them"
+        )
+    changed = (seen[0] != seen[1]).any(-1).any(0).nonzero().flatten().tolist()
+    if len(changed) != 1:
+        raise UserError(
+            f"apply: {name} has class tokens at {changed}; expected one, at the same place for every input"
+        )
+    return changed[0], seen[0].shape[1]

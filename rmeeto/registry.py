@@ -1,0 +1,102 @@
+"""Models by name, in timm's registry: what the registries of both tasks do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+
+from rmeeto.errors import UserError
+from rmeeto.merge import MergeConfig
+
+
+def build(
+    model_class: type[nn.Module],
+    name: str,
+    arguments: dict[str, Any],
+    fit: Callable[[dict[str, Tensor], nn.Module], Any],
+    pretrained: bool = False,
+    merge: MergeConfig | dict[str, Any] | None = None,
+) -> nn.Module:
+    """A registered model.
+
+    Args:
+        model_class, arguments: what to make.
+        name: its own.
+        fit: makes pre-trained weights fit the model's size, in place.
+        pretrained: load the weights that its ``pretrained_cfg`` names: a hub model's or a folder's, or timm's.
+        merge: a `MergeConfig`, or its ``to_dict()``.
+
+    Raises:
+        UserError: pre-trained weights that do not exist or cannot be fetched or do not fit.
+        ValueError: arguments that the model refuses.
+    """
+
+    def fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        fit(state, model)
+        return state
+
+    merge = MergeConfig(**merge) if isinstance(merge, dict) else merge
+    try:
+        return build_model_with_cfg(
+            model_class,
+            name,
+            pretrained,
+            pretrained_filter_fn=fitted,
+            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+            kwargs_filter=("global_pool", "in_chans"),
+            **{**arguments, "merge": merge},
+        )
+    except (RuntimeError, OSError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: pre-trained weights could not be loaded: {reason}\n"
+            "fetch the file and load it with the task's models.load_weights(model, path)"
+        ) from None
+
+
+def released_merge(
+    alias: str, kind: str, merge_para: dict[str, Any] | None, merge: MergeConfig | None
+) -> MergeConfig | None:
+    """How a model of a released name merges: as the released ``merge_para`` dict or ``merge`` says.
+
+    Args:
+        alias: the name.
+        kind: what it fixes: "merged" or "any" nothing, "shuffle" that it shuffles first, "dense" that it never merges.
+
+    Raises:
+        UserError: merge settings for a dense teacher, or both forms at once.
+        ValueError: a ``merge_para`` that is not understood.
+    """
+    if merge_para is not None and merge is not None:
+        raise UserError(f"{alias}: got both merge_para and merge; give one of them")
+    if kind == "dense" and (merge_para is not None or merge is not None):
+        raise UserError(f"{alias} is the dense teacher; it takes no merge settings, use {alias.replace('_teacher', '')}")
+    if merge_para is not None:
+        fixed = {"shuffle": "random"} if kind == "shuffle" else {}
+        merge = MergeConfig.from_released(merge_para, **fixed)
+    return merge
+
+
+def register(module: str, names: Iterable[str], make: Callable[..., nn.Module]) -> None:
+    """Give timm's registry an entry for each name: a function of ``module`` that calls ``make(name, ...)``.
+
+    Args:
+        module: the caller's ``__name__``; timm reads its ``default_cfgs``.
+        names: of the models.
+        make: from a name, ``pretrained`` and keyword arguments to a model.
+    """
+    for name in names:
+
+        def entry(pretrained: bool = False, _name: str = name, **kwargs: Any) -> nn.Module:
+            return make(_name, pretrained=pretrained, **kwargs)
+
+        entry.__name__ = entry.__qualname__ = name
+        entry.__module__ = module
+        entry.__doc__ = f"`{name}`, for timm's registry."
+        setattr(sys.modules[module], name, register_model(entry))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+
+import torch
 
 NAMES = ("naive", "torch", "cpp", "triton", "upstream", "auto")
 ENVIRONMENT = "RMEETO_BACKEND"
@@ -43,7 +44,8 @@ class Operator:
     def __init__(self, name: str, backends: Iterable[Backend]) -> None:
         self.name = name
         self.backends = tuple(backends)
-        self._choose = cache(self._resolve)
+        self._names: dict[tuple[str, str, str], str] = {}
+        self._loaded: dict[str, Callable] = {}
 
     def implementation(self, device_type: str, requested: str = "auto") -> Callable:
         """The function to call for tensors on ``device_type``.
@@ -56,11 +58,11 @@ class Operator:
         Raises:
             ValueError: an unknown name, or a backend that cannot run here.
         """
-        return self._choose(device_type, requested, os.environ.get(ENVIRONMENT, "auto"))[1]
+        return self._loaded[_choose(self, device_type, requested)]
 
     def chosen(self, device_type: str) -> str:
         """Name of the backend that ``auto`` stands for on this device type."""
-        return self._choose(device_type, "auto", os.environ.get(ENVIRONMENT, "auto"))[0]
+        return _choose(self, device_type, "auto")
 
     def explain(self, device_type: str) -> list[tuple[str, str]]:
         """(name, state) of each backend; the state is ``chosen``, ``available``, or why it is not there."""
@@ -84,11 +86,15 @@ class Operator:
         usable = [b for b in self.backends if device_type in b.devices or "any" in b.devices]
         if name != "auto":
             named = [backend for backend in usable if backend.name == name]
-            if not named and requested == "auto":  # the environment names a backend that only other operators have
+            if (
+                not named and requested == "auto"
+            ):  # the environment names a backend that only other operators have
                 return self._resolve(device_type, "auto", "auto")
             if not named:
                 has = ", ".join(backend.name for backend in usable)
-                raise ValueError(f"{self.name}: no backend {name!r} for {device_type}; this operator has {has}")
+                raise ValueError(
+                    f"{self.name}: no backend {name!r} for {device_type}; this operator has {has}"
+                )
             try:
                 return name, named[0].load()
             except BackendUnavailable as reason:
@@ -101,3 +107,14 @@ class Operator:
             except BackendUnavailable:
                 continue
         raise ValueError(f"{self.name}: no backend runs on {device_type!r}")
+
+
+@torch.compiler.assume_constant_result
+def _choose(operator: Operator, device_type: str, requested: str) -> str:
+    """Name of the backend for a request; a compiled graph keeps the one that was chosen while it was traced."""
+    key = (device_type, requested, os.environ.get(ENVIRONMENT, "auto"))
+    if key not in operator._names:
+        name, implementation = operator._resolve(*key)
+        operator._names[key] = name
+        operator._loaded[name] = implementation
+    return operator._names[key]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rmeeto.ops.add_norm import naive
+from rmeeto.ops.add_norm import cpp, naive
 from rmeeto.ops.backend import Backend, Operator
 
-ADD_NORM = Operator("add_rms_norm", [Backend("torch", ("any",), lambda: naive.naive_add_rms_norm)])
+ADD_NORM = Operator(
+    "add_rms_norm",
+    [
+        Backend("cpp", ("cpu",), cpp.load),
+        Backend("torch", ("any",), lambda: naive.naive_add_rms_norm),
+    ],
+)
 
 
 def add_rms_norm(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from rmeeto.ops.backend import Backend, Operator
-from rmeeto.ops.conv1d import eager, naive
+from rmeeto.ops.conv1d import cpp, eager, naive
 
 CONV1D = Operator(
     "conv1d",
     [
+        Backend("cpp", ("cpu",), cpp.load),
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_conv1d),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_conv1d, automatic=False),
     ],

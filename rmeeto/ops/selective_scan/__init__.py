@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rmeeto.ops.backend import Backend, BackendUnavailable, Operator
-from rmeeto.ops.selective_scan import eager, naive
+from rmeeto.ops.selective_scan import cpp, eager, naive
 
 
 def _absent(reason: str) -> Callable[[], Callable]:
@@ -19,14 +19,13 @@ def _absent(reason: str) -> Callable[[], Callable]:
 
 _NO_TRITON = "not part of this release yet"
 _NO_UPSTREAM = "not part of this release yet"
-_NO_CPP = "not part of this release yet"
 
 SCAN = Operator(
     "selective_scan",
     [
         Backend("triton", ("cuda",), _absent(_NO_TRITON)),
         Backend("upstream", ("cuda",), _absent(_NO_UPSTREAM)),
-        Backend("cpp", ("cpu",), _absent(_NO_CPP)),
+        Backend("cpp", ("cpu",), lambda: cpp.load()[0]),
         Backend("torch", ("any",), lambda: eager.eager_selective_scan),
         Backend("naive", ("any",), lambda: naive.naive_selective_scan, automatic=False),
     ],
@@ -36,7 +35,7 @@ BIDIRECTIONAL = Operator(
     [
         Backend("triton", ("cuda",), _absent(_NO_TRITON)),
         Backend("upstream", ("cuda",), _absent(_NO_UPSTREAM)),
-        Backend("cpp", ("cpu",), _absent(_NO_CPP)),
+        Backend("cpp", ("cpu",), lambda: cpp.load()[1]),
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_scan),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_scan, automatic=False),
     ],
@@ -111,7 +110,14 @@ def bidirectional_scan(
 
 
 def _check(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
 ) -> None:
     if u.ndim != 3 or A.ndim != 2 or A.shape[0] != u.shape[1]:
         raise ValueError(
@@ -119,7 +125,14 @@ def _check(
         )
     batch, channels, length = u.shape
     state = (batch, A.shape[1], length)
-    wanted = {"delta": u.shape, "z": u.shape, "B": state, "C": state, "D": (channels,), "delta_bias": (channels,)}
+    wanted = {
+        "delta": u.shape,
+        "z": u.shape,
+        "B": state,
+        "C": state,
+        "D": (channels,),
+        "delta_bias": (channels,),
+    }
     given = {"delta": delta, "z": z, "B": B, "C": C, "D": D, "delta_bias": bias}
     for name, tensor in given.items():
         if tensor is not None and tuple(tensor.shape) != tuple(wanted[name]):

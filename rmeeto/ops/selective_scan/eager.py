@@ -34,7 +34,14 @@ def eager_selective_scan(
 
 
 def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, softplus: bool, reverse: bool
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    reverse: bool,
 ) -> Tensor:
     dtype = torch.promote_types(u.dtype, torch.float32)
     u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
@@ -42,6 +49,8 @@ def _scan(
         delta = delta + bias.to(dtype)
     if softplus:
         delta = F.softplus(delta)
+    if torch.compiler.is_exporting():
+        return _scan_operator(u, delta, A, B, C, reverse)
     # unbind, not indexing: the backward of one unbind is one stack, that of L selects is L full-size tensors.
     steps = list(
         zip(delta.unsqueeze(-1).unbind(1), (delta * u).unsqueeze(-1).unbind(1), B.unsqueeze(2).unbind(1),
@@ -53,6 +62,24 @@ def _scan(
         h = update if h is None else torch.addcmul(update, h, torch.exp(delta_t * A))
         outputs.append(torch.bmm(h, c_t).squeeze(-1))
     return torch.stack(outputs[::-1] if reverse else outputs, dim=1)
+
+
+def _scan_operator(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool) -> Tensor:
+    """One scan operator in an exported graph (ONNX has one, too), where the loop would be thousands of nodes."""
+    from torch._higher_order_ops.scan import scan
+
+    decay = torch.exp(delta.unsqueeze(-1) * A)  # (B, L, D, N)
+    inputs = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
+    start = u.new_zeros(u.shape[0], *A.shape)
+    steps = (decay.movedim(1, 0), inputs.movedim(1, 0), C.movedim(1, 0).unsqueeze(-1))
+    _, y = scan(_step, start, steps, reverse=reverse)
+    return y.movedim(0, 1)
+
+
+def _step(h: Tensor, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    decay_t, input_t, c_t = step
+    h = torch.addcmul(input_t, h, decay_t)
+    return h, torch.bmm(h, c_t).squeeze(-1)
 
 
 def eager_bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool = False) -> Tensor:

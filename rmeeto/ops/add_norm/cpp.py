@@ -1,0 +1,133 @@
+"""Residual add and RMS norm on the C++ kernel, registered with torch.library as ``rmeeto::add_rms_norm``.
+
+Shapes: hidden, residual (B, L, C), weight (C,).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmeeto.ops import build
+from rmeeto.ops.add_norm import naive
+from rmeeto.ops.register import operator
+
+_STORAGE = (torch.float32, torch.bfloat16)
+
+
+def load() -> Callable:
+    """`add_rms_norm` for tensors on the CPU.
+
+    Raises:
+        BackendUnavailable: the kernel cannot be built here.
+    """
+    build.library()
+    return add_rms_norm
+
+
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Same function as `naive_add_rms_norm`; types other than fp32 and bf16 go to the eager path."""
+    wide = residual is not None and residual.dtype != torch.float32
+    if hidden.dtype not in _STORAGE or weight.dtype not in _STORAGE or wide:
+        return naive.naive_add_rms_norm(hidden, residual, weight, eps)
+    return _norm(hidden, residual, weight, eps)
+
+
+def _forward_cpu(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    normed = torch.empty(hidden.shape, dtype=weight.dtype)
+    total = torch.empty(hidden.shape, dtype=torch.float32)
+    _call("forward", eps, hidden.contiguous(), _contiguous(residual), weight, total, normed)
+    return normed, total
+
+
+def _backward_cpu(
+    dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, hidden_dtype: torch.dtype, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dnormed, dtotal = dnormed.to(weight.dtype).contiguous(), dtotal.contiguous()
+    dresidual = torch.empty(total.shape, dtype=torch.float32)
+    dhidden = torch.empty(total.shape, dtype=hidden_dtype)
+    dweight = torch.empty(weight.shape, dtype=torch.float32)
+    _call("backward", eps, None, None, weight, total, None, dtotal, dnormed, dhidden, dresidual, dweight)
+    return dhidden, dresidual, dweight.to(weight.dtype)
+
+
+def _forward_fake(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    shape, device = hidden.shape, hidden.device
+    return torch.empty(shape, dtype=weight.dtype, device=device), torch.empty(
+        shape, dtype=torch.float32, device=device
+    )
+
+
+def _backward_fake(
+    dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, hidden_dtype: torch.dtype, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dhidden = torch.empty(total.shape, dtype=hidden_dtype, device=total.device)
+    return dhidden, torch.empty_like(dhidden, dtype=torch.float32), torch.empty_like(weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    hidden, residual, weight, eps = inputs
+    ctx.hidden_dtype, ctx.has_residual, ctx.eps = hidden.dtype, residual is not None, eps
+    ctx.save_for_backward(output[1], weight)
+
+
+def _backward(ctx: Any, dnormed: Tensor, dtotal: Tensor) -> tuple:
+    dhidden, dresidual, dweight = _norm_backward(
+        dnormed, dtotal, *ctx.saved_tensors, ctx.hidden_dtype, ctx.eps
+    )
+    return dhidden, dresidual if ctx.has_residual else None, dweight, None
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _call(
+    name: str,
+    eps: float,
+    hidden: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    total: Tensor,
+    normed: Tensor | None,
+    *gradients: Tensor,
+) -> None:
+    """Pack struct Norm of csrc/norm.cpp and run the kernel."""
+    scale = weight.float().contiguous()
+    (eps_bits,) = struct.unpack("q", struct.pack("d", eps))
+    fields = [
+        total.shape[:-1].numel(),
+        total.shape[-1],
+        *(build.pointer(t) for t in (hidden, residual, scale)),
+        eps_bits,
+    ]
+    fields += [build.pointer(tensor) for tensor in (total, normed, *gradients)] + [0] * (5 - len(gradients))
+    hidden_dtype = gradients[2].dtype if hidden is None else hidden.dtype
+    build.call(f"rmeeto_norm_{name}{build.suffix(hidden_dtype, weight.dtype)}", fields)
+
+
+_norm = operator(
+    "add_rms_norm",
+    "(Tensor hidden, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor)",
+    _forward_cpu,
+    _forward_fake,
+    _setup_context,
+    _backward,
+)
+_norm_backward = operator(
+    "add_rms_norm_backward",
+    "(Tensor dnormed, Tensor dtotal, Tensor total, Tensor weight, ScalarType hidden_dtype, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward_cpu,
+    _backward_fake,
+)

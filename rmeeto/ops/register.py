@@ -1,0 +1,59 @@
+"""Registers operators with torch.library, so that compiled and exported graphs contain them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("rmeeto", "FRAGMENT")
+
+
+def operator(
+    name: str,
+    schema: str,
+    implementation: Callable,
+    fake: Callable,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+    keys: Sequence[str] = ("CPU",),
+) -> Callable:
+    """Define ``torch.ops.rmeeto.<name>``.
+
+    Args:
+        name: of the operator.
+        schema: arguments and results, in torch's notation.
+        implementation: for the tensors of ``keys``.
+        fake: empty results of the right shapes and types.
+        setup_context, backward: as of `torch.library.register_autograd`; None for an operator without gradients.
+        keys: of torch's dispatcher: ``CPU``, ``CUDA``.
+
+    Returns:
+        The function to call.
+    """
+    _LIBRARY.define(name + schema)
+    for key in keys:
+        _LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"rmeeto::{name}", fake, lib=_LIBRARY)
+    registered = getattr(torch.ops.rmeeto, name).default
+    if backward is None or setup_context is None:
+        return registered
+    torch.library.register_autograd(f"rmeeto::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    # In eager mode a Function costs less than half of what the registered formula costs (measured: 50 us a call).
+    backward_of_function = staticmethod(backward)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = registered(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        backward = backward_of_function
+
+    def call(*inputs: Any) -> Any:
+        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return Function.apply(*inputs) if eager else registered(*inputs)
+
+    return call

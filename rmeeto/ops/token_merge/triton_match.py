@@ -1,0 +1,238 @@
+# mypy: disallow-untyped-defs=False, check-untyped-defs=False
+"""Matching on a Triton kernel, registered with torch.library as ``rmeeto::triton_match_tokens``.
+
+B batch, L tokens, C channels, S = L // 2 sources, D = (L - 1) // 2 destinations. Patch i is the i-th token that is not
+set aside; even patches are sources, odd ones destinations.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmeeto.ops.register import operator
+from rmeeto.ops.token_merge import naive
+from rmeeto.ops.triton_support import contiguous_rows, dispatch_keys, on_device, power_of_two
+
+# Up to this many sources one program matches an image from its scores to its plan. Beyond, the scores of an image
+# are shared out over programs and a second kernel ranks them.
+ONE_KERNEL = 256
+BLOCK_C = 64
+
+
+@triton.jit
+def token_of(patch, aside):
+    return patch + (patch >= aside)
+
+
+@triton.jit
+def store_best(
+    metric, row, aside, first, score, pick, num_sources, num_destinations,
+    CHANNELS: tl.constexpr, S: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Write the largest cosine similarity, and its destination, of the sources from ``first`` to ``first + S``.
+
+    Products of the metric as it is stored, scaled by the norms afterwards: exact for half precision, whose products
+    fp32 holds, so that the tensor cores give the ranking of an fp32 computation.
+    """
+    sources, channel = first + tl.arange(0, S), tl.arange(0, C)
+    a_rows = metric + token_of(2 * sources, aside)[:, None] * row
+    best = tl.full((S,), float("-inf"), tl.float32)
+    chosen = tl.zeros((S,), tl.int32)
+    start = 0
+    while start < num_destinations:
+        destinations = start + tl.arange(0, D)
+        b_rows = metric + token_of(2 * destinations + 1, aside)[None, :] * row
+        product = tl.zeros((S, D), tl.float32)
+        a_square, b_square = tl.zeros((S,), tl.float32), tl.zeros((D,), tl.float32)
+        c = 0
+        while c < CHANNELS:
+            inside = c + channel < CHANNELS
+            a = tl.load(
+                a_rows + (c + channel)[None, :],
+                mask=(sources < num_sources)[:, None] & inside[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                b_rows + (c + channel)[:, None],
+                mask=(destinations < num_destinations)[None, :] & inside[:, None],
+                other=0.0,
+            )
+            product = tl.dot(a, b, product, input_precision="tf32x3")
+            a, b = a.to(tl.float32), b.to(tl.float32)
+            a_square += tl.sum(a * a, axis=1)
+            b_square += tl.sum(b * b, axis=0)
+            c += C
+        a_norm, b_norm = tl.maximum(tl.sqrt(a_square), 1e-12), tl.maximum(tl.sqrt(b_square), 1e-12)
+        similarity = product / b_norm[None, :] / a_norm[:, None]
+        # A nan would leave sources without a rank, and places in the plan that nothing is written to.
+        valid = (destinations < num_destinations)[None, :] & (similarity == similarity)
+        similarity = tl.where(valid, similarity, float("-inf"))
+        here, which = tl.max(similarity, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        chosen = tl.where(here > best, start + which, chosen)
+        best = tl.maximum(best, here)
+        start += D
+    tl.store(score + sources, best, mask=sources < num_sources)
+    tl.store(pick + sources, chosen, mask=sources < num_sources)
+
+
+@triton.jit
+def store_rank(score, rank, num_sources, S: tl.constexpr, OTHERS: tl.constexpr):
+    """How many sources are more similar, or as similar and in a lower position."""
+    first = 0
+    while first < num_sources:
+        sources = first + tl.arange(0, S)
+        own = tl.load(score + sources, mask=sources < num_sources, other=0.0)[:, None]
+        better = tl.zeros((S,), tl.int32)
+        start = 0
+        while start < num_sources:
+            others = start + tl.arange(0, OTHERS)
+            theirs = tl.load(score + others, mask=others < num_sources, other=0.0)[None, :]
+            ahead = (theirs > own) | ((theirs == own) & (others[None, :] < sources[:, None]))
+            better += tl.sum((ahead & (others < num_sources)[None, :]).to(tl.int32), axis=1)
+            start += OTHERS
+        tl.store(rank + sources, better, mask=sources < num_sources)
+        first += S
+
+
+@triton.jit
+def store_plan(
+    pick, rank, keep, source, destination, aside, length, num_sources, num_destinations, r,
+    EXACT: tl.constexpr, S: tl.constexpr, OTHERS: tl.constexpr,
+):  # fmt: skip
+    """Write keep, source and destination; returns the place of the token that is set aside."""
+    place = aside * (length - r) // length
+    if EXACT:
+        place = aside
+        start = 0
+        while start < num_sources:
+            others = start + tl.arange(0, OTHERS)
+            moved = tl.load(rank + others, mask=others < num_sources, other=length) < r
+            place -= tl.sum((moved & (2 * others < aside)).to(tl.int32), axis=0)
+            start += OTHERS
+    first = 0
+    while first < num_sources:
+        sources = first + tl.arange(0, S)
+        inside = sources < num_sources
+        own = tl.load(rank + sources, mask=inside, other=length)
+        into = tl.load(pick + sources, mask=inside, other=0)
+        before, before_pick = (
+            tl.zeros((S,), tl.int32),
+            tl.zeros((S,), tl.int32),
+        )  # moved sources before that patch
+        start = 0
+        while start < num_sources:
+            others = start + tl.arange(0, OTHERS)
+            moved = (tl.load(rank + others, mask=others < num_sources, other=length) < r)[None, :]
+            before += tl.sum((moved & (others[None, :] < sources[:, None])).to(tl.int32), axis=1)
+            before_pick += tl.sum((moved & (others[None, :] <= into[:, None])).to(tl.int32), axis=1)
+            start += OTHERS
+        goes = own < r
+        at = 2 * sources - before
+        tl.store(keep + at + (at >= place), token_of(2 * sources, aside), mask=inside & (goes == 0))
+        at = 2 * sources + 1 - before - goes.to(tl.int32)
+        tl.store(keep + at + (at >= place), token_of(2 * sources + 1, aside), mask=sources < num_destinations)
+        at = 2 * into + 1 - before_pick
+        tl.store(source + own, token_of(2 * sources, aside), mask=inside & goes)
+        tl.store(destination + own, at + (at >= place), mask=inside & goes)
+        first += S
+    tl.store(keep + place, aside)
+    return place
+
+
+@triton.jit(do_not_specialize=["length", "r", "index"])
+def match_kernel(
+    metric, class_index, keep, source, destination, new_index, score, pick, rank,
+    metric_batch, metric_row, length, r, index,
+    CHANNELS: tl.constexpr, GIVEN: tl.constexpr, EXACT: tl.constexpr, SCORES: tl.constexpr, PLAN: tl.constexpr,
+    S: tl.constexpr, D: tl.constexpr, C: tl.constexpr, OTHERS: tl.constexpr,
+):  # fmt: skip
+    """Scores, best destinations, ranks and plan of an image. Grid: B, and blocks of sources unless PLAN.
+
+    SCORES: compute scores and picks. PLAN: rank them and write the plan. Both: one kernel for all.
+    """
+    batch = tl.program_id(0).to(tl.int64)
+    if GIVEN:
+        aside = tl.load(class_index + batch).to(tl.int32)
+    else:
+        aside = index
+    num_sources, num_destinations = length // 2, (length - 1) // 2
+    score += batch * num_sources
+    pick += batch * num_sources
+    rank += batch * num_sources
+    if SCORES:
+        first = tl.program_id(1) * S
+        while first < num_sources:
+            store_best(
+                metric + batch * metric_batch, metric_row, aside, first, score, pick, num_sources, num_destinations,
+                CHANNELS, S, D, C,
+            )  # fmt: skip
+            first += S * tl.num_programs(1)
+    if PLAN:
+        tl.debug_barrier()  # each step reads what other threads of this program have written
+        store_rank(score, rank, num_sources, S, OTHERS)
+        tl.debug_barrier()
+        place = store_plan(
+            pick, rank, keep + batch * (length - r), source + batch * r, destination + batch * r,
+            aside, length, num_sources, num_destinations, r, EXACT, S, OTHERS,
+        )  # fmt: skip
+        if EXACT:
+            tl.store(new_index + batch, place)
+
+
+def match_tokens(
+    metric: Tensor, r: int, class_index: int | Tensor, exact: bool = False
+) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
+    """Same function as `naive_match_tokens`; float64 goes to it."""
+    if metric.dtype == torch.float64:
+        return naive.naive_match_tokens(metric, r, class_index, exact)
+    given, index = (None, class_index) if isinstance(class_index, int) else (class_index, 0)
+    keep, source, destination, place = _match(metric, r, given, index, exact)
+    if exact:
+        return keep, source, destination, place
+    num_tokens = metric.shape[1]
+    return keep, source, destination, class_index * (num_tokens - r) // num_tokens
+
+
+def _forward(
+    metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (metric,) = contiguous_rows(metric)
+    batch, length, channels = metric.shape
+    outputs = keep, source, destination, place = _forward_fake(metric, r, class_index, index, exact)
+    num_sources = length // 2
+    score = metric.new_empty((batch, num_sources), dtype=torch.float32)
+    pick, rank = torch.empty_like(score, dtype=torch.int32), torch.empty_like(score, dtype=torch.int32)
+    side = min(128, power_of_two(num_sources, 16))
+    together = num_sources <= ONE_KERNEL
+    stages = [(True, True, 1)] if together else [(True, False, -(-num_sources // side)), (False, True, 1)]
+    with on_device(metric):
+        for scores, plan, programs in stages:
+            match_kernel[(batch, programs)](
+                metric, metric if class_index is None else class_index, keep, source, destination, place,
+                score, pick, rank, metric.stride(0), metric.stride(1), length, r, index,
+                CHANNELS=channels, GIVEN=class_index is not None, EXACT=exact, SCORES=scores, PLAN=plan,
+                S=side, D=side, C=min(BLOCK_C, power_of_two(channels, 16)), OTHERS=min(32, side), num_warps=8,
+            )  # fmt: skip
+    return outputs
+
+
+def _forward_fake(
+    metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def long(*shape: int) -> Tensor:
+        return metric.new_empty(shape, dtype=torch.long)
+
+    batch, num_tokens, _ = metric.shape
+    return long(batch, num_tokens - r), long(batch, r), long(batch, r), long(batch if exact else 0)
+
+
+_match = operator(
+    "triton_match_tokens",
+    "(Tensor metric, SymInt r, Tensor? class_index, SymInt index, bool exact) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    keys=dispatch_keys(),
+)

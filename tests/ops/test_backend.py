@@ -1,0 +1,90 @@
+"""Who runs an operator: the ladder, what the environment forces, and what is said about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rmeeto.ops.add_norm import ADD_NORM
+from rmeeto.ops.backend import Backend, BackendUnavailable, Operator
+from rmeeto.ops.conv1d import CONV1D
+from rmeeto.ops.selective_scan import BIDIRECTIONAL, SCAN, eager
+
+
+def unavailable():
+    raise BackendUnavailable("because")
+
+
+def operator() -> Operator:
+    return Operator(
+        "example",
+        [
+            Backend("triton", ("cuda",), lambda: "on a GPU"),
+            Backend("upstream", ("cpu", "cuda"), unavailable),
+            Backend("naive", ("any",), lambda: "the definition", automatic=False),
+            Backend("torch", ("any",), lambda: "everywhere"),
+        ],
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_forced(monkeypatch):
+    monkeypatch.delenv("RMEETO_BACKEND", raising=False)
+
+
+def test_best_backend_that_runs_is_chosen():
+    assert operator().implementation("cuda") == "on a GPU"
+    assert operator().implementation("cpu") == "everywhere"
+    assert operator().chosen("cpu") == "torch"
+
+
+def test_a_request_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("RMEETO_BACKEND", "torch")
+    assert operator().implementation("cpu", "naive") == "the definition"
+    assert operator().implementation("cuda") == "everywhere"
+
+
+def test_the_environment_is_read_at_every_call(monkeypatch):
+    example = operator()
+    assert example.implementation("cuda") == "on a GPU"
+    monkeypatch.setenv("RMEETO_BACKEND", "naive")
+    assert example.implementation("cuda") == "the definition"
+
+
+def test_the_environment_may_name_what_only_other_operators_have(monkeypatch):
+    monkeypatch.setenv("RMEETO_BACKEND", "cpp")
+    assert operator().implementation("cuda") == "on a GPU"
+
+
+def test_torch_can_be_forced_for_every_operator(monkeypatch):
+    monkeypatch.setenv("RMEETO_BACKEND", "torch")
+    assert SCAN.implementation("cpu") is eager.eager_selective_scan
+    assert [op.chosen("cpu") for op in (SCAN, BIDIRECTIONAL, CONV1D, ADD_NORM)] == ["torch"] * 4
+
+
+def test_every_state_is_explained():
+    assert operator().explain("cpu") == [
+        ("triton", "for cuda only"),
+        ("upstream", "because"),
+        ("naive", "available"),
+        ("torch", "chosen"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "request_", "message"),
+    [
+        ("cpu", "fast", "backend='fast'; expected one of"),
+        ("cpu", "cpp", "no backend 'cpp' for cpu; this operator has upstream, naive, torch"),
+        ("cpu", "triton", "no backend 'triton' for cpu"),
+        ("cpu", "upstream", "cannot run here: because"),
+    ],
+)
+def test_a_request_that_cannot_be_met_says_why(device, request_, message):
+    with pytest.raises(ValueError, match=message):
+        operator().implementation(device, request_)
+
+
+def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv("RMEETO_BACKEND", "fastest")
+    with pytest.raises(ValueError, match="RMEETO_BACKEND='fastest'"):
+        operator().implementation("cpu")

@@ -38,6 +38,7 @@ ALLOWED = {
     "rmeeto.errors": set(),
     "rmeeto.merge": {"rmeeto.merge"},
     "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
+    "rmeeto.ops.token_merge": {"rmeeto.ops", "rmeeto.errors", "rmeeto.merge"},  # whose fast path it is
     "rmeeto.nn": {"rmeeto.nn", "rmeeto.merge", "rmeeto.ops", "rmeeto.errors"},
     "rmeeto.engine": {"rmeeto.engine", "rmeeto.errors", "rmeeto.__version__"},
     "rmeeto.measure": {"rmeeto.measure", "rmeeto.merge", "rmeeto.nn", "rmeeto.errors"},

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmeeto.merge import MergeConfig, MergePlan, match, merge_source, merge_wavg
 from rmeeto.nn.mamba import BiMamba, SSMFeatures
-from rmeeto.ops import add_rms_norm
+from rmeeto.ops import add_rms_norm, match_tokens, merge_tokens
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Block(nn.Module):
         """
         if r > 0:
             assert config is not None
-            state = merge_tokens(state, r, config, self.drop_path)
+            state = merge_state(state, r, config, self.drop_path)
             hidden = state.hidden
         else:
             hidden = self.drop_path(state.hidden)
@@ -87,7 +87,7 @@ def recomputed(block: Block, state: TokenState, *arguments: Any) -> TokenState:
     return checkpoint(run, state.hidden, state.residual, use_reentrant=False)
 
 
-def merge_tokens(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Module) -> TokenState:
+def merge_state(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Module) -> TokenState:
     """Merge r tokens of a state: one matching, applied to everything that the tokens carry.
 
     A size-weighted average is linear, so ``hidden + residual`` is merged once instead of both (and is then the new
@@ -98,18 +98,26 @@ def merge_tokens(state: TokenState, r: int, config: MergeConfig, drop_path: nn.M
     metric = state.hidden if config.metric == "X" else getattr(state.ssm, config.metric)
     plan = plan_merge(metric, r, state.class_index, config)
     hidden, residual = drop_path(state.hidden), state.residual
-    if residual is not None and config.mode in ("sum", "mean"):
-        hidden, residual = residual + hidden, None
-    if residual is not None:
-        residual, _ = merge_wavg(plan, residual, state.size, config.mode)
-    hidden, size = merge_wavg(plan, hidden, state.size, config.mode)
+    if config.mode == "sum" and not config.prune:
+        hidden, size = merge_tokens(hidden, residual, state.size, plan.keep, plan.source, plan.destination)
+        residual = None
+    else:
+        if residual is not None and (config.mode in ("sum", "mean") or config.prune):
+            hidden, residual = residual + hidden, None
+        if residual is not None:
+            residual, _ = merge_wavg(plan, residual, state.size, config.mode)
+        hidden, size = merge_wavg(plan, hidden, state.size, config.mode)
     source = None if state.source is None else merge_source(plan, state.source)
     target = None if state.target is None else plan.target().gather(1, state.target)
     return TokenState(hidden, residual, size, plan.class_index, None, source, target)
 
 
 def plan_merge(metric: Tensor, r: int, class_index: int | Tensor | None, config: MergeConfig) -> MergePlan:
-    """The matching that a configuration asks for."""
+    """The matching that a configuration asks for; the paper's default one has a fast path."""
+    is_default = config.distance == "cosine" and config.neighbour == 1 and config.keep_order
+    if is_default and class_index is not None:
+        *positions, index = match_tokens(metric, r, class_index, exact=config.class_position == "exact")
+        return MergePlan(*positions, index, config.prune)
     return match(
         metric.detach(),
         r,

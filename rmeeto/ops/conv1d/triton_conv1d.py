@@ -58,10 +58,7 @@ def conv_fwd_kernel(
         for k in tl.static_range(2 * K - 1):
             seen = tokens + (k - (K - 1))
             mask = ((seen >= 0) & (seen < length))[:, None] & inside[None, :]
-            here = tl.load(
-                x + batch * x_batch + seen[:, None] * x_row + channels[None, :], mask=mask, other=0.0
-            )
-            here = here.to(tl.float32)
+            here = tl.load(x + seen[:, None] * x_row + channels[None, :], mask=mask, other=0.0).to(tl.float32)
             if k < K:
                 value += here * taps[k][None, :]
             if k >= K - 1:
@@ -144,11 +141,8 @@ def conv_bwd_kernel(
                 sums_b = sums_b + (dtaps_b[k] + own_b * xs[K - 1 - k],)
                 gradient += taps[k] * gs[K - 1 - k] + taps_b[k] * gs_b[k]
             dtaps, dtaps_b = sums, sums_b
-            tl.store(
-                dx + (batch * length + at) * CHANNELS + channels,
-                gradient,
-                mask=channels < tl.where(mine, CHANNELS, 0),
-            )
+            end = tl.where(mine, CHANNELS, 0)
+            tl.store(dx + at * CHANNELS + channels, gradient, mask=channels < end)
         position += T
 
     rows = dparameters + (batch * tl.num_programs(2) + c) * (2 * (K + 1) * CHANNELS) + channels

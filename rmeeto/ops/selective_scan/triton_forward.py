@@ -248,9 +248,8 @@ def scan_fwd_kernel(
             mask = live[:, None, None] & inside[None]
             place = tokens[:, None, None] * CHANNELS + channels[None]
             last = direction == DIRECTIONS - 1
-            _, finish = order(
-                position, tl.where(last, stop, position), length, reverse, T
-            )  # no token before the last
+            until = tl.where(last, stop, position)  # the first of two directions neither adds nor gates
+            finish = position + tl.arange(0, T) < until
             if DIRECTIONS == 2:
                 other = tl.load(partial + place, mask=finish[:, None, None] & inside[None], other=0.0)
             if HAS_Z:

@@ -1,0 +1,67 @@
+"""The numbers of README and CKPT are those of recorded runs, and the shipped weights reproduce theirs."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import timm
+import torch
+
+from image_task.config import DataConfig
+from image_task.data import build_data
+from image_task.models import load_weights
+from rmeeto import MergeConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "image_task" / "exp_sh" / "digits"
+ARMS = ("dense", "training_free", "retrained", "control")
+
+
+def top1(run: str) -> float:
+    return json.loads((DIGITS / "results" / run / "result.json").read_text())["top1"]
+
+
+def rows(document: str, start: str) -> list[list[str]]:
+    """Cells of the table rows of a document that begin with `start`."""
+    lines = (ROOT / document).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(start)]
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.\d+", cell)]
+
+
+@pytest.mark.parametrize(
+    ("arm", "start"), zip(ARMS, ("| dense |", "| merged (r = 12", "| merged, re-", "| control:"))
+)
+def test_readme_quotes_the_recorded_runs(arm, start):
+    recorded = [top1(f"{arm}-seed{seed}") for seed in range(3)]
+    (row,) = rows("README.md", start)
+    assert numbers(row[2]) == [pytest.approx(mean(recorded), abs=0.005)]
+    assert numbers(row[3]) == pytest.approx(recorded, abs=0.005)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_ckpt_quotes_the_recorded_runs(arm):
+    (row,) = rows("CKPT.md", f"| {arm} |")
+    recorded = [top1(f"{arm}-seed{seed}") for seed in range(3)]
+    assert numbers(" ".join(row[1:])) == pytest.approx([*recorded, mean(recorded)], abs=0.005)
+
+
+def test_ckpt_quotes_the_recorded_curve():
+    (header,), (row,) = rows("CKPT.md", "| r |"), rows("CKPT.md", "| training-free, seed 0 |")
+    recorded = [top1(f"curve-r{r}") for r in header[1:]]
+    assert numbers(" ".join(row[1:])) == pytest.approx(recorded, abs=0.005)
+
+
+@pytest.mark.parametrize(("file", "merge"), [("dense", None), ("retrained", MergeConfig(r=12))])
+def test_shipped_weights_have_the_recorded_accuracy(file, merge):
+    model = timm.create_model("vim_nano_patch2_16", merge=merge).eval()
+    load_weights(model, DIGITS / f"{file}.safetensors")
+    data = build_data(DataConfig(num_workers=0), img_size=16, rank=0, world_size=1, seed=0, train=False)
+    with torch.inference_mode():
+        hits = [(model(images).argmax(1) == labels) for images, labels in data.eval_batches()]
+    # Two of 360 images may fall the other way on another machine's arithmetic.
+    assert 100 * torch.cat(hits).float().mean().item() == pytest.approx(top1(f"{file}-seed0"), abs=0.56)

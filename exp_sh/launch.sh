@@ -1,10 +1,12 @@
 # shellcheck shell=bash
 # Sourced by every recipe: the only place that knows about processes, nodes, ports and run folders.
 #   run <table> <arguments of image_task.main...>      writes below $RUNS/<table>
+# A recipe of another program sets main=video_task.main data=<its default data set> before it sources this.
 #
 # DRY_RUN=1  print each command (for the repository root) and validate it    SMOKE=1  run each for a few batches
 # RESUME=1   go on with runs that were cut short    RUNS     where the run folders go (default runs)
-# DATA       the data set (default data/imagenet)   WEIGHTS  pre-trained weights (default weights)
+# RELEASED=1 with the released code's quirks where published figures rest on them: the recipe's header says which
+# DATA       the data set (default: the recipe's)    WEIGHTS  pre-trained weights (default weights)
 # NPROC      processes on this machine (default: one a GPU, else 1)
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   the same recipe, started once on each of several machines
 # PYTHON     the interpreter (default: that of $RMEETO_VENV or .venv, else python3)
@@ -13,12 +15,15 @@ fail() { echo "launch: $1" >&2; exit "${2:-2}"; }
 
 absolute() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; }
 
+[[ ${RELEASED:-0} != 1 ]] || grep -q "released=" "$0" ||
+    fail "RELEASED=1 has no effect: nothing in this recipe rests on the released code's quirks; leave it out."
+
 # Paths from the user are relative to where the user is; everything else is relative to the repository root.
 for name in DATA WEIGHTS RUNS RMEETO_VENV; do
     [[ -z ${!name:-} ]] || printf -v "$name" %s "$(absolute "${!name}")"
 done
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-: "${DATA:=data/imagenet}" "${WEIGHTS:=weights}" "${RUNS:=runs}" "${RMEETO_VENV:=.venv}"
+: "${DATA:=${data:-data/imagenet}}" "${WEIGHTS:=weights}" "${RUNS:=runs}" "${RMEETO_VENV:=.venv}"
 
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=$RMEETO_VENV/bin/python
@@ -38,11 +43,13 @@ if [[ ${SMOKE:-0} == 1 ]]; then
 fi
 
 num_runs=0
+released=() # set by recipes: what RELEASED=1 adds to the commands that follow
 run() {
     local table=$1 processes=("$PYTHON")
-    local task=(-m image_task.main "${@:2}" --output_dir "$RUNS/$table")
+    local task=(-m "${main:-image_task.main}" "${@:2}" --output_dir "$RUNS/$table")
     [[ ${RESUME:-0} != 1 ]] || task+=(--resume)
     [[ ${SMOKE:-0} != 1 ]] || task+=(--smoke)
+    [[ ${RELEASED:-0} != 1 ]] || task+=(${released[@]+"${released[@]}"})
     if ((NNODES > 1)); then # a port of its own for each run: a fast node must not join the slow node's last run
         processes+=(-m torch.distributed.run --nproc_per_node "$NPROC" --nnodes "$NNODES" --node_rank "$NODE_RANK"
             --master_addr "$MASTER_ADDR" --master_port "$((MASTER_PORT + num_runs))")

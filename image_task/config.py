@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from rmeeto.engine.distill import DistillConfig
-from rmeeto.engine.flags import from_plain, setting
-from rmeeto.engine.optim import OptimConfig
-from rmeeto.engine.record import RunConfig
+from rmeeto.cli import config as cli
+from rmeeto.engine.flags import setting
 from rmeeto.errors import UserError
-from rmeeto.merge import MergeConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(cli.ModelConfig):
     """Which model, and where its weights and its teacher's come from."""
 
     model: str = setting("vim_nano_patch2_16", "its name; an unknown one lists all")
-    nb_classes: int | None = setting(None, "classes of the head; none: the data's", "num_classes")
-    drop_path: float = setting(0.1, "drop path rate of the last block")
-    model_pth: str | None = setting(None, "pre-trained weights (.pth, .pt, .safetensors); none: from scratch")
-    teacher: str | None = setting(None, "model of the dense teacher; none: the same", "teacher_model")
-    teacher_pth: str | None = setting(None, "the teacher's weights; none: --model_pth", "teacher_path")
+    pretrained: str | None = setting(None, "auto: the official weights, from ./weights or the hub")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop_path is {self.drop_path}; expected a rate in [0, 1).")
-        if self.nb_classes is not None and self.nb_classes < 1:
-            raise UserError(f"--nb_classes is {self.nb_classes}; expected at least 1.")
-        if self.teacher is not None and self.teacher_pth is None and self.teacher != self.model:
+        super().__post_init__()
+        if self.pretrained not in (None, "auto"):
+            raise UserError(f"--pretrained is {self.pretrained!r}; expected auto (a file is --model_pth's).")
+        if self.pretrained and self.model_pth:
             raise UserError(
-                f"--teacher {self.teacher} is another model than --model; give its --teacher_pth."
+                f"--pretrained and --model_pth {self.model_pth} both name weights; give one of them."
             )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the student or its teacher is pre-trained."""
+        return super().has_weights or self.pretrained is not None
 
 
 @dataclass(frozen=True)
@@ -108,84 +103,11 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(cli.TaskConfig):
     """All settings of a run; `merge` None is the dense model."""
 
     model: ModelConfig = ModelConfig()
-    merge: MergeConfig | None = None
     data: DataConfig = DataConfig()
-    optim: OptimConfig = OptimConfig()
-    distill: DistillConfig = DistillConfig()
-    run: RunConfig = RunConfig()
-
-    def __post_init__(self) -> None:
-        has_weights = self.model.model_pth or self.model.teacher_pth
-        if self.distill.distill and not (has_weights or self.run.smoke or self.run.eval):
-            raise UserError("--distill needs a trained teacher; give --model_pth or --teacher_pth.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON holds them; `from_dict` gives them back."""
-        plain = {field.name: dataclasses.asdict(getattr(self, field.name)) for field in _SECTIONS}
-        return {"model": plain.pop("model"), "merge": self.merge and self.merge.to_dict(), **plain}
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Config:
-        """Settings from their plain form.
-
-        Raises:
-            UserError: an unknown section or field, or a value out of range.
-        """
-        unknown = sorted(set(plain) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise UserError(
-                f"unknown section {unknown[0]} in the config; expected those of a run's config.json."
-            )
-        types = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "distill": DistillConfig}
-        sections = {
-            name: from_plain(section, plain.get(name, {}), name)
-            for name, section in {**types, "run": RunConfig}.items()
-        }
-        merge = plain.get("merge")
-        return cls(merge=None if merge is None else from_plain(MergeConfig, merge, "merge"), **sections)
-
-    @property
-    def setting(self) -> str:
-        """A short name of how the model merges: dense, r5, r11-prune-metricB, ..."""
-        return setting_name(self.merge)
-
-    @property
-    def folder(self) -> Path:
-        """The run folder: `<output_dir>/<name, or model-setting>`."""
-        name = self.run.name or f"{self.model.model}-{self.setting}{'-eval' if self.run.eval else ''}"
-        return Path(self.run.output_dir) / (name + ("-smoke" if self.run.smoke else ""))
-
-
-_SECTIONS = [field for field in dataclasses.fields(Config) if field.name != "merge"]
-
-
-def setting_name(merge: MergeConfig | None) -> str:
-    """A short name of a merge setting that names what differs from the paper's defaults."""
-    if merge is None or not merge.is_active:
-        return "dense"
-    r = merge.r if isinstance(merge.r, tuple) else (merge.r,)
-    parts = {
-        "prune": merge.prune,
-        f"metric{merge.metric}": merge.metric != "X",
-        "flip": merge.released_flip,
-        merge.distance: merge.distance != "cosine",
-        merge.mode: merge.mode != "sum",
-        f"neighbour{merge.neighbour}": merge.neighbour != 1,
-        f"every{merge.interval}": merge.interval != 2,
-        "odd": merge.odd,
-        "noorder": not merge.keep_order,
-        merge.class_position: merge.class_position != "proportional",
-        f"final{merge.final_tokens}": merge.final_tokens is not None,
-        f"shuffle{merge.shuffle_rate:g}": merge.shuffle == "random",
-        "oddeven": merge.shuffle == "odd-even",
-    }
-    return "-".join(
-        ["r" + "_".join(f"{n:g}" for n in r), *(name for name, differs in parts.items() if differs)]
-    )
 
 
 def smoke(config: Config) -> Config:
@@ -203,7 +125,7 @@ def smoke(config: Config) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(
-            config.model, nb_classes=None, model_pth=None, teacher=None, teacher_pth=None
+            config.model, nb_classes=None, model_pth=None, pretrained=None, teacher=None, teacher_pth=None
         ),
         data=data,
         optim=dataclasses.replace(config.optim, epochs=1, warmup_epochs=0),

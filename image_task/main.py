@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python image_task/main.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import timm
 import torch
 from torch import nn
 
@@ -21,46 +18,19 @@ from image_task.data import ImageData, build_data
 from image_task.datasets import KNOWN
 from image_task.flags import parse
 from image_task.models import load_weights
-from rmeeto.engine import DistillLoss, RunFolder, World, evaluate, fit, scaled_lr, start
-from rmeeto.engine.dist import RankError
+from image_task.models.pretrained import load_official, official
+from rmeeto.cli.main import create_model, device_line, model_line, run_command, run_in_folder
+from rmeeto.engine import DistillLoss, RunFolder, World, evaluate, fit, scaled_lr
 from rmeeto.engine.precision import amp_dtype
-from rmeeto.engine.record import read_json, state_of
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 
+Parts = tuple[nn.Module, nn.Module | None, ImageData]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; errors that the user can fix are one or two lines on stderr.
-
-    Returns:
-        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
-    """
-    is_main = os.environ.get("RANK", "0") == "0"
-    config = None
-    try:
-        config, dry_run, notices = parse(sys.argv[1:] if argv is None else argv)
-        for notice in notices if is_main else ():
-            print(f"note: {notice}", file=sys.stderr)
-        if dry_run:
-            check(config)
-            print(json.dumps(config.to_dict(), indent=2))
-        else:
-            run(config)
-        return 0
-    except UserError as error:
-        if is_main or isinstance(error, RankError):
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print(
-            "error: the GPU has too little memory; lower --batch-size and raise --accumulation",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        if is_main:
-            print(_farewell(config), file=sys.stderr)
-        return 130
+    """Run a command line; see `run_command`."""
+    return run_command(argv, parse, check, run)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -73,29 +43,35 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: settings, data, weights or a run folder that do not fit together.
     """
-    settings = config.to_dict()
-    with start(config.run.device) as world:
-        if world.on_main(lambda: state_of(config.folder, settings, config.run.resume)) == "done":
-            world.print(f"{config.folder} is done already")
-            return world.on_main(lambda: read_json(config.folder / "result.json"))
-        model, teacher, data = world.together(lambda: build(config, world))
-        with RunFolder(config.folder, settings, world) as folder:
-            world.print(describe(config, model, data, world))
-            if config.run.eval:
-                torch.manual_seed(config.run.seed)
-                folder.start()
-                result = evaluate(model, data, world, amp_dtype(config.run.amp, world.device))
-                folder.log("eval", {"epoch": 0, "step": 0}, result)
-            else:
-                criterion = DistillLoss(teacher, config.distill.distill_weight, config.data.smoothing)
-                lr = scaled_lr(config.optim.lr, config.data.batch_size, world.size)
-                result = fit(model, data, criterion, config.optim, config.run, world, folder, peak_lr=lr)
-            folder.finish(result)
-        world.print(summary(result, config.folder))
-    return result
+
+    def work(parts: Parts, world: World, folder: RunFolder) -> dict[str, Any]:
+        model, teacher, data = parts
+        if config.run.eval:
+            torch.manual_seed(config.run.seed)
+            folder.start()
+            result = evaluate(model, data, world, amp_dtype(config.run.amp, world.device))
+            folder.log("eval", {"epoch": 0, "step": 0}, result)
+            return result
+        criterion = DistillLoss(teacher, config.distill.distill_weight, config.data.smoothing)
+        return fit(
+            model, data, criterion, config.optim, config.run, world, folder, peak_lr=peak_lr(config, world)
+        )
+
+    return run_in_folder(
+        config,
+        lambda world: build(config, world),
+        lambda parts, world: describe(config, parts, world),
+        work,
+        "images",
+    )
 
 
-def build(config: Config, world: World) -> tuple[nn.Module, nn.Module | None, ImageData]:
+def peak_lr(config: Config, world: World) -> float:
+    """The full learning rate for the images of a step (accumulation does not count)."""
+    return scaled_lr(config.optim.lr, config.data.batch_size, world.size)
+
+
+def build(config: Config, world: World) -> Parts:
     """The student, its dense teacher (or None) and the data of this process, on `world.device`.
 
     Raises:
@@ -141,9 +117,12 @@ def build_model(
     name, path = chosen.model, chosen.model_pth
     if teacher:
         name, path = chosen.teacher or name, chosen.teacher_pth or path
+    ema: bool | str = {"auto": "auto", "plain": False, "ema": True}[chosen.weights]
     model = _create(config, name, merge, num_classes, 0.0 if teacher else chosen.drop_path)
     if path is not None:
-        load_weights(model, path)
+        load_weights(model, path, ema)
+    elif chosen.pretrained:
+        load_official(model, name, ema)
     return model
 
 
@@ -154,6 +133,8 @@ def check(config: Config) -> None:
         UserError: an unknown data set, or settings that the model refuses.
     """
     sketch(config)
+    if config.model.pretrained:
+        official(config.model.model)
     name = config.data.data_set
     if name.partition("/")[0] not in {known.partition("/")[0] for known in KNOWN.split()}:
         raise UserError(f"--data_set is {name!r}; known are {KNOWN}.")
@@ -168,54 +149,35 @@ def sketch(config: Config) -> nn.Module:
 def _create(
     config: Config, name: str, merge: MergeConfig | None, num_classes: int | None, drop_path: float
 ) -> nn.Module:
-    sizes = {"num_classes": num_classes, "img_size": config.data.input_size}
-    given = {key: value for key, value in sizes.items() if value is not None}
-    torch.manual_seed(config.run.seed)
-    try:
-        return timm.create_model(name, merge=merge, drop_path_rate=drop_path, **given)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    return create_model(
+        name,
+        seed=config.run.seed,
+        merge=merge,
+        drop_path_rate=drop_path,
+        num_classes=num_classes,
+        img_size=config.data.input_size,
+    )
 
 
-def describe(config: Config, model: nn.Module, data: ImageData, world: World) -> str:
+def describe(config: Config, parts: Parts, world: World) -> str:
     """What is about to run, in a few lines."""
-    tokens, size = model.num_tokens, model.pretrained_cfg["input_size"][-1]
-    merged = tokens[0] if tokens[0] == tokens[-1] else f"{tokens[0]} to {tokens[-1]} (r = {config.merge.r})"
-    amp = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[
-        amp_dtype(config.run.amp, world.device)
-    ]
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    model, _, data = parts
+    weights = config.model.model_pth or f"drawn from seed {config.run.seed}"
+    if config.model.pretrained:
+        weights = f"official, {official(config.model.model).file}"
     lines = [
-        f"model   {config.model.model}, {config.setting}, {millions:.2f} M parameters, {merged} tokens, {size} pixels",
-        f"weights {config.model.model_pth or f'drawn from seed {config.run.seed}'}",
+        model_line(config, model),
+        f"weights {weights}",
         f"data    {config.data.data_set}: {data.num_train} images to train, {data.num_eval} to evaluate, "
         f"{data.num_classes} classes",
-        f"device  {world.size} x {world.device.type}, {amp}",
+        device_line(config, world),
     ]
     if not config.run.eval:
-        lr, lowest = scaled_lr(config.optim.lr, config.data.batch_size, world.size), config.optim.min_lr
+        lr, lowest = peak_lr(config, world), config.optim.min_lr
         rises = " (it rises: --min_lr lies above)" if lr < lowest else ""
         teacher = "a dense teacher" if config.distill.distill else "no teacher"
         lines.append(f"train   {config.optim.epochs} epochs, rate {lr:.3g} to {lowest:.3g}{rises}, {teacher}")
     return "\n".join([*lines, f"folder  {config.folder}"])
-
-
-def summary(result: dict[str, Any], folder: Path) -> str:
-    """The outcome in a line."""
-    averaged = f", averaged weights {result['ema']['top1']:.2f}" if "ema" in result else ""
-    missing = f", {result['unreadable']} unreadable counted as wrong" if result["unreadable"] else ""
-    return (
-        f"top-1 {result['top1']:.2f}  top-5 {result['top5']:.2f}  loss {result['loss']:.4f}{averaged} "
-        f"({result['count']} images{missing}): {folder}"
-    )
-
-
-def _farewell(config: Config | None) -> str:
-    if config is None or not (config.folder / "last.pt").exists():
-        return "interrupted before the first checkpoint"
-    return f"interrupted; the same command with --resume goes on from {config.folder / 'last.pt'}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole method on embedded data: dense, merged, re-trained, measured, drawn. `bash exp_sh/quickstart.sh` runs it."""
+"""The whole method on embedded data: dense, merged, re-trained, measured, drawn (`bash exp_sh/quickstart.sh`)."""
 
 from __future__ import annotations
 

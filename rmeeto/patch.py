@@ -161,7 +161,7 @@ class _MergingMamba:
                 f"{name}: metric={config.metric!r}, but its mixer hands out no parameters; use metric='X', or load the "
                 "weights into image_task.models"
             )
-        for option in ("shuffle", "released_flip"):
+        for option in ("shuffle", "released_flip", "window"):
             if getattr(config, option):
                 raise ValueError(
                     f"{name}: {option}={getattr(config, option)!r} needs a model of image_task.models"

@@ -76,7 +76,8 @@ def released_merge(
     if merge_para is not None and merge is not None:
         raise UserError(f"{alias}: got both merge_para and merge; give one of them")
     if kind == "dense" and (merge_para is not None or merge is not None):
-        raise UserError(f"{alias} is the dense teacher; it takes no merge settings, use {alias.replace('_teacher', '')}")
+        merging = alias.replace("_teacher", "")
+        raise UserError(f"{alias} is the dense teacher; it takes no merge settings, use {merging}")
     if merge_para is not None:
         fixed = {"shuffle": "random"} if kind == "shuffle" else {}
         merge = MergeConfig.from_released(merge_para, **fixed)

@@ -28,7 +28,11 @@ _ALLOWED = [
     np.ndarray,
     np._core.multiarray.scalar,
     np._core.multiarray._reconstruct,
-    *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name.endswith(("Float64DType", "Int64DType"))),
+    *(
+        getattr(np.dtypes, name)
+        for name in np.dtypes.__all__
+        if name.endswith(("Float64DType", "Int64DType"))
+    ),
 ]
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 4  # keys named per kind in an error
@@ -59,7 +63,8 @@ def load_weights(
         path: ``.safetensors``, or a ``.pth`` / ``.pt`` file with the weights at the top or under ``model``,
             ``state_dict`` or ``model_ema``. DDP's ``module.`` prefix is taken off. Read without running any code of
             the file.
-        ema: True takes ``model_ema``, False the plain weights, ``auto`` the plain ones if the file has them.
+        ema: True takes ``model_ema``, False the plain weights, ``auto`` the plain ones if the file has them, ``prefer``
+            ``model_ema`` if it has that.
         fit: makes the tensors fit the model; None for `fit_pos_embed`, which resizes a position embedding of
             another grid. A tensor that it takes from the model itself is reported as new.
 
@@ -97,6 +102,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, OSError,
             KeyError, ValueError, IndexError, AttributeError, TypeError) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        if reason.startswith("Weights only load failed"):
+            reason = "it is no checkpoint of torch, or holds objects besides tensors and plain options"
         raise UserError(
             f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {reason}\n"
             "expected a whole checkpoint file; it may be truncated or of another kind: fetch it again"
@@ -110,8 +117,13 @@ def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[
     plain = next((key for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
     averaged = "model_ema" if isinstance(content.get("model_ema"), dict) else None
     if ema is True and averaged is None:
-        raise UserError(f"weights: {path} has no entry model_ema; it has {_names(content)}; load it without EMA")
-    entry = averaged if ema is True else plain or (averaged if ema == "auto" else None)
+        raise UserError(
+            f"weights: {path} has no entry model_ema; it has {_names(content)}; load it without EMA"
+        )
+    if ema == "prefer":
+        entry = averaged or plain
+    else:
+        entry = averaged if ema is True else plain or (averaged if ema == "auto" else None)
     state = content if entry is None else content[entry]
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(

@@ -102,6 +102,20 @@ def test_without_a_compiler_it_says_so_and_ends_well(tmp_path):
     assert "(empty)" in value(lines, "cache") and max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("missing", ["torch", "timm", "numpy"])
+def test_a_package_that_cannot_be_imported_is_a_finding_and_no_more(missing):
+    code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('rmeeto.doctor', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and not done.stderr and max(map(len, lines)) <= 80
+    assert "but it cannot be imported" in value(lines, missing)
+    assert [line for line in lines if not line.startswith(" ")] == list(doctor.SECTIONS)
+    if missing == "torch":
+        assert value(lines, "not known").startswith("import of torch halted")
+    else:
+        assert value(lines, "selective_scan on cpu") in ("cpp", "torch")
+
+
 @pytest.mark.gpu
 def test_gpus_are_listed(capsys):
     lines = report(capsys)

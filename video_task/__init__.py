@@ -1,5 +1,6 @@
-"""The video task: VideoMamba on Kinetics-400, merged and re-trained. It cannot be run yet.
+"""The video task: VideoMamba on clips, merged, re-trained and tested on several views.
 
-It will be the mirror image of `image_task`: `main.py` and `throughput.py`, the decoding and sampling of clips, the
-video form of VideoMamba, and the recipes of tables 13 and 14.
+The mirror image of `image_task`: `main.py` and `throughput.py`, and beside them what only video needs: reading,
+sampling and augmenting clips (`data`), the models' form for clips (`models`), the recipe's optimizer (`optim.py`)
+and the test on several views (`views.py`).
 """

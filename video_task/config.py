@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+from rmeeto.cli import config as cli
 from rmeeto.engine.flags import setting
+from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
+from video_task.optim import VideoOptimConfig
+
+
+@dataclass(frozen=True)
+class VideoModelConfig(cli.ModelConfig):
+    """Which model, and where its weights and its teacher's come from."""
+
+    model: str = setting("videomamba_video_nano_patch4_32", "its name; an unknown one lists all")
+    model_pth: str | None = setting(
+        None, "pre-trained weights of a video or an image model; none: from scratch", "finetune"
+    )
+    tubelet_size: int | None = setting(None, "frames that a token covers; none: the model's (1)")
+    head_map: str | None = setting(
+        None, "JSON list: for each class its number in the weights' head, as to take a K710 head for K400"
+    )
+    delete_head: bool = setting(False, "leave out the weights' head")
+    use_checkpoint: bool = setting(False, "compute blocks again in the backward pass, to save memory")
+    checkpoint_num: int | None = setting(None, "how many blocks, from the first; none: all")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tubelet_size is not None and self.tubelet_size < 1:
+            raise UserError(f"--tubelet_size is {self.tubelet_size}; expected at least 1.")
+        if self.checkpoint_num is not None and self.checkpoint_num < 0:
+            raise UserError(f"--checkpoint_num is {self.checkpoint_num}; expected 0 or more.")
+        if self.delete_head and self.head_map is not None:
+            raise UserError(
+                f"--delete_head leaves out the head that --head_map {self.head_map} maps; give one."
+            )
+
+
+@dataclass(frozen=True)
+class VideoRunConfig(RunConfig):
+    """Where a run writes, and what it runs on."""
+
+    smoke: bool = setting(False, "a few batches of small clips made on the spot, without pre-trained weights")
+    test_best: bool = setting(False, "test the weights of the best epoch, not those of the last")
 
 
 @dataclass(frozen=True)
@@ -121,3 +161,37 @@ class VideoDataConfig:
     def dense(self) -> bool:
         """Whether a clip is a run of frames, not taken from all over the video."""
         return (self.sampling or ("dense" if self.data_set == "Kinetics" else "sparse")) == "dense"
+
+
+@dataclass(frozen=True)
+class VideoConfig(cli.TaskConfig):
+    """All settings of a run; `merge` None is the dense model."""
+
+    model: VideoModelConfig = VideoModelConfig()
+    data: VideoDataConfig = VideoDataConfig()
+    optim: VideoOptimConfig = VideoOptimConfig()
+    run: VideoRunConfig = VideoRunConfig()
+
+
+def smoke(config: VideoConfig) -> VideoConfig:
+    """The same run for a few batches: clips made on the spot, two a batch, one epoch, no weights, one video to test."""
+    data = dataclasses.replace(
+        config.data,
+        data_set="folder",
+        data_path="",
+        prefix="",
+        batch_size=2,
+        num_workers=0,
+        max_train_batches=2,
+        max_eval_batches=1,
+    )
+    model = dataclasses.replace(
+        config.model, nb_classes=None, model_pth=None, head_map=None, teacher=None, teacher_pth=None
+    )
+    return dataclasses.replace(
+        config,
+        model=model,
+        data=data,
+        optim=dataclasses.replace(config.optim, epochs=1, warmup_epochs=0),
+        run=dataclasses.replace(config.run, smoke=True),
+    )

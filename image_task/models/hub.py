@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, logging
 from safetensors.torch import save_file
 from timm.models import is_model
 from torch import nn
@@ -104,21 +104,28 @@ def load(source: str | Path) -> nn.Module:
     return model
 
 
-def fetch(repository: str, file: str) -> Path:
+def fetch(repository: str, file: str, advice: str = "") -> Path:
     """A file of a hub repository (``owner/name`` or ``owner/name@revision``), from the cache or the network.
+
+    Args:
+        advice: how to go on without a network, where putting the file anywhere and giving its path is not it.
 
     Raises:
         UserError: it cannot be fetched; the message says how to go on without a network.
     """
     name, _, revision = repository.partition("@")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # retries are not the user's concern; their end is
     try:
         return Path(hf_hub_download(name, file, revision=revision or None))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"hub: {file} of {name} could not be fetched: {reason}\n"
+        advice = advice or (
             f"without a network, put {file} (of huggingface.co/{name}) into a folder and give that folder or file"
-        ) from None
+        )
+        raise UserError(f"hub: {file} of {name} could not be fetched: {reason}\n{advice}") from None
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -163,14 +163,16 @@ def converter(hint: Any) -> Callable[[str], Any]:
         return parse_bool
     kinds = [a for a in get_args(hint) if a is not type(None)] or [hint]
     optional = type(None) in get_args(hint)
-    what = {int: "an integer", float: "a number", str: "a text"}[kinds[0]] + (" or none" if optional else "")
+    names = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+    what = names[kinds[0]] + (" or none" if optional else "")
+    convert = parse_bool if kinds[0] is bool else kinds[0]
 
     def read(text: str) -> Any:
         if optional and text.lower() in _NONE:
             return None
         try:
-            return kinds[0](text)
-        except ValueError:
+            return convert(text)
+        except (ValueError, argparse.ArgumentTypeError):
             raise argparse.ArgumentTypeError(f"got {text!r}; expected {what}.") from None
 
     return read

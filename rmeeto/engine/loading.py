@@ -62,7 +62,7 @@ class Unread:
     allowed: float
     _names: dict[str, None] = field(default_factory=dict)
     _train: dict[int, str] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
+    _missing: dict[str, list[int]] = field(default_factory=dict)
 
     def in_training(self, samples: list[Unreadable], *, stop: bool = False) -> None:
         """Note samples that others have replaced; `stop` says that no replacement was found.
@@ -82,16 +82,20 @@ class Unread:
 
     def start(self, evaluation: str) -> None:
         """Count an evaluation of this name anew."""
-        self._counts[evaluation] = 0
+        self._missing[evaluation] = []
 
     def in_evaluation(self, evaluation: str, samples: list[Unreadable]) -> None:
         """Note samples that an evaluation lacks."""
         self._note(samples, "it counts as wrong")
-        self._counts[evaluation] += len(samples)
+        self._missing[evaluation] += [sample.index for sample in samples]
+
+    def missing(self, evaluation: str) -> list[int]:
+        """Indices of the samples that the latest evaluation of this name lacked."""
+        return self._missing.get(evaluation, [])
 
     def report(self, *evaluations: str) -> dict[str, Any]:
         """Distinct ones of all epochs, those of the latest evaluation of each name, the first file names."""
-        counts = {f"unreadable_{name}": self._counts.get(name, 0) for name in evaluations}
+        counts = {f"unreadable_{name}": len(self.missing(name)) for name in evaluations}
         return {"unreadable_train": len(self._train), **counts, "files": list(self._names)[:10]}
 
     def _note(self, samples: list[Unreadable], outcome: str) -> None:

@@ -115,8 +115,6 @@ class _Training:
 
     def train_epoch(self) -> None:
         at, total = self.at, self.data.batches_per_epoch
-        lr = lr_at(at.epoch, self.optim, self.peak_lr)
-        set_lr(self.optimizer, lr)
         self.parallel.train()
         batches = own_errors(self.data.train_batches(at.epoch, at.batch), self.world)
         began, images = time.perf_counter(), 0
@@ -124,12 +122,13 @@ class _Training:
         with Progress(title, total, at.batch, self.world.is_main) as progress:
             while at.batch < total:
                 group = min(self.optim.accumulation, total - at.batch)  # fewer at the end of an epoch
+                set_lr(self.optimizer, self.lr(at.batch))
                 images += self.step(batches, group)
                 at.batch += group
                 at.step += 1
                 progress.update(group)
                 if at.step % self.run.log_every == 0:
-                    self.log("step", {"lr": lr, **self.means.all()})
+                    self.log("step", {"lr": self.lr(at.batch - 1), **self.means.all()})
                 if self.run.checkpoint_every and at.step % self.run.checkpoint_every == 0:
                     self.save()
         seconds = time.perf_counter() - began
@@ -138,7 +137,13 @@ class _Training:
             "images_per_s": images * self.world.size / seconds,
             "unreadable": sum(self.world.gather(self.data.report()["unreadable_train"])),
         }
-        self.log("train", {"lr": lr, **self.means.all()}, **process)
+        self.log("train", {"lr": self.lr(at.batch - 1), **self.means.all()}, **process)
+
+    def lr(self, batch: int) -> float:
+        """The learning rate of the optimizer step that a micro-batch of this epoch is part of."""
+        accumulation = self.optim.accumulation
+        num_steps = -(-self.data.batches_per_epoch // accumulation)
+        return lr_at(self.at.epoch, self.optim, self.peak_lr, batch // accumulation, num_steps)
 
     def step(self, batches: Iterator[Batch], group: int) -> int:
         """One optimizer step on the average gradient of `group` micro-batches; the number of images."""

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate: AdamW, and a cosine that is a pure function of the epoch."""
+"""The optimizer and its learning rate: AdamW, and a cosine that is a pure function of the position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from rmeeto.engine.flags import setting
 from rmeeto.errors import UserError
 
-SCHEDULES = ("released", "cosine")
+SCHEDULES = ("released", "cosine", "iteration")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class OptimConfig:
 
     `schedule="released"`, the default because the published numbers rest on it, passes the *finished* epoch to
     the cosine: epochs 0 and 1 both run at the full rate and the last one is further from `min_lr`. `"cosine"`
-    takes the value of the epoch that is being trained.
+    takes the value of the epoch that is being trained. `"iteration"`, the paper's video recipe, changes the rate
+    with every optimizer step, and scales all rates for the batch.
     """
 
     lr: float = setting(2e-5, "learning rate per 512 images of a step: times batch size x processes / 512")
@@ -31,7 +32,8 @@ class OptimConfig:
     warmup_epochs: int = setting(0, "epochs of linear warm-up")
     warmup_lr: float = setting(1e-6, "where the warm-up starts (not scaled)")
     schedule: str = setting(
-        "released", "released: epochs 0 and 1 both at the full rate; cosine: the textbook one"
+        "released",
+        "released: epochs 0 and 1 both at the full rate; cosine: the textbook one; iteration: step by step",
     )
     weight_decay: float = setting(0.05, "of AdamW, on all parameters")
     betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW", "opt_betas")
@@ -66,21 +68,41 @@ class OptimConfig:
 
 
 def scaled_lr(lr: float, batch_size: int, world_size: int, reference: int = 512) -> float:
-    """The rate for `batch_size` images on each of `world_size` processes (accumulation does not count)."""
+    """The rate for `batch_size` samples on each of `world_size` processes."""
     return lr * batch_size * world_size / reference
 
 
-def lr_at(epoch: int, config: OptimConfig, peak: float) -> float:
-    """The learning rate of an epoch (from 0); `peak` is the full rate: `config.lr` scaled for the batch.
+def lr_at(epoch: int, config: OptimConfig, peak: float, step: int = 0, num_steps: int = 1) -> float:
+    """The learning rate of an epoch (from 0), or of one of its optimizer steps.
 
-    The cosine spans all epochs, warm-up included, as in timm and DeiT; it follows the formula even where a
-    small batch has scaled the peak below `min_lr`.
+    The cosine of the epoch-wise schedules spans all epochs, warm-up included, as in timm and DeiT; it follows the
+    formula even where a small batch has scaled the peak below `min_lr`. The step-wise one reaches the peak with the
+    last step of the warm-up and spans the steps behind it.
+
+    Args:
+        peak: the full rate, `config.lr` scaled for the batch.
+        step: of the epoch (from 0), which only `schedule="iteration"` reads.
+        num_steps: of an epoch.
     """
+    if config.schedule == "iteration":
+        return _lr_at_step(epoch * num_steps + step, config, peak, num_steps)
     position = max(epoch - 1, 0) if config.schedule == "released" else epoch
     if position < config.warmup_epochs:
         return config.warmup_lr + position * (peak - config.warmup_lr) / config.warmup_epochs
-    cosine = 0.5 * (1 + math.cos(math.pi * position / config.epochs))
-    return config.min_lr + (peak - config.min_lr) * cosine
+    return _cosine(position / config.epochs, peak, config.min_lr)
+
+
+def _lr_at_step(step: int, config: OptimConfig, peak: float, num_steps: int) -> float:
+    scale = peak / config.lr
+    warmup, total = config.warmup_epochs * num_steps, config.epochs * num_steps
+    if step < warmup:
+        start = config.warmup_lr * scale
+        return start + (peak - start) * step / max(warmup - 1, 1)
+    return _cosine((step - warmup) / (total - warmup), peak, config.min_lr * scale)
+
+
+def _cosine(share: float, peak: float, lowest: float) -> float:
+    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def build_optimizer(
@@ -95,7 +117,7 @@ def build_optimizer(
     if groups is None:
         groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     groups = [{"lr_scale": 1.0, **group} for group in groups]
-    # The rate is set before every epoch; fused: one call for all parameters instead of some ten for each.
+    # The rate is set before every step; fused: one call for all parameters instead of some ten for each.
     return AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )

@@ -1,7 +1,17 @@
 """What a model costs, how fast it is, and what it merged."""
 
 from rmeeto.measure.flops import Flops, count_flops, token_reduction_ratio
+from rmeeto.measure.graphs import graphed
 from rmeeto.measure.speed import Timing, benchmark
 from rmeeto.measure.visualize import draw_merged, trace
 
-__all__ = ["Flops", "Timing", "benchmark", "count_flops", "draw_merged", "token_reduction_ratio", "trace"]
+__all__ = [
+    "Flops",
+    "Timing",
+    "benchmark",
+    "count_flops",
+    "draw_merged",
+    "graphed",
+    "token_reduction_ratio",
+    "trace",
+]

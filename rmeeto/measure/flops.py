@@ -15,6 +15,7 @@ from torch import nn
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig, merging_blocks, removals
 from rmeeto.merge.schedule import removals_asked
+from rmeeto.merge.window import num_pairs
 
 CONVENTIONS = ("paper", "full")
 _SCAN_PARTS = ("in_proj", "conv", "x_proj", "dt_proj", "scan", "out_proj", "matching", "merging")
@@ -44,6 +45,7 @@ def count_flops(model: nn.Module, input_size: int | Sequence[int], convention: s
             scan; the matching at each merging block, also where nothing is left to remove (r = 0); r * C for the
             merging with the r that was asked for, before any clamp.
             ``full``: both directions, and only merges that remove tokens, with the r that they remove.
+            A matching in a window compares fewer pairs, in both.
 
     Returns:
         Total and parts: patch, in_proj, conv, x_proj, dt_proj, scan, out_proj, matching, merging, head; for a
@@ -118,6 +120,7 @@ def _scans(model: nn.Module, layers: list[nn.Module], patches: int, convention: 
     parts = Counter(dict.fromkeys(_SCAN_PARTS, 0))
     config: MergeConfig | None = getattr(model, "merge_config", None)
     depth, tokens = getattr(model, "depth", len(layers)), patches + 1
+    grid = _grid(model, patches)
     asked = _asked(config, depth, tokens) if convention == "paper" else {}
     for i, (block, removed) in enumerate(zip(layers, removals(config, depth, tokens))):
         if removed or i in asked:
@@ -127,11 +130,18 @@ def _scans(model: nn.Module, layers: list[nn.Module], patches: int, convention: 
                     _width(config, block.mixer),
                     asked.get(i, removed),
                     block.mixer.in_proj.in_features,
+                    None if config.window is None else num_pairs(config.window, grid, tokens),
                 )
             )
         tokens -= removed
         parts.update(_mixer(block.mixer, tokens, directions=1 if convention == "paper" else 2))
     return parts
+
+
+def _grid(model: nn.Module, patches: int) -> tuple[int, int, int]:
+    """Frames, rows and columns of the patches."""
+    *frames, rows, columns = getattr(model.patch_embed, "grid_size", None) or (patches, 1)
+    return math.prod(frames), rows, columns
 
 
 def _asked(config: MergeConfig | None, depth: int, tokens: int) -> dict[int, int]:
@@ -183,6 +193,7 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
     return parts
 
 
-def _merge(tokens: int, width: int, r: int, channels: int) -> dict[str, int]:
-    """Norms, similarities of one half of the tokens with the other, and r tokens added to others."""
-    return {"matching": 6 * tokens * width + width * tokens**2 // 2, "merging": r * channels}
+def _merge(tokens: int, width: int, r: int, channels: int, pairs: int | None = None) -> dict[str, int]:
+    """Norms, similarities of ``pairs`` (None: one half of the tokens with the other), and r tokens added to others."""
+    compared = width * tokens**2 // 2 if pairs is None else 2 * width * pairs
+    return {"matching": 6 * tokens * width + compared, "merging": r * channels}

@@ -55,11 +55,14 @@ class MergeConfig:
         shuffle: shuffle before each merge: ``random`` (a share of the tokens) or ``odd-even``
             (even positions first, then odd ones).
         shuffle_rate: share of the tokens that ``shuffle="random"`` permutes, in [0, 1].
+        window: ``(t, h, w)``: sources look only at destinations fewer than t frames, h rows and w columns away (images
+            are one frame), at a cost of O(L) instead of O(L^2). None: at all of them. Needs ordered tokens and
+            ``neighbour=1``.
         released_flip: metrics B, C and delta with the backward direction flipped along the channels as well, as
             the released code does; without effect on metric X.
 
     Raises:
-        ValueError: a value out of range, or a shuffle_rate that no shuffle uses.
+        ValueError: a value out of range, a shuffle_rate that no shuffle uses, or a window beside what excludes it.
 
     Source: R-MeeTo, arXiv 2412.12496; defaults are the paper's.
     """
@@ -78,11 +81,14 @@ class MergeConfig:
     shuffle: str | None = None
     shuffle_rate: float = 0.0
     released_flip: bool = False
+    window: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, list):
-            object.__setattr__(self, "r", tuple(self.r))
+        for name in ("r", "window"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_r()
+        self._check_window()
         for name, least in (("interval", 1), ("neighbour", 1), ("final_tokens", 1)):
             value = getattr(self, name)
             if name == "final_tokens" and value is None:
@@ -125,6 +131,26 @@ class MergeConfig:
                 "(an inflection is written as a float: (8, -1.0))"
             )
 
+    def _check_window(self) -> None:
+        window = self.window
+        if window is None:
+            return
+        if (
+            not isinstance(window, tuple)
+            or len(window) != 3
+            or not all(_is_int(n) and n >= 1 for n in window)
+        ):
+            raise ValueError(
+                f"MergeConfig: window={window!r}; expected frames, rows and columns, each 1 or more, such as (2, 3, 3)"
+            )
+        if window == (1, 1, 1):
+            raise ValueError("MergeConfig: window=(1, 1, 1) holds no token but the source; make it larger")
+        if self.shuffle is not None or not self.keep_order or self.neighbour != 1:
+            raise ValueError(
+                f"MergeConfig: window={window} with keep_order={self.keep_order}, shuffle={self.shuffle!r}, "
+                f"neighbour={self.neighbour}; a window needs ordered tokens, no shuffle, and neighbour=1"
+            )
+
     @property
     def inflection(self) -> float | None:
         """Slope of r over the blocks, or None when r is an int or a list."""
@@ -146,7 +172,8 @@ class MergeConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values; ``MergeConfig(**d)`` gives the same settings back, also through JSON."""
         values = dataclasses.asdict(self)
-        values["r"] = list(self.r) if isinstance(self.r, tuple) else self.r
+        for name in ("r", "window"):
+            values[name] = list(values[name]) if isinstance(values[name], tuple) else values[name]
         return values
 
     @classmethod

@@ -6,6 +6,7 @@ B batch, L tokens (class token counted), P patches (class token not counted), S 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from rmeeto.merge.config import CLASS_POSITIONS, DISTANCES, MODES
 from rmeeto.merge.schedule import clamp_r
+from rmeeto.merge.window import Near, Triple, best_near, look_near
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ def match(
     class_position: str = "proportional",
     *,
     prefix: int | None = None,
+    window: Triple | None = None,
+    grid: Triple | None = None,
+    position: Tensor | None = None,
 ) -> MergePlan:
     """Choose the r sources most similar to a destination.
 
@@ -116,13 +121,21 @@ def match(
         prefix: the layout of Transformers instead of that of scans: no token is set aside; the first ``prefix`` tokens
             (class, distillation, registers) are sources and destinations that never merge, and stay first. Unordered,
             unmerged sources then keep their order. Takes no ``class_index``.
+        window: t, h, w: a source looks only at destinations fewer than t frames, h rows and w columns away; one with
+            none in its window comes last, and if it has to go all the same, goes into the token next to it in the
+            sequence. None, and a window as large as the grid: at all of them. Needs ``keep_order`` and
+            ``neighbour=1``.
+        grid: T, H, W of the tokens before any merge, which ``window`` counts in.
+        position: (B, L) cell of that grid, counted frame by frame and row by row, that each token has; None: the tokens
+            fill it. After a merge it is ``position.gather(1, plan.keep)``. The class token's entry is not read.
 
     Returns:
         The plan. Unordered and proportional, ``plan.class_index`` keeps the published formula's value, which for a
         class token behind position S is not where the token lands (``class_position="exact"`` is).
 
     Raises:
-        ValueError: an unknown option, a class index out of range, or too few destinations for ``neighbour``.
+        ValueError: an unknown option, a class index out of range, too few destinations for ``neighbour``, or a window
+            without its grid or beside options that exclude it.
 
     Source: R-MeeTo (arXiv 2412.12496), section 3; the bipartite matching is ToMe's (arXiv 2210.09461).
 
@@ -132,10 +145,18 @@ def match(
         torch.Size([2, 186, 384])
     """
     _check(metric, class_index, distance, neighbour, class_position, prefix)
+    aside = 0 if class_index is None else class_index
+    near = None
+    if window is not None:
+        if not keep_order or neighbour != 1 or prefix is not None:
+            raise ValueError(
+                f"match: window={window} with keep_order={keep_order}, neighbour={neighbour}, prefix={prefix}; "
+                "expected the tokens of a scan in their order, and the most similar destination"
+            )
+        near = look_near(window, grid, position, metric.shape[1], aside, metric.device)
     if prefix is not None:
         return _match_prefixed(metric, r, prefix, distance, neighbour, keep_order, prune)
     batch, num_tokens, _ = metric.shape
-    aside = 0 if class_index is None else class_index
     exact = class_position == "exact"
     r = clamp_r(r, num_tokens, protected=class_index is not None)
     if r == 0:
@@ -146,7 +167,7 @@ def match(
 
     patches = _patch_positions(num_tokens, aside, metric.device)  # (P,) or (B, P): original positions
     a, b = patches[..., 0::2], patches[..., 1::2]
-    score, pick = _best(metric, a, b, distance, neighbour)  # (B, S)
+    score, pick = _best(metric, a, b, distance, neighbour, near=near)  # (B, S)
     order = score.argsort(dim=1, descending=True, stable=True)
     moved, pick = (
         order[:, :r],
@@ -210,7 +231,13 @@ def _in_order(moved: Tensor, pick: Tensor, num_tokens: int) -> tuple[Tensor, Ten
 
 
 def _best(
-    metric: Tensor, a: Tensor, b: Tensor, distance: str, neighbour: int, prefix: int = 0
+    metric: Tensor,
+    a: Tensor,
+    b: Tensor,
+    distance: str,
+    neighbour: int,
+    prefix: int = 0,
+    near: Near | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Score and destination that each source picks, (B, S) each; fp32, so that half precision does not make ties.
 
@@ -225,13 +252,13 @@ def _best(
                 f"match: neighbour={neighbour}, but there are only {available} destinations "
                 f"among {metric.shape[1]} tokens; use a smaller neighbour or a smaller r"
             )
-        if distance == "cosine":
-            scores = sources @ destinations.transpose(1, 2)
-        elif distance == "l1":
-            scores = -torch.cdist(sources, destinations, p=1.0)
-        else:
-            mode = "donot_use_mm_for_euclid_dist"
-            scores = -torch.cdist(sources, destinations, p=2.0, compute_mode=mode)
+        similarity = partial(_similarity, distance=distance)
+        if near is not None:
+            batch = metric.shape[0]
+            cell = near.cell.expand(batch, -1)
+            at, to = (cell.gather(1, positions.expand(batch, -1)) for positions in (a, b))
+            return best_near(sources, destinations, at, to, near, similarity)
+        scores = similarity(sources, destinations)
     if prefix:
         scores[:, : (prefix + 1) // 2] = -torch.inf
         scores[:, :, : prefix // 2] = -torch.inf
@@ -240,6 +267,16 @@ def _best(
         return score, pick
     ranked = scores.argsort(dim=-1, descending=True, stable=True)[..., neighbour - 1]
     return scores.gather(-1, ranked.unsqueeze(-1)).squeeze(-1), ranked
+
+
+def _similarity(sources: Tensor, destinations: Tensor, distance: str) -> Tensor:
+    """(B, S, C), (B, D, C), normalised -> (B, S, D), the larger the more alike."""
+    if distance == "cosine":
+        return sources @ destinations.transpose(1, 2)
+    if distance == "l1":
+        return -torch.cdist(sources, destinations, p=1.0)
+    mode = "donot_use_mm_for_euclid_dist"
+    return -torch.cdist(sources, destinations, p=2.0, compute_mode=mode)
 
 
 def _class_place(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from rmeeto.merge.config import MergeConfig
+from rmeeto.merge.latency import Latency, Timer, measure_latency
 
 
 def merging_blocks(depth: int, interval: int = 2, odd: bool = False) -> list[int]:
@@ -118,3 +126,125 @@ def check_neighbour(
                 "destinations; use a smaller neighbour or a smaller r"
             )
         num_tokens -= removed
+
+
+def fit(
+    model: Any,
+    input_size: int | Sequence[int],
+    device: str | torch.device,
+    *,
+    target_ratio: float | None = None,
+    target_latency: float | None = None,
+    batch_size: int = 8,
+    runs: int = 9,
+    timer: Timer | None = None,
+) -> MergeConfig:
+    """Choose r of each merging block so that the model is fast enough on this device, at the least harm.
+
+    Times of a block and of a merge are measured against the number of tokens (`measure_latency`). Among the schedules
+    whose predicted latency reaches the target, the one of least harm is taken, where merging r tokens into S sources'
+    best destinations in front of b remaining blocks is taken to do the harm ``b^2 * sum_{j <= r} (1 + j / S)``:
+    an error grows with every block that passes it on, and the j-th best pair is less alike than the one before. (Fewest
+    tokens removed would be another aim, and a bad one: it merges all it can before the first blocks.)
+
+    Args:
+        model: a Vision Mamba on ``device``, in evaluation mode; times do not depend on its weights. It merges as its
+            ``merge_config`` says (metric, interval, ...; None: the defaults) in all but r.
+        input_size: side of the image in pixels, (H, W), or the shape of one sample: (3, H, W), (3, T, H, W).
+        device: where times are measured.
+        target_ratio: speed-up over the dense model: 1.25 for four fifths of its latency.
+        target_latency: seconds of a forward pass of a batch. Give this or ``target_ratio``.
+        batch_size: samples in a batch.
+        runs: rounds of measuring.
+        timer: seconds of a function of no arguments, in place of wall-clock time (of a captured graph, of a test's
+            clock). An autocast context around `fit` holds in it.
+
+    Returns:
+        The model's merge configuration with one r a merging block: plain integers, so that shapes stay static. The
+        model is left as it was.
+
+    Raises:
+        ValueError: no or two targets, one that cannot be reached, or a model that cannot be measured.
+
+    Example:
+        >>> model.merge_config = fit(model, 224, "cpu", target_ratio=1.3)
+    """
+    if (target_ratio is None) == (target_latency is None):
+        raise ValueError(f"fit: {target_ratio=}, {target_latency=}; give one of the two")
+    if target_ratio is not None and not 1 <= target_ratio < float("inf"):
+        raise ValueError(f"fit: {target_ratio=}; expected a speed-up over the dense model, 1 or more")
+    if target_latency is not None and not 0 < target_latency < float("inf"):
+        raise ValueError(f"fit: {target_latency=}; expected seconds, more than 0")
+    config, depth = _check_measurable(model, torch.device(device)), len(model.layers)
+    size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    batch = torch.randn(batch_size, *((3, *size) if len(size) == 2 else size), device=device)
+    latency = measure_latency(model, batch, config, runs, timer)
+    target = target_latency if target_ratio is None else latency.dense / target_ratio
+    assert target is not None
+    r = _least_harm(latency, target, depth, merging_blocks(depth, config.interval, config.odd))
+    return dataclasses.replace(config, r=r)
+
+
+def _check_measurable(model: Any, device: torch.device) -> MergeConfig:
+    if not all(hasattr(model, name) for name in ("layers", "num_tokens", "merge_config")):
+        raise ValueError(f"fit: got a {type(model).__name__}; expected a Vision Mamba of this package")
+    if model.training:
+        raise ValueError("fit: the model is in training mode; call .eval() on it first")
+    found = next(model.parameters()).device
+    if found.type != device.type:
+        raise ValueError(f"fit: the model is on {found}, device={device}; move one of them")
+    config = model.merge_config or MergeConfig()
+    if config.final_tokens is not None:
+        raise ValueError(
+            f"fit: final_tokens={config.final_tokens} fixes the last merge, which fit is to choose; leave it out"
+        )
+    return config
+
+
+def _least_harm(latency: Latency, target: float, depth: int, blocks: Sequence[int]) -> tuple[int, ...]:
+    """r of each merging block: the least harm whose predicted latency is at most the target."""
+    fast = 1e12  # the price of time, in harm for a dense forward pass
+    plan, seconds = _cheapest(latency, fast, depth, blocks)
+    if seconds > target:
+        raise ValueError(
+            f"fit: a latency of {target * 1e3:.4g} ms cannot be reached: {len(blocks)} merges bring the dense "
+            f"{latency.dense * 1e3:.4g} ms to {seconds * 1e3:.4g} ms; ask for less, or merge more often (interval)"
+        )
+    if latency.dense <= target:
+        return (0,) * len(blocks)
+    slow = 1e-6
+    while fast / slow > 1.001:
+        price = (slow * fast) ** 0.5
+        candidate, seconds = _cheapest(latency, price, depth, blocks)
+        if seconds > target:
+            slow = price
+        else:
+            fast, plan = price, candidate
+    return plan
+
+
+def _cheapest(
+    latency: Latency, price: float, depth: int, blocks: Sequence[int]
+) -> tuple[tuple[int, ...], float]:
+    """The schedule of least harm + price * time, by dynamic programming over (block, tokens), and its seconds."""
+    tokens = len(latency.block) - 1
+    before = torch.arange(latency.fewest, tokens + 1).unsqueeze(1)  # (n, 1) tokens that enter a merge
+    after = before.T  # (1, n) and that leave it
+    r, sources = before - after, (before - 1) // 2
+    harm = (r + r * (r + 1) / 2 / sources).double().masked_fill_((r < 0) | (r > sources), torch.inf)
+    cost = torch.zeros(len(before), dtype=torch.float64)
+    spans = [end - start for start, end in zip(blocks, [*blocks[1:], depth])]
+    choices: list[Tensor] = []
+    for block, span in zip(reversed(blocks), reversed(spans)):
+        seconds = span * latency.block[after] + latency.merge[before] * (r > 0)
+        total = (depth - block) ** 2 * harm + price / latency.dense * seconds + cost
+        cost, best = total.min(dim=1)
+        choices.append(best)
+    left, predicted, plan = tokens, latency.dense, []
+    for best, span in zip(reversed(choices), spans):
+        new = int(best[left - latency.fewest]) + latency.fewest
+        predicted += span * float(latency.block[new] - latency.block[tokens])
+        predicted += float(latency.merge[left]) if new < left else 0.0
+        plan.append(left - new)
+        left = new
+    return tuple(plan), predicted

@@ -10,6 +10,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from rmeeto.merge import MergeConfig, check_neighbour, removals, token_counts
+from rmeeto.merge.window import grid_cells
 from rmeeto.nn.block import Block, TokenState, recomputed
 from rmeeto.nn.features import class_first, class_token, own_places, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
@@ -136,12 +137,21 @@ class VisionMamba(nn.Module):
             The state after the last block; ``hidden`` holds the normalised tokens (B, L', C).
         """
         tokens = self.embed(x)
-        state = TokenState(tokens, class_index=self.class_index)
+        state = self._start(tokens)
         if trace:
             state.source = torch.eye(tokens.shape[1], device=x.device).expand(x.shape[0], -1, -1)
         for after in self._blocks(state):
             state = after
         state.hidden, state.residual = self._final_norm(state)
+        return state
+
+    def _start(self, tokens: Tensor) -> TokenState:
+        """The state before the first block."""
+        *frames, rows, columns = self.patch_embed.grid_size
+        state = TokenState(tokens, class_index=self.class_index, grid=(math.prod(frames), rows, columns))
+        if self.merge_config is not None and self.merge_config.window is not None:
+            cells = grid_cells(tokens.shape[1], self.class_index, tokens.device)
+            state.position = cells.expand(tokens.shape[0], -1)
         return state
 
     def _blocks(self, state: TokenState) -> Iterator[TokenState]:
@@ -203,8 +213,8 @@ class VisionMamba(nn.Module):
         """
         wanted, last = take_indices(len(self.layers), indices)
         tokens = self.embed(x)
-        target = own_places(tokens) if unmerge else None
-        state, features = TokenState(tokens, class_index=self.class_index, target=target), []
+        state, features = self._start(tokens), []
+        state.target = own_places(tokens) if unmerge else None
         for i, after in enumerate(self._blocks(state)):
             state = after
             if i in wanted:

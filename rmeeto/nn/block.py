@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rmeeto.merge import MergeConfig, MergePlan, match, merge_source, merge_wavg
+from rmeeto.merge.window import covers
 from rmeeto.nn.mamba import BiMamba, SSMFeatures
 from rmeeto.ops import add_rms_norm, match_tokens, merge_tokens
 
@@ -28,6 +29,8 @@ class TokenState:
         ssm: parameters of the last mixer, only when the next block's merge measures similarity on them.
         source: (B, L, L0) which original tokens went where, only when traced.
         target: (B, L0) where each original token is now, only when it is to be unmerged.
+        position: (B, L) which original patch each token stands at, only when sources look at those near them.
+        grid: frames, rows and columns of the original patches.
     """
 
     hidden: Tensor
@@ -37,6 +40,8 @@ class TokenState:
     ssm: SSMFeatures | None = None
     source: Tensor | None = None
     target: Tensor | None = None
+    position: Tensor | None = None
+    grid: tuple[int, int, int] | None = None
 
 
 class Block(nn.Module):
@@ -74,7 +79,7 @@ class Block(nn.Module):
             hidden = self.drop_path(state.hidden)
         normed, residual = add_rms_norm(hidden, state.residual, self.norm.weight, self.norm.eps)
         hidden, ssm = self.mixer(normed, return_ssm=True) if return_ssm else (self.mixer(normed), None)
-        return TokenState(hidden, residual, state.size, state.class_index, ssm, state.source, state.target)
+        return dataclasses.replace(state, hidden=hidden, residual=residual, ssm=ssm)
 
 
 def recomputed(block: Block, state: TokenState, *arguments: Any) -> TokenState:
@@ -96,7 +101,7 @@ def merge_state(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Mo
     if config.shuffle is not None:
         state = _shuffled(state, config)
     metric = state.hidden if config.metric == "X" else getattr(state.ssm, config.metric)
-    plan = plan_merge(metric, r, state.class_index, config)
+    plan = plan_merge(metric, r, state.class_index, config, state.grid, state.position)
     hidden, residual = drop_path(state.hidden), state.residual
     if config.mode == "sum" and not config.prune:
         hidden, size = merge_tokens(hidden, residual, state.size, plan.keep, plan.source, plan.destination)
@@ -109,12 +114,21 @@ def merge_state(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Mo
         hidden, size = merge_wavg(plan, hidden, state.size, config.mode)
     source = None if state.source is None else merge_source(plan, state.source)
     target = None if state.target is None else plan.target().gather(1, state.target)
-    return TokenState(hidden, residual, size, plan.class_index, None, source, target)
+    position = None if state.position is None else state.position.gather(1, plan.keep)
+    return TokenState(hidden, residual, size, plan.class_index, None, source, target, position, state.grid)
 
 
-def plan_merge(metric: Tensor, r: int, class_index: int | Tensor | None, config: MergeConfig) -> MergePlan:
+def plan_merge(
+    metric: Tensor,
+    r: int,
+    class_index: int | Tensor | None,
+    config: MergeConfig,
+    grid: tuple[int, int, int] | None = None,
+    position: Tensor | None = None,
+) -> MergePlan:
     """The matching that a configuration asks for; the paper's default one has a fast path."""
-    is_default = config.distance == "cosine" and config.neighbour == 1 and config.keep_order
+    is_local = config.window is not None and not covers(config.window, grid)
+    is_default = config.distance == "cosine" and config.neighbour == 1 and config.keep_order and not is_local
     if is_default and class_index is not None:
         *positions, index = match_tokens(metric, r, class_index, exact=config.class_position == "exact")
         return MergePlan(*positions, index, config.prune)
@@ -127,6 +141,9 @@ def plan_merge(metric: Tensor, r: int, class_index: int | Tensor | None, config:
         keep_order=config.keep_order,
         prune=config.prune,
         class_position=config.class_position,
+        window=config.window if is_local else None,
+        grid=grid,
+        position=position,
     )
 
 

@@ -69,7 +69,9 @@ def resize_pos_embed(
     old, new = pos_embed.shape[1] - 1, grid[0] * grid[1]
     side = math.isqrt(old)
     if side * side != old:
-        raise ValueError(f"position embedding: {old} patches are no square, so it cannot be resized to {grid}")
+        raise ValueError(
+            f"position embedding: {old} patches are no square, so it cannot be resized to {grid}"
+        )
     if old_class_index is None:
         old_class_index = old // 2 if class_index == new // 2 else 0
     patches = torch.cat([pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1)

@@ -76,7 +76,9 @@ class BiMamba(nn.Module):
         dt_proj = nn.Linear(self.dt_rank, inner)
         nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         # Steps start log-uniform in [_DT_MIN, _DT_MAX]; the bias is softplus's inverse of that.
-        step = torch.exp(torch.rand(inner) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN)).clamp(min=_DT_FLOOR)
+        step = torch.exp(torch.rand(inner) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN)).clamp(
+            min=_DT_FLOOR
+        )
         dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))
         self.add_module("conv1d" + suffix, conv)
         self.add_module("x_proj" + suffix, nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False))

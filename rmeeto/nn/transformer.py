@@ -42,7 +42,7 @@ class MergingTransformer:
     merged tokens is weighted by their sizes.
 
     What a `MergeConfig` can say for a scan only is refused: interval (its default 2 stands for none), odd,
-    class_position, shuffle, released_flip, and the metrics B, C and delta.
+    class_position, shuffle, released_flip, window, and the metrics B, C and delta.
 
     With ``merge_config`` None or r = 0 every method is `VisionTransformer`'s own.
 
@@ -70,7 +70,7 @@ class MergingTransformer:
         if config.metric not in METRICS:
             raise ValueError(f"{name}: metric={config.metric!r}; a Transformer has X, Q, K and V")
         defaults = MergeConfig()
-        for option in ("interval", "odd", "class_position", "shuffle", "released_flip"):
+        for option in ("interval", "odd", "class_position", "shuffle", "released_flip", "window"):
             value = getattr(config, option)
             if value != getattr(defaults, option) and (option, value) != ("interval", 1):
                 raise ValueError(

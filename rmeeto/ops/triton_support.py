@@ -79,7 +79,7 @@ def num_sms(device: torch.device) -> int:
 
 def power_of_two(n: int, least: int = 1) -> int:
     """The smallest power of two that is at least n and ``least``."""
-    return max(least, 1 << (n - 1).bit_length())
+    return max(least, 1 << (int(n) - 1).bit_length())
 
 
 def contiguous_rows(*tensors: Tensor) -> list[Tensor]:

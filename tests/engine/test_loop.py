@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rmeeto.engine import DistillLoss, OptimConfig, checkpoint, fit
+from rmeeto.engine import DistillLoss, OptimConfig, checkpoint, fit, lr_at
 from rmeeto.engine.loop import Criterion
 from rmeeto.errors import UserError
 from tests.engine.toy import CLASSES, ToyData, cpu, toy_folder, toy_model, toy_run
@@ -277,3 +277,16 @@ def test_a_seed_is_all_that_a_run_depends_on(tmp_path):
 
 def test_classes_of_the_toy_are_enough_for_top5():
     assert CLASSES > 5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "iteration"])
+def test_the_rate_is_that_of_the_schedule_at_every_step(tmp_path, schedule):
+    """Three micro-batches a step: four steps an epoch, two log lines."""
+    optim = OptimConfig(lr=1e-2, min_lr=1e-4, epochs=3, warmup_epochs=1, accumulation=3, schedule=schedule)
+    train(tmp_path, optim=optim)
+    logged = [line for line in log_of(tmp_path) if line["event"] in ("step", "train")]
+    steps = [(line["epoch"] - 1, line["step"] - 1) for line in logged]
+    assert [step for _, step in steps] == [1, 3, 3, 5, 7, 7, 9, 11, 11]
+    expected = [lr_at(epoch, optim, optim.lr, step - 4 * epoch, 4) for epoch, step in steps]
+    assert [line["lr"] for line in logged] == expected
+    assert (len(set(expected)) == 6) == (schedule == "iteration")

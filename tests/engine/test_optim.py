@@ -25,6 +25,28 @@ def test_released_schedule_is_the_recorded_one(name):
     np.testing.assert_allclose(rates, case["lr_used_in_epoch64"], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", names("lr_video.npz"))
+def test_stepwise_schedule_is_the_recorded_one(name):
+    case = Case("lr_video.npz", name)
+    recorded = case.config
+    config = OptimConfig(
+        schedule="iteration",
+        lr=recorded["base_lr"],
+        min_lr=recorded["min_lr"],
+        warmup_lr=recorded["warmup_lr"],
+        epochs=recorded["epochs"],
+        warmup_epochs=recorded["warmup_epochs"],
+    )
+    batch = recorded["batch_size"] * recorded["update_freq"] * recorded["num_sample"]
+    peak = scaled_lr(config.lr, batch, recorded["world_size"], 256)
+    assert peak == pytest.approx(recorded["base_lr"] * recorded["scale"], rel=1e-12)
+    steps = recorded["iters_per_epoch"]
+    rates = [
+        lr_at(epoch, config, peak, step, steps) for epoch in range(config.epochs) for step in range(steps)
+    ]
+    np.testing.assert_allclose(rates, case["lr_per_iteration64"], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_schedules_are_timms_cosine_and_the_same_one_epoch_late(warmup):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)

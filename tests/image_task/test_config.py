@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from image_task.config import Config, DataConfig, ModelConfig, setting_name, smoke
+from image_task.config import Config, DataConfig, ModelConfig, smoke
 from image_task.flags import IGNORED_FLAGS, MERGE_FLAGS, build_parser, parse
+from rmeeto.cli.config import setting_name
 from rmeeto.engine import DistillConfig, OptimConfig, RunConfig
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
@@ -114,6 +115,8 @@ CHOICES = {
     "remode": "rand",
     "mixup_mode": "elem",
     "data_set": "INAT",
+    "weights": "ema",
+    "pretrained": "auto",
 }
 # What else a flag needs, so that it is not refused as one without effect.
 COMPANY = {
@@ -124,6 +127,7 @@ COMPANY = {
     "data_ratio": "--data_set SUBIMNET",
     "inat_category": "--data_set INAT",
     "warmup_lr": "--warmup_epochs 1",
+    "weights": "--model_pth m.pth",
 }
 
 
@@ -149,7 +153,8 @@ def test_every_merge_option_has_a_flag():
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
 def test_every_field_is_read_by_the_code(section, field):
-    files = [*(ROOT / "rmeeto" / "engine").glob("*.py"), *(ROOT / "image_task").glob("*.py")]
+    folders = (ROOT / "rmeeto" / "engine", ROOT / "rmeeto" / "cli", ROOT / "image_task")
+    files = [file for folder in folders for file in folder.glob("*.py")]
     # Checks in __post_init__ say self.<field>: reading means <something else>.<field>.
     read = re.compile(rf"(?<!\bself)\.{field}\b(?!\s*=[^=])")
     assert any(read.search(file.read_text()) for file in files), f"{section}.{field} is read by nobody"
@@ -200,6 +205,9 @@ def test_ignored_flags_are_named_once_and_change_nothing():
         ("--model RMeeTo_tiny_teacher --metric B", "--metric has no effect: a teacher is the dense model"),
         ("--released_flip --num_prune 3", "--released_flip has no effect: it is for --metric B"),
         ("--opt sgd", "--opt sgd is not supported"),
+        ("--weights ema", "--weights has no effect: there is no --model_pth"),
+        ("--weights best --model_pth x", "--weights is 'best'; expected auto, plain or ema"),
+        ("--data-set digits --data-path x", "--data_path has no effect: the digits are embedded"),
         ("--config nowhere.json", "nowhere.json cannot be read as JSON"),
         ("--resume log/last.pt", "got 'log/last.pt'; expected True or False"),
     ],
@@ -251,6 +259,7 @@ def test_different_settings_have_different_names():
     values = {
         "r": 3, "interval": 3, "odd": True, "metric": "B", "distance": "l2", "mode": "mean", "neighbour": 2,
         "prune": True, "keep_order": False, "class_position": "exact", "final_tokens": 9, "shuffle": "odd-even",
+        "window": (1, 3, 3),
     }  # fmt: skip
     configs = [MergeConfig(r=2), *(MergeConfig(**{"r": 2, name: value}) for name, value in values.items())]
     configs += [MergeConfig(r=2, shuffle="random", shuffle_rate=rate) for rate in (0.1, 0.5)]

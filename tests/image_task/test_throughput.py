@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from image_task import throughput
 from image_task.models import MODELS
 from image_task.throughput import draw, main, parse, resolve
+from rmeeto.cli import throughput
 from rmeeto.measure import Timing, benchmark
 
 NANO = ["--model", "vim_nano_patch2_16", "--device", "cpu"]

@@ -29,6 +29,7 @@ def test_defaults_are_the_papers():
         "shuffle": None,
         "shuffle_rate": 0.0,
         "released_flip": False,
+        "window": None,
     }
 
 

@@ -1,4 +1,4 @@
-"""Training through the fast paths: the same losses as through PyTorch, and no more memory kept for the backward pass."""
+"""Training through the fast paths: the losses of PyTorch, and no more memory kept for the backward pass."""
 
 from __future__ import annotations
 

@@ -139,6 +139,10 @@ class VideoData:
         """Unreadable videos of this rank: distinct ones of all epochs, those of the latest validation and test."""
         return self._unread.report("eval", "test")
 
+    def unreadable_videos(self) -> list[int]:
+        """Numbers of the videos of this rank that the latest test could not read."""
+        return self._unread.missing("test")
+
     def _views(self, batches: ViewBatches, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         self._unread.start(name)
         count = min(len(batches), self.config.max_eval_batches or len(batches))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rmeeto.ops import triton_support
 from rmeeto.ops.add_norm import cpp, naive
 from rmeeto.ops.backend import Backend, Operator
+
+_TRITON = "rmeeto.ops.add_norm.triton_add_norm"
 
 ADD_NORM = Operator(
     "add_rms_norm",
     [
+        Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "add_rms_norm")),
         Backend("cpp", ("cpu",), cpp.load),
         Backend("torch", ("any",), lambda: naive.naive_add_rms_norm),
     ],

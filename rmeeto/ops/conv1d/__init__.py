@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
-from rmeeto.ops.conv1d import cpp, eager, naive
+from rmeeto.ops.conv1d import cpp, eager, naive, upstream
+
+_TRITON = "rmeeto.ops.conv1d.triton_conv1d"
 
 CONV1D = Operator(
     "conv1d",
     [
+        Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "bidirectional_conv1d")),
+        Backend("upstream", ("cuda",), upstream.load),
         Backend("cpp", ("cpu",), cpp.load),
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_conv1d),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_conv1d, automatic=False),

@@ -31,7 +31,7 @@ def load() -> Callable:
         """Same function as `naive_bidirectional_conv1d`; upstream is channel-major and knows one direction: flips."""
         x = x.transpose(1, 2)
         forward = one_way(x.contiguous(), weight, bias)
-        backward = one_way(x.flip(-1), weight_b, bias_b).flip(-1)
+        backward = one_way(x.flip(-1).contiguous(), weight_b, bias_b).flip(-1)
         return forward.transpose(1, 2), backward.transpose(1, 2)
 
     return bidirectional_conv1d

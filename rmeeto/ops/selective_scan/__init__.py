@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
+from torch.nn import functional as F
 
-from rmeeto.ops.backend import Backend, BackendUnavailable, Operator
-from rmeeto.ops.selective_scan import cpp, eager, naive
+from rmeeto.ops import triton_support
+from rmeeto.ops.backend import Backend, Operator
+from rmeeto.ops.selective_scan import cpp, eager, naive, upstream
 
-
-def _absent(reason: str) -> Callable[[], Callable]:
-    def load() -> Callable:
-        raise BackendUnavailable(reason)
-
-    return load
-
-
-_NO_TRITON = "not part of this release yet"
-_NO_UPSTREAM = "not part of this release yet"
+_TRITON = "rmeeto.ops.selective_scan.triton_scan"
 
 SCAN = Operator(
     "selective_scan",
     [
-        Backend("triton", ("cuda",), _absent(_NO_TRITON)),
-        Backend("upstream", ("cuda",), _absent(_NO_UPSTREAM)),
+        Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "selective_scan")),
+        Backend("upstream", ("cuda",), lambda: upstream.load()[0]),
         Backend("cpp", ("cpu",), lambda: cpp.load()[0]),
         Backend("torch", ("any",), lambda: eager.eager_selective_scan),
         Backend("naive", ("any",), lambda: naive.naive_selective_scan, automatic=False),
@@ -33,8 +24,8 @@ SCAN = Operator(
 BIDIRECTIONAL = Operator(
     "bidirectional_scan",
     [
-        Backend("triton", ("cuda",), _absent(_NO_TRITON)),
-        Backend("upstream", ("cuda",), _absent(_NO_UPSTREAM)),
+        Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "bidirectional_scan")),
+        Backend("upstream", ("cuda",), lambda: upstream.load()[1]),
         Backend("cpp", ("cpu",), lambda: cpp.load()[1]),
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_scan),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_scan, automatic=False),
@@ -97,7 +88,8 @@ def bidirectional_scan(
 
     Args:
         forward: ``(u, delta, A, B, C, D, delta_bias)``; u, delta (B, L, D); A (D, N); B, C (B, L, N); D, bias (D,).
-            delta is taken before bias and softplus.
+            delta is taken before bias and softplus; it may be a pair (features (B, L, R), weight (D, R)), whose product
+            it then is: the Triton kernel never writes it to memory.
         backward: the same of the backward direction, tokens in their original order.
         z: (B, L, D) gate, applied as ``silu(z)``.
         average: halve the sum.
@@ -106,7 +98,15 @@ def bidirectional_scan(
     Returns:
         (B, L, D).
     """
-    return BIDIRECTIONAL.implementation(z.device.type, backend)(forward, backward, z, average)
+    implementation = BIDIRECTIONAL.implementation(z.device.type, backend)
+    if not getattr(implementation, "projects_delta", False):
+        forward, backward = _projected(forward), _projected(backward)
+    return implementation(forward, backward, z, average)
+
+
+def _projected(direction: tuple) -> tuple:
+    u, delta, *others = direction
+    return (u, F.linear(*delta) if isinstance(delta, tuple) else delta, *others)
 
 
 def _check(

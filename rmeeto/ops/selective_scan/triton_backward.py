@@ -47,7 +47,7 @@ def scan_bwd_kernel(
     """
     batch, direction = tl.program_id(1).to(tl.int64), tl.program_id(2)
     first = direction == 0
-    reverse = direction + REVERSE
+    reverse = direction + REVERSE == 1
     row = direction * tl.num_programs(1) + batch
     num_groups = tl.cdiv(CHANNELS, G * W)
     num_tiles = tl.cdiv(length, T)

@@ -135,7 +135,7 @@ def scan_state_fwd_kernel(
     num_chunks = tl.num_programs(2) // DIRECTIONS
     c, direction = tl.program_id(2) % num_chunks, tl.program_id(2) // num_chunks
     first = direction == 0
-    reverse = direction + REVERSE
+    reverse = direction + REVERSE == 1
     channels = (group * G + tl.arange(0, G))[:, None] * W + tl.arange(0, W)[None, :]
     inside = channels < CHANNELS
     t4 = tl.arange(0, T)[:, None, None, None]
@@ -204,7 +204,7 @@ def scan_fwd_kernel(
     direction = 0
     while direction < DIRECTIONS:
         first = direction == 0
-        reverse = direction + REVERSE
+        reverse = direction + REVERSE == 1
         u = tl.where(first, u0, u1) + batch * u_batch
         delta = tl.where(first, delta0, delta1) + batch * delta_batch
         B = tl.where(first, B0, B1) + batch * B_batch
@@ -224,7 +224,7 @@ def scan_fwd_kernel(
                 total = tl.load(steps + place * CHANNELS + channels, mask=inside, other=0.0)
                 end = tl.load(ends + (place * tl.num_programs(0) + group) * (G * N * W) + offsets)
                 h = tl.exp2(total[:, None, :] * A) * h + end
-                i += 1 - 2 * reverse
+                i += tl.where(reverse, -1, 1)
         position = c * chunk
         stop = tl.minimum(position + chunk, length)
         if reverse:

@@ -31,6 +31,7 @@ TOKENS, GROUPS, LANES = 8, 2, 8
 BLOCK = GROUPS * LANES
 # Registers of a forward thread: 12 warps then fit a multiprocessor. The backward kernel needs all 255.
 FORWARD_REGISTERS = 168
+BACKWARD_WARPS = 16  # a multiprocessor gets before one of them takes several groups of channels
 # Every POLYNOMIAL-th exponential by FMA instead of the special function unit. 0 for none: by the compiled kernel's
 # instruction count the issue slots are as busy as that unit, so a polynomial takes from where nothing is free.
 POLYNOMIAL = 0
@@ -70,13 +71,15 @@ def bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool
     A direction's ``delta`` may be a pair (features (B, L, R), weight (D, R)): the kernel then projects it.
     """
     if forward[0].dtype == torch.float64:
-        return eager.eager_bidirectional_scan(_projected(forward), _projected(backward), z, average)
+        forward, backward = (
+            (u, F.linear(*delta) if isinstance(delta, tuple) else delta, *others)
+            for u, delta, *others in (forward, backward)
+        )
+        return eager.eager_bidirectional_scan(forward, backward, z, average)
     return _scan([forward, backward], z, True, False, average)
 
 
-def _projected(direction: tuple) -> tuple:
-    u, delta, *others = direction
-    return (u, F.linear(*delta) if isinstance(delta, tuple) else delta, *others)
+bidirectional_scan.projects_delta = True  # type: ignore[attr-defined]
 
 
 def _scan(
@@ -176,7 +179,7 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
     (dout,) = contiguous_rows(dout)
     groups = -(-channels // BLOCK)
     # Groups that one program takes in turn: fewer partial sums of dB and dC, as long as the GPU stays full.
-    span = max(1, min(8, groups * batch * directions // (16 * num_sms(u.device))))
+    span = max(1, min(8, groups * batch * directions // (BACKWARD_WARPS * num_sms(u.device))))
     spans = -(-groups // span)
     first, second = _pointers(tensors)
     partial_BC = dBC.new_empty((directions, spans, batch, length, 2 * num_states))

@@ -19,7 +19,9 @@ def load() -> tuple[Callable, Callable]:
     try:
         # The package imports without it: built without the Mamba-1 kernel, or for another torch.
         importlib.import_module("selective_scan_cuda")
-        selective_scan_fn = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+        selective_scan_fn = importlib.import_module(
+            "mamba_ssm.ops.selective_scan_interface"
+        ).selective_scan_fn
     except Exception as error:  # a broken extension can raise anything
         raise BackendUnavailable(f"mamba_ssm's compiled scan does not import: {error}") from error
 
@@ -36,8 +38,9 @@ def load() -> tuple[Callable, Callable]:
         reverse: bool = False,
     ) -> Tensor:
         """Same function as `naive_selective_scan`; upstream is channel-major and knows one direction: flips."""
-        sequences = (u, delta, B, C, z)
-        u, delta, B, C, z = (None if t is None else _channel_major(t.to(u.dtype), reverse) for t in sequences)
+        dtype = u.dtype
+        u, delta, B, C = (_channel_major(t.to(dtype), reverse) for t in (u, delta, B, C))
+        z = None if z is None else _channel_major(z.to(dtype), reverse)
         D, delta_bias = (None if t is None else t.float() for t in (D, delta_bias))
         y = selective_scan_fn(
             u, delta, A.float(), B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus
@@ -58,4 +61,4 @@ def load() -> tuple[Callable, Callable]:
 def _channel_major(x: Tensor, reverse: bool) -> Tensor:
     """(B, L, D) to contiguous (B, D, L), from the last token on if ``reverse``."""
     x = x.transpose(1, 2)
-    return x.flip(-1) if reverse else x.contiguous()
+    return (x.flip(-1) if reverse else x).contiguous()

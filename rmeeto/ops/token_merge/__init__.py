@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
 from rmeeto.ops.token_merge import cpp, naive
+
+_TRITON = "rmeeto.ops.token_merge.triton_"
 
 MATCH = Operator(
     "match_tokens",
     [
+        Backend(
+            "triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "match", "match_tokens")
+        ),
         Backend("cpp", ("cpu",), lambda: cpp.load()[0]),
         Backend("torch", ("any",), lambda: naive.naive_match_tokens),
     ],
@@ -17,6 +23,9 @@ MATCH = Operator(
 MERGE = Operator(
     "merge_tokens",
     [
+        Backend(
+            "triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "merge", "merge_tokens")
+        ),
         Backend("cpp", ("cpu",), lambda: cpp.load()[1]),
         Backend("torch", ("any",), lambda: naive.naive_merge_tokens),
     ],

@@ -19,7 +19,8 @@ from rmeeto.ops.triton_support import contiguous_rows, dispatch_keys, on_device,
 # Up to this many sources one program matches an image from its scores to its plan. Beyond, the scores of an image
 # are shared out over programs and a second kernel ranks them.
 ONE_KERNEL = 256
-BLOCK_C = 64
+# Sources, destinations and channels of a tile; fp32 products go to the FMA units, which keep more in registers.
+TILE, TILE_FP32 = (128, 64), (64, 32)
 
 
 @triton.jit
@@ -34,8 +35,8 @@ def store_best(
 ):  # fmt: skip
     """Write the largest cosine similarity, and its destination, of the sources from ``first`` to ``first + S``.
 
-    Products of the metric as it is stored, scaled by the norms afterwards: exact for half precision, whose products
-    fp32 holds, so that the tensor cores give the ranking of an fp32 computation.
+    Products of the metric as it is stored, scaled by the norms afterwards. fp32 holds the products of half precision
+    exactly, so the tensor cores give the ranking of an fp32 computation; TF32, for an fp32 metric, would not.
     """
     sources, channel = first + tl.arange(0, S), tl.arange(0, C)
     a_rows = metric + token_of(2 * sources, aside)[:, None] * row
@@ -60,7 +61,7 @@ def store_best(
                 mask=(destinations < num_destinations)[None, :] & inside[:, None],
                 other=0.0,
             )
-            product = tl.dot(a, b, product, input_precision="tf32x3")
+            product = tl.dot(a, b, product, input_precision="ieee")
             a, b = a.to(tl.float32), b.to(tl.float32)
             a_square += tl.sum(a * a, axis=1)
             b_square += tl.sum(b * b, axis=0)
@@ -205,7 +206,8 @@ def _forward(
     num_sources = length // 2
     score = metric.new_empty((batch, num_sources), dtype=torch.float32)
     pick, rank = torch.empty_like(score, dtype=torch.int32), torch.empty_like(score, dtype=torch.int32)
-    side = min(128, power_of_two(num_sources, 16))
+    side, depth = TILE_FP32 if metric.dtype == torch.float32 else TILE
+    side, depth = min(side, power_of_two(num_sources, 16)), min(depth, power_of_two(channels, 16))
     together = num_sources <= ONE_KERNEL
     stages = [(True, True, 1)] if together else [(True, False, -(-num_sources // side)), (False, True, 1)]
     with on_device(metric):
@@ -214,7 +216,7 @@ def _forward(
                 metric, metric if class_index is None else class_index, keep, source, destination, place,
                 score, pick, rank, metric.stride(0), metric.stride(1), length, r, index,
                 CHANNELS=channels, GIVEN=class_index is not None, EXACT=exact, SCORES=scores, PLAN=plan,
-                S=side, D=side, C=min(BLOCK_C, power_of_two(channels, 16)), OTHERS=min(32, side), num_warps=8,
+                S=side, D=side, C=depth, OTHERS=min(32, side), num_warps=8,
             )  # fmt: skip
     return outputs
 

@@ -1,0 +1,83 @@
+"""Build upstream's extensions for the present GPU only, from their sdists: python -m benchmarks.gpu.build FROM TO.
+
+FROM holds mamba_ssm-*.tar.gz, causal_conv1d-*.tar.gz and, where it is not installed, an einops wheel. TO gets the
+extensions, the packages' Python files and build.json. Their own setup would compile for every GPU, which takes hours.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FLAGS = ["-O3", "-std=c++17"]
+NVCC = [
+    *FLAGS,
+    *(f"-U__CUDA_NO_{name}__" for name in (
+        "HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS", "BFLOAT16_CONVERSIONS", "BFLOAT162_OPERATORS",
+        "BFLOAT162_CONVERSIONS",
+    )),
+    "--expt-relaxed-constexpr",
+    "--expt-extended-lambda",
+    "--use_fast_math",
+]  # fmt: skip
+EXTENSIONS = {  # name of the extension: sdist, folder of its sources
+    "causal_conv1d_cuda": ("causal_conv1d", "csrc"),
+    "selective_scan_cuda": ("mamba_ssm", "csrc/selective_scan"),
+}
+
+
+def main(sdists: Path, out: Path) -> None:
+    """Unpack, compile, and write what came of it to build.json, last."""
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"error": None}
+    try:
+        for wheel in sdists.glob("*.whl"):
+            shutil.copy(wheel, out)
+        for name, (package, folder) in EXTENSIONS.items():
+            start = time.perf_counter()
+            compile_extension(name, unpack(sdists, package, out), folder, out)
+            report[name] = {"seconds": round(time.perf_counter() - start, 1)}
+    except Exception as error:  # whatever fails, the benchmark goes on without upstream
+        report["error"] = f"{type(error).__name__}: {error}"[-2000:]
+    (out / "build.json").write_text(json.dumps(report, indent=1))
+
+
+def unpack(sdists: Path, package: str, out: Path) -> Path:
+    """The package's folder."""
+    found = sorted(sdists.glob(f"{package}-*.tar.gz"))
+    if not found:
+        raise FileNotFoundError(f"no {package}-*.tar.gz in {sdists}")
+    with tarfile.open(found[-1]) as archive:
+        archive.extractall(out, filter="data")
+    return out / found[-1].name.removesuffix(".tar.gz")
+
+
+def compile_extension(name: str, source: Path, folder: str, out: Path) -> None:
+    """Compile all sources of an extension in parallel, for one architecture."""
+    from torch.utils import cpp_extension
+
+    major, minor = torch.cuda.get_device_capability()
+    files = sorted(path for path in (source / folder).iterdir() if path.suffix in (".cpp", ".cu"))
+    build = out / f"{name}_build"
+    build.mkdir(exist_ok=True)
+    cpp_extension.load(
+        name=name,
+        sources=[str(path) for path in files],
+        extra_include_paths=[str(source / folder)],
+        extra_cflags=FLAGS,
+        extra_cuda_cflags=[*NVCC, f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}"],
+        build_directory=str(build),
+        is_python_module=False,
+    )
+    shutil.copy(build / f"{name}.so", out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

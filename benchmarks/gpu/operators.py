@@ -1,0 +1,150 @@
+"""Each operator alone, against the least time that its bytes and exponentials take, and against upstream's kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import floors
+from benchmarks.gpu.peers import Kernels
+from benchmarks.gpu.setting import Setting
+from rmeeto.ops import add_rms_norm, bidirectional_conv1d, bidirectional_scan, match_tokens, merge_tokens
+
+STATES = 16
+# Settings of the forward scan that are worth trying where there is a GPU: (POLYNOMIAL, FORWARD_REGISTERS).
+VARIANTS = [(0, 128), (0, 168), (0, 255), (4, 168), (8, 168)]
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """Microseconds, floor and their ratio by model, batch and operator; then the forward scan's variants."""
+    kernels = setting.kernels(wait_s=60)
+    length = 65 if setting.dry else 197
+    table: dict[str, Any] = {"upstream": kernels if isinstance(kernels, str) else kernels.name}
+    with torch.no_grad():
+        for name, embed in setting.models.items():
+            for batch in setting.batches:
+                rows = forward_rows(setting, kernels, batch, length, embed)
+                table[f"{name}, batch {batch}"] = rows
+    for name, embed in setting.models.items():
+        batch = setting.batches[-1]
+        table[f"{name}, batch {batch}, with gradients"] = backward_rows(setting, batch, length, embed)
+    if not setting.dry:
+        table["scan variants"] = variants(setting, setting.batches[-1], length, 192)
+    return table
+
+
+class Inputs:
+    """What a block of a model gives its operators, in bf16 with fp32 parameters."""
+
+    def __init__(self, setting: Setting, batch: int, length: int, embed: int, grad: bool = False) -> None:
+        inner, self.rank = 2 * embed, -(-embed // 16)
+
+        def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.randn(shape, device=setting.device).to(dtype).requires_grad_(grad)
+
+        half = torch.bfloat16
+        self.hidden, self.residual = make(batch, length, embed, dtype=half), make(batch, length, embed)
+        self.weight = make(embed)
+        self.u, self.z = make(batch, length, 2 * inner, dtype=half).chunk(2, dim=-1)
+        self.taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)
+        self.directions = []
+        for _ in range(2):
+            features, B, C = make(batch, length, self.rank + 2 * STATES, dtype=half).split(
+                [self.rank, STATES, STATES], -1
+            )
+            A = -torch.rand(inner, STATES, device=setting.device) * 8 - 0.1
+            weight, bias = make(inner, self.rank, dtype=half), make(inner)
+            u = make(batch, length, inner, dtype=half)
+            self.directions.append((u, (features, weight), A, B, C, make(inner), bias))
+
+    def norm(self) -> Any:
+        return add_rms_norm(self.hidden, self.residual, self.weight)
+
+    def conv(self) -> Any:
+        return bidirectional_conv1d(self.u, *self.taps)
+
+    def scan(self) -> Any:
+        return bidirectional_scan(*self.directions, self.z, True)
+
+    def upstream_conv(self, kernels: Kernels) -> Callable[[], Any]:
+        x = self.u.transpose(1, 2).contiguous()
+        weight, bias = self.taps[0].squeeze(1).to(x.dtype), self.taps[1].to(x.dtype)
+        return lambda: [kernels.conv(x, weight, bias, activation="silu") for _ in range(2)]
+
+    def upstream_scan(self, kernels: Kernels) -> Callable[[], Any]:
+        """Both directions' calls, the step sizes given, layouts as upstream wants them; no flips."""
+        u, (features, weight), A, B, C, D, bias = self.directions[0]
+        delta = features @ weight.t()
+        u, delta, B, C, z = (t.transpose(1, 2).contiguous() for t in (u, delta, B, C, self.z))
+        return lambda: [
+            kernels.scan(u, delta, A, B, C, D=D, z=z, delta_bias=bias, delta_softplus=True) for _ in range(2)
+        ]
+
+
+def forward_rows(
+    setting: Setting, kernels: Kernels | str, batch: int, length: int, embed: int
+) -> dict[str, dict[str, float]]:
+    """Microseconds without gradients."""
+    inputs, r = Inputs(setting, batch, length, embed), 11
+    plan = match_tokens(inputs.hidden, r, length // 2)[:3]
+    size = torch.ones(batch, length, 1, device=setting.device)
+    calls: dict[str, Callable[[], Any]] = {
+        "add_norm": inputs.norm,
+        "conv": inputs.conv,
+        "scan": inputs.scan,
+        "match": lambda: match_tokens(inputs.hidden, r, length // 2),
+        "merge": lambda: merge_tokens(inputs.hidden, inputs.residual, size, *plan),
+    }
+    if not isinstance(kernels, str):
+        calls |= {
+            "conv, upstream": inputs.upstream_conv(kernels),
+            "scan, upstream": inputs.upstream_scan(kernels),
+        }
+    tokens, rates = batch * length, setting.rates()
+    work = [floors.norm(tokens, embed), floors.conv(tokens, embed), floors.scan(tokens, embed)]
+    least = {item.name: item.seconds(rates) for item in [*work, *floors.merge(batch, length, r, embed)]}
+    rows = {}
+    for name, seconds in setting.time(calls).items():
+        floor = least[name.split(",")[0]]
+        rows[name] = {"us": seconds * 1e6, "floor_us": floor * 1e6, "over_floor": seconds / floor}
+    return rows
+
+
+def backward_rows(setting: Setting, batch: int, length: int, embed: int) -> dict[str, dict[str, float]]:
+    """Microseconds of forward and backward together."""
+    inputs = Inputs(setting, batch, length, embed, grad=True)
+
+    def trained(call: Callable[[], Any]) -> Callable[[], None]:
+        outputs = call()
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        seeds = [torch.randn_like(output) for output in outputs]
+
+        def both() -> None:
+            again = call()
+            torch.autograd.backward([again] if isinstance(again, Tensor) else list(again), seeds)
+
+        return both
+
+    calls = {name: trained(getattr(inputs, name)) for name in ("norm", "conv", "scan")}
+    return {name: {"us": seconds * 1e6} for name, seconds in setting.time(calls).items()}
+
+
+def variants(setting: Setting, batch: int, length: int, embed: int) -> dict[str, float]:
+    """Microseconds of the forward scan under other settings of its kernel."""
+    from rmeeto.ops.selective_scan import triton_scan
+
+    inputs = Inputs(setting, batch, length, embed)
+    shipped = triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS
+    found = {}
+    try:
+        for polynomial, registers in VARIANTS:
+            triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS = polynomial, registers
+            with torch.no_grad():
+                seconds = setting.time({"scan": inputs.scan})["scan"]
+            found[f"polynomial {polynomial}, registers {registers}"] = seconds * 1e6
+    finally:
+        triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS = shipped
+    return found

@@ -1,0 +1,155 @@
+"""The GPU benchmark: python -m benchmarks.gpu.run OUT [--dry-run] [part ...]; see benchmarks/gpu.sh."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PARTS = {  # in this order; name: module and function, seconds that it may take
+    "environment": ("environment:run", 60),
+    "checks": ("checks:run", 300),
+    "forward_vim_tiny": ("forward:tiny", 120),
+    "forward_vim_small": ("forward:small", 120),
+    "forward_vim_base": ("forward:base", 150),
+    "training": ("training:run", 200),
+    "operators": ("operators:run", 150),
+    "numerics": ("numerics:run", 150),
+    "compiled_vim_tiny": ("forward:compiled_tiny", 240),
+    "compiled_vim_small": ("forward:compiled_small", 240),
+    "compiled_vim_base": ("forward:compiled_base", 240),
+}
+DRY = {name: part for name, part in PARTS.items() if "_vim_" not in name} | {
+    "forward_vim_nano": ("forward:nano", 60)
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts that have no result yet, each in a process of its own, until the time is used up.
+
+    Returns:
+        0 when every part has a result; 3 when some are left for another call; 1 when one failed (the parts behind
+        ``checks`` do not run if those fail: what is wrong is not timed).
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of the results, one JSON file a part")
+    parser.add_argument("part", nargs="*", help="parts to run; default: all")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="a tiny model on the CPU, stand-ins for the rest"
+    )
+    parser.add_argument("--budget", type=float, default=500.0, help="seconds after which no part starts")
+    parser.add_argument("--upstream", type=Path, help="folder with upstream's sdists, see build.py")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # run this one part in this process
+    options = parser.parse_intermixed_args(argv)
+    if options.inside:
+        return inside(options, options.inside)
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = DRY if options.dry_run else PARTS
+    unknown = [name for name in options.part if name not in parts]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(parts)}")
+    start = time.monotonic()
+    build = start_build(options)
+    code = 0
+    for name in options.part or parts:
+        if done(options.out / f"{name}.json"):
+            continue
+        left = options.budget - (time.monotonic() - start)
+        if left < 5:
+            code = max(code, 3)
+            continue
+        print(f"{name} ...", flush=True)
+        if options.dry_run:
+            inside(options, name)
+        else:
+            run_part(options, name, min(parts[name][1], left + 30))
+        if not done(options.out / f"{name}.json"):
+            code = 1
+            if name == "checks":
+                break
+    if build is not None:
+        build.terminate()
+    print(summary(options.out))
+    return code
+
+
+def done(file: Path) -> bool:
+    """Whether a part has a result; a failure is tried again."""
+    return file.exists() and json.loads(file.read_text())["error"] is None
+
+
+def start_build(options: argparse.Namespace) -> subprocess.Popen | None:
+    """Compile upstream beside the first parts."""
+    folder = options.out / "upstream"
+    if options.dry_run or options.upstream is None or (folder / "build.json").exists():
+        return None
+    folder.mkdir(exist_ok=True)
+    log = (folder / "build.log").open("w")
+    command = [sys.executable, "-m", "benchmarks.gpu.build", str(options.upstream), str(folder)]
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).resolve().parents[2])
+
+
+def run_part(options: argparse.Namespace, name: str, seconds: float) -> None:
+    """Run a part in a process of its own; it writes its file itself, unless it crashes or takes too long."""
+    command = [sys.executable, "-m", "benchmarks.gpu.run", str(options.out), "--inside", name]
+    file = options.out / f"{name}.json"
+    try:
+        finished = subprocess.run(command, timeout=seconds)
+        if finished.returncode != 0 and not file.exists():
+            write(file, {"part": name, "error": f"exit code {finished.returncode}", "result": None})
+    except subprocess.TimeoutExpired:
+        write(file, {"part": name, "error": f"took longer than {seconds:.0f} s", "result": None})
+
+
+def inside(options: argparse.Namespace, name: str) -> int:
+    """Run one part here and write its file."""
+    from benchmarks.gpu.setting import Setting, describe
+
+    setting = Setting(options.out, options.dry_run)
+    module, function = (DRY if options.dry_run else PARTS)[name][0].split(":")
+    report: dict[str, Any] = {"part": name, "error": None, "result": None}
+    start = time.perf_counter()
+    try:
+        report |= {"environment": describe(setting)}
+        report["result"] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(setting)
+    except Exception as error:  # written down, so that the other parts go on
+        report["error"] = f"{type(error).__name__}: {error}"[-4000:]
+    report["seconds"] = round(time.perf_counter() - start, 1)
+    write(options.out / f"{name}.json", report)
+    return 0 if report["error"] is None else 1
+
+
+def write(file: Path, report: dict[str, Any]) -> None:
+    """All of it or nothing."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=1))
+    os.replace(temporary, file)
+
+
+def summary(out: Path) -> str:
+    """A line a part, and the ratios that the targets are about."""
+    lines = []
+    for file in sorted(out.glob("*.json")):
+        report = json.loads(file.read_text())
+        state = "ok" if report["error"] is None else f"FAILED: {report['error'][:300]}"
+        dry = report.get("environment", {}).get("dry_run")
+        note = "  (dry run: nothing here is a measurement)" if dry else ""
+        lines.append(f"{report['part']:<20} {report.get('seconds', 0):>6} s  {state}{note}")
+        result = report["result"] or {}
+        for key, value in (result.get("ratios") or {}).items():
+            lines.append(f"    {key:<52} {value:.2f}")
+        for key, value in result.items():
+            if isinstance(value, dict) and "upstream / ours" in value:
+                lines.append(f"    {key}, step: upstream / ours {value['upstream / ours']:.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

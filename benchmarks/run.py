@@ -1,0 +1,12 @@
+"""Measure this project: `python benchmarks/run.py --help`; `--suite cpu` ends with the ratios it holds itself to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not this folder
+    from benchmarks.cli import main
+
+    sys.exit(main())

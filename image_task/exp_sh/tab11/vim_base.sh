@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Table 11, Vim-B: training-free, r = 0 (dense) to 11.
+# Cost:  12 evaluations; ours not yet measured.
+# Paper: dense 81.9 top-1 (EMA); the figures of its rows are in the paper; ours not yet measured.
+# Needs: weights/vim_b_midclstok_81p9acc.pth and data/imagenet
+# RELEASED=1: with the released code's last merge, which aims at 76 tokens whatever r is, as its rows ran: even
+# r = 0 merges then.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../../exp_sh/launch.sh"
+
+model=(--model vim_base_patch16_224 --model_pth "$WEIGHTS/vim_b_midclstok_81p9acc.pth"
+    --data-set IMNET --data-path "$DATA" --batch-size 128 --num_workers 10)
+released=(--compare 11)
+
+for r in {0..11}; do
+    run tab11 "${model[@]}" --num_prune "$r" --if_order --eval
+done

@@ -1,0 +1,123 @@
+"""What the quick starts of both tasks share: the command, the arms, the speed, the kept older folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmeeto.errors import UserError
+from rmeeto.measure import benchmark
+
+
+def run_quickstart(
+    argv: Sequence[str] | None, description: str | None, folder: str, weights: Path, work: Callable[..., Any]
+) -> int:
+    """Run a quick start's command line; errors that the user can fix are one line on stderr.
+
+    Args:
+        argv: without the program's name; None for this process's own.
+        description: for --help.
+        folder, weights: defaults of --output_dir and --weights.
+        work: called with the folder, the seed and the weights.
+
+    Returns:
+        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="quickstart", description=description)
+    parser.add_argument("--output_dir", default=folder, help="an older one is kept as <name>-1, -2, ...")
+    parser.add_argument("--seed", type=int, default=0, help="of the re-training")
+    parser.add_argument("--weights", default=str(weights), help="of the dense model")
+    args = parser.parse_args(argv)
+    try:
+        work(Path(args.output_dir), args.seed, args.weights)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts anew and keeps what is there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def keep_older(folder: Path) -> None:
+    """Move an existing folder to the first free ``<name>-<n>``, and say so."""
+    if not folder.exists():
+        return
+    number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
+    older = folder.with_name(f"{folder.name}-{number}")
+    folder.rename(older)
+    print(f"the older {folder} is now {older}")
+
+
+def run_arms(
+    arms: Mapping[str, tuple[str, list[str]]], run: Callable[[list[str]], dict[str, Any]], log: Path
+) -> dict[str, float]:
+    """Run each arm on one thread and print a line of it.
+
+    The operators of a tiny model are too small to be shared, and waiting threads spin.
+
+    Args:
+        arms: by name: a title, and flags of the task's command line.
+        run: the task's, from flags to a result with ``top1``.
+        log: takes what the runs print.
+
+    Returns:
+        Top-1 in percent of each arm.
+    """
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    top1: dict[str, float] = {}
+    torch.set_num_threads(1)
+    try:
+        for arm, (title, flags) in arms.items():
+            with log.open("a") as file, contextlib.redirect_stdout(file):
+                top1[arm] = run([*flags, "--name", arm])["top1"]
+            print(
+                f"  {title:<34} {top1[arm]:6.2f} % top-1   {time.perf_counter() - began:5.0f} s", flush=True
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return top1
+
+
+def measure_speed(dense: nn.Module, merged: nn.Module, batch: Tensor, described: str) -> dict[str, Any]:
+    """Samples per second of a model dense and merged, interleaved in one process.
+
+    Args:
+        dense, merged: on the batch's device, which is where they are measured.
+        batch: an input.
+        described: model and input, for the summary.
+
+    Returns:
+        dense, merged (samples per second), ratio, r, input (in words).
+    """
+    speed = benchmark({"dense": dense.eval(), "merged": merged.eval()}, batch)
+    device = batch.device.type
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    rates = {name: round(timing.images_per_s, 2) for name, timing in speed.items()}
+    result = {
+        **rates,
+        "ratio": round(speed["dense"].median_s / speed["merged"].median_s, 3),
+        "r": merged.merge_config.r,
+        "input": f"{described}, random weights, batch {len(batch)}, fp32, {device}{threads}",
+    }
+    print(f"  speed: {result['input']}")
+    print(f"    dense {rates['dense']:.2f}, merged (r = {result['r']}) {rates['merged']:.2f} a second: "
+          f"{result['ratio']:.2f} x", flush=True)  # fmt: skip
+    return result
+
+
+def write_summary(folder: Path, summary: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write ``summary.json`` with the seconds since `began`, and say where it is; the whole summary."""
+    summary = {**summary, "seconds": round(time.perf_counter() - began, 1)}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"{folder / 'summary.json'} and the pictures beside it: {summary['seconds']:.0f} s in all")
+    return summary

@@ -1,0 +1,307 @@
+"""How fast the models of a task are, dense and merged, interleaved in one process."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from rmeeto.cli.main import create_model
+from rmeeto.cli.merging import read_window
+from rmeeto.cli.speed_plot import draw, title, window_of
+from rmeeto.doctor import cpu_name
+from rmeeto.engine.dist import World
+from rmeeto.engine.flags import normalise
+from rmeeto.engine.record import environment
+from rmeeto.errors import UserError
+from rmeeto.measure import Timing, benchmark, count_flops, token_reduction_ratio
+from rmeeto.measure.speed import MIN_RUNS
+from rmeeto.merge import MergeConfig
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WIDTHS = {"batch": 5, "r": 4, "tokens": 7, "GMACs": 8, "theory": 7, "ms": 9, "IQR": 8, "images/s": 9,
+          "speed-up": 9, "MB": 6, "merge": 8}  # fmt: skip
+LEGEND = """\
+tokens   at the end            ms       median of a batch; IQR: its spread
+GMACs    both directions       MB       peak memory of a GPU
+theory   dense GMACs / these   merge    share of the time, and its spread"""
+BUSY = 0.2  # interquartile range over median
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a task says about its throughput command.
+
+    Args:
+        prog, description: of the command.
+        models: names of its models.
+        aliases: other names of them.
+        short: from a short name to the full ones that it may stand for.
+        model, r, batch_size: what is timed by default.
+        samples: what a batch consists of, in the plural.
+        add_flags: adds the task's own flags.
+        arguments: from the options to arguments of the model.
+        more: measures the task's own figures and prints them; they are added to the JSON file.
+    """
+
+    prog: str
+    description: str
+    models: Iterable[str]
+    aliases: Iterable[str]
+    short: Callable[[str], Sequence[str]]
+    model: str
+    r: tuple[int, ...]
+    batch_size: tuple[int, ...]
+    samples: str
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    arguments: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
+    more: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run a command line; errors that the user can fix are one or two lines on stderr.
+
+        Returns:
+            The exit code: 0, 2 for a user error, 130 after Ctrl-C.
+        """
+        try:
+            self.measure(self.parse(sys.argv[1:] if argv is None else argv))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; nothing was written", file=sys.stderr)
+            return 130
+        return 0
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Read and check a command line.
+
+        Raises:
+            UserError: a flag or value that cannot be used.
+        """
+        parser = _Parser(prog=self.prog, description=self.description, allow_abbrev=False)
+        add = parser.add_argument
+        add(
+            "--model", default=self.model, help="a registered name, or a short one without the patch and size"
+        )
+        add(
+            "--r",
+            type=int,
+            nargs="+",
+            default=list(self.r),
+            help="tokens that each merge removes; 0, dense, always runs",
+        )
+        add("--metric", default="X", help="X, B, C or delta; for DeiT X, Q, K or V")
+        add("--window", type=read_window, default=None, help="time matching in a window as well: 2,3,3")
+        add(
+            "--batch_size",
+            type=int,
+            nargs="+",
+            default=list(self.batch_size),
+            help=f"{self.samples} in a batch",
+        )
+        add("--img_size", type=int, default=None, help="side in pixels; default: the model's")
+        add("--dtype", choices=DTYPES, default="fp32", help="of autocast; fp32: none")
+        add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        add("--compile", action="store_true", help="time torch.compile(fullgraph=True) of the models")
+        add("--cuda_graph", action="store_true", help="time replays of CUDA graphs")
+        add("--runs", type=int, default=11, help=f"timed runs of each model, {MIN_RUNS} or more")
+        add("--warmup", type=int, default=3, help="passes before the first run")
+        add("--output", type=Path, default=None, help="the JSON file; the plot goes beside it as .png")
+        add("--overwrite", action="store_true", help="replace files that exist")
+        self.add_flags(parser)
+        options = parser.parse_args([normalise(token) for token in argv])
+        options.model = self.resolve(options.model)
+        options.r = sorted({0, *options.r})
+        if options.device == "auto":
+            options.device = "cuda" if torch.cuda.is_available() else "cpu"
+        _check(options)
+        if options.output is None:
+            parts = [options.model, options.dtype, options.device]
+            parts += ["compiled"] * options.compile + ["graphed"] * options.cuda_graph
+            options.output = Path("runs", "throughput", "-".join(parts) + ".json")
+        for file in (options.output, options.output.with_suffix(".png")):
+            if file.exists() and not options.overwrite:
+                raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
+        return options
+
+    def resolve(self, name: str) -> str:
+        """The registered name of a model, from that name or its short form.
+
+        Raises:
+            UserError: no such model.
+        """
+        known = [*self.models, *self.aliases]
+        for full in (name, *self.short(name)):
+            if full in known:
+                return full
+        shorter = {full.removeprefix("rmeeto_").removesuffix("_patch16_224"): full for full in known}
+        close = difflib.get_close_matches(name, shorter, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self.models)}."
+        raise UserError(f"--model is {name!r}, which is not registered; {hint}")
+
+    def measure(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Time the models at every batch size, print the table, write the JSON file and the plot.
+
+        Returns:
+            What the JSON file holds.
+
+        Raises:
+            UserError: settings that the model refuses, a batch that does not fit into memory, or a file that cannot
+                be written.
+        """
+        device = torch.device(options.device)
+        merges = [MergeSetting(r, None) for r in options.r]
+        merges += [MergeSetting(r, options.window) for r in options.r if r and options.window]
+        models = {merge.name: self.build(options, merge).to(device) for merge in merges}
+        dense = models[merges[0].name]
+        result = {
+            "what": "throughput",
+            **environment(World(device)),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            "model": options.model,
+            "samples": self.samples,
+            "input_size": list(dense.pretrained_cfg["input_size"]),
+            **{name: getattr(options, name) for name in ("dtype", "compile", "cuda_graph", "runs", "warmup")},
+            "results": [],
+        }
+        heads = [f"{self.samples}/s" if head == "images/s" else head for head in WIDTHS]
+        print(
+            f"{title(result)}\n{result['device']}, {result['threads']} CPU thread(s)\n\n{_line(heads)}",
+            flush=True,
+        )
+        for batch_size in options.batch_size:
+            for row in _at(batch_size, models, options):
+                print(_line(_cells(row)), flush=True)
+                result["results"].append(row)
+        window = (
+            f"\n*        matched in a window of {','.join(map(str, options.window))}"
+            if options.window
+            else ""
+        )
+        print(LEGEND + window)
+        result |= self.more(options)
+        _write(result, options.output)
+        if any(row["spread_ms"] > BUSY * row["latency_ms"] for row in result["results"]):
+            print(f"note: runs scatter by more than {BUSY:.0%}: the machine is busy, the figures rough")
+        return result
+
+    def build(self, options: argparse.Namespace, merge: MergeSetting) -> nn.Module:
+        """A model without trained weights: they change no time."""
+        try:
+            config = MergeConfig(r=merge.r, metric=options.metric, window=merge.window) if merge.r else None
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        arguments = {"img_size": options.img_size, **self.arguments(options)}
+        return create_model(options.model, seed=0, merge=config, **arguments).eval()
+
+
+@dataclass(frozen=True)
+class MergeSetting:
+    """One of the models that are timed."""
+
+    r: int
+    window: tuple[int, int, int] | None
+
+    @property
+    def name(self) -> str:
+        return f"r = {self.r}" + (f", window {','.join(map(str, self.window))}" if self.window else "")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags.")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if min(options.batch_size) < 1 or min(options.r) < 0 or options.runs < MIN_RUNS or options.warmup < 1:
+        raise UserError(
+            f"--batch_size {options.batch_size} --r {options.r} --runs {options.runs} --warmup {options.warmup}; "
+            f"expected at least 1, 0, {MIN_RUNS} and 1."
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: torch sees no GPU (python -m rmeeto.doctor says why); use --device cpu."
+        )
+    if options.cuda_graph and options.device != "cuda":
+        raise UserError("--cuda_graph needs a GPU, and this runs on cpu; leave the flag out.")
+    if options.output is not None and options.output.suffix != ".json":
+        raise UserError(f"--output is {options.output}; expected a file that ends in .json.")
+
+
+def _at(batch_size: int, models: dict[str, nn.Module], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each model at one batch size; the first model is the dense one."""
+    dense = next(iter(models.values()))
+    try:
+        timings = benchmark(
+            {f"{options.model}, {name}": model for name, model in models.items()},
+            torch.randn(batch_size, *dense.pretrained_cfg["input_size"], device=options.device),
+            runs=options.runs,
+            warmup=options.warmup,
+            dtype=DTYPES[options.dtype],
+            compile=options.compile,
+            cuda_graph=options.cuda_graph,
+            merging=True,
+        )
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--batch_size {batch_size} does not fit into the GPU's memory; give a smaller one."
+        ) from None
+    found = list(timings.values())
+    return [_row(model, dense, timing, found[0]) for model, timing in zip(models.values(), found)]
+
+
+def _row(model: nn.Module, dense: nn.Module, timing: Timing, dense_timing: Timing) -> dict[str, Any]:
+    size = model.pretrained_cfg["input_size"]
+    merge = model.merge_config
+    macs = {convention: count_flops(model, size, convention).total for convention in ("paper", "full")}
+    return {
+        "r": 0 if merge is None else merge.r,
+        "merge": None if merge is None else merge.to_dict(),
+        "tokens": model.num_tokens,
+        "token_reduction_ratio": token_reduction_ratio(model),
+        "macs": macs,
+        "theory": count_flops(dense, size, "full").total / macs["full"],
+        "speed_up": dense_timing.median_s / timing.median_s,
+        **timing.to_dict(),
+    }
+
+
+def _write(result: dict[str, Any], file: Path) -> None:
+    plot = file.with_suffix(".png")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=2) + "\n")
+        draw(result).savefig(plot, dpi=150)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error}); give another --output.") from None
+    print(f"\n{file}\n{plot}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    memory, share, spread = row["peak_memory_bytes"], row["merging_share"], row["merging_spread"]
+    return [
+        f"{row['batch_size']}",
+        f"{row['r']}{'*' if window_of(row) else ''}",
+        f"{row['tokens'][-1]}",
+        f"{row['macs']['full'] / 1e9:.3f}",
+        f"{row['theory']:.2f}",
+        f"{row['latency_ms']:.2f}",
+        f"{row['spread_ms']:.2f}",
+        f"{row['images_per_s']:.1f}",
+        f"{row['speed_up']:.2f}",
+        "-" if memory is None else f"{memory / 1e6:.0f}",
+        "-" if share is None else f"{100 * share:.0f}±{100 * spread:.0f}%",
+    ]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS.values()))

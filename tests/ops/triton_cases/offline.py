@@ -1,0 +1,133 @@
+"""Compile every Triton kernel for a GPU that is not there, as the operators would launch it.
+
+    python -m tests.ops.triton_cases.offline 90 vim_tiny vim_tiny_evaluation
+
+prints a JSON line a kernel: its name, what it was specialised for, registers, bytes of stack (spills) and of shared
+memory a program, seconds to compile. A process of its own: it replaces Triton's driver and launches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from rmeeto.ops import triton_support
+
+triton_support.dispatch_keys = lambda: (
+    "CPU",
+)  # the launchers then take CPU tensors, whose contents nobody reads
+
+from rmeeto.ops.add_norm.triton_add_norm import add_rms_norm  # noqa: E402
+from rmeeto.ops.conv1d.triton_conv1d import bidirectional_conv1d  # noqa: E402
+from rmeeto.ops.selective_scan.triton_scan import bidirectional_scan, selective_scan  # noqa: E402
+from rmeeto.ops.token_merge.triton_match import match_tokens  # noqa: E402
+from rmeeto.ops.token_merge.triton_merge import merge_tokens  # noqa: E402
+
+# (embed, tokens, merged tokens, storage, training)
+SETTINGS = {
+    "vim_tiny": (192, 197, 11, torch.bfloat16, True),
+    "vim_small": (384, 197, 11, torch.bfloat16, True),
+    "vim_base": (768, 197, 11, torch.bfloat16, True),
+    "vim_tiny_evaluation": (192, 197, 5, torch.bfloat16, False),
+    "vim_tiny_fp32": (192, 197, 11, torch.float32, True),
+    "vim_tiny_fp16": (192, 197, 11, torch.float16, True),
+    "video_middle": (576, 1569, 88, torch.bfloat16, True),
+    "video_tiny_evaluation": (192, 1569, 88, torch.bfloat16, False),
+}
+
+
+class Driver:
+    """As much of a CUDA driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool) -> None:
+    """Launch what one block of a model launches, forward and (training) backward."""
+    inner, states, rank = 2 * embed, 16, -(-embed // 16)
+
+    def make(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.zeros(shape, dtype=of).requires_grad_(training)
+
+    def direction(u: torch.Tensor) -> tuple:
+        features, B, C = make(1, tokens, rank + 2 * states, of=dtype).split([rank, states, states], -1)
+        return u, (features, make(inner, rank)), make(inner, states), B, C, make(inner), make(inner)
+
+    hidden, residual = make(1, tokens, embed, of=dtype), make(1, tokens, embed)
+    plan = match_tokens(hidden.detach(), r, tokens // 2)[:3]
+    merged, size = merge_tokens(hidden, residual, make(1, tokens, 1).detach(), *plan)
+    normed, total = add_rms_norm(hidden, residual, make(embed))
+    u, z = make(1, tokens, 2 * inner, of=dtype).chunk(2, dim=-1)
+    taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)
+    forward, backward = bidirectional_conv1d(u, *taps)
+    y = bidirectional_scan(direction(forward), direction(backward), z, True)
+    if training:
+        outputs = [merged, normed, total, y]
+        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
+    else:  # the public one-direction face, with the step size given
+        u = make(1, inner, tokens, of=dtype).transpose(1, 2)
+        B = make(1, states, tokens, of=dtype).transpose(1, 2)
+        selective_scan(u, u, make(inner, states), B, B)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and stack of a thread, as the disassembler that comes with Triton reports them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def main(capability: str, *settings: str) -> None:
+    driver.set_active(Driver(int(capability)))
+    run, seen = JITFunction.run, set()
+
+    def compile_only(self, *arguments, grid, warmup=False, **options):
+        start = time.perf_counter()
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        if kernel.hash in seen:
+            return kernel
+        seen.add(kernel.hash)
+        flags = {k: v for k, v in options.items() if k.isupper()}
+        report = {
+            "kernel": self.fn.__name__,
+            "setting": setting,
+            "flags": flags,
+            **resources(kernel.asm["cubin"]),
+            "shared": kernel.metadata.shared,
+        }
+        print(json.dumps(report | {"seconds": round(time.perf_counter() - start, 1)}), flush=True)
+        return kernel
+
+    JITFunction.run = compile_only
+    for setting in settings:
+        block(*SETTINGS[setting])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

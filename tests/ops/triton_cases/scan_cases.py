@@ -1,0 +1,199 @@
+"""The selective scan's kernels against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.nn import functional as F
+
+from rmeeto.ops.selective_scan import triton_scan
+from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
+from rmeeto.ops.triton_math import exp2_polynomial
+from tests.helpers import rms_ratio
+from tests.ops.triton_cases.common import compare, large, randn, slow
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+
+SIZES = [  # B, L, D, N, R
+    (2, 13, 20, 16, 5),
+    (1, 1, 3, 16, 1),
+    slow((3, 2, 40, 16, 12)),
+    slow((1, 63, 20, 16, 3)),
+    slow((2, 9, 17, 5, 4)),
+    slow((1, 10, 16, 40, 17)),
+    *(large((b, length, 200, 16, 12)) for b in (1, 3) for length in (1, 2, 63, 197, 500, 1569)),
+    large((8, 197, 1536, 16, 48)),
+]
+
+
+def direction(b, length, d, n, r, device, dtype, seed):
+    """A direction's tensors; features, B and C are slices of one tensor, as x_proj's output gives them."""
+    projected = randn(b, length, r + 2 * n, seed=seed, device=device, dtype=dtype)
+    features, B, C = projected.split([r, n, n], dim=-1)
+    names = ("u", "features", "weight", "A", "B", "C", "D", "bias")
+    tensors = (
+        randn(b, length, d, seed=seed + 1, device=device, dtype=dtype),
+        features,
+        randn(d, r, seed=seed + 2, device=device) / r**0.5,
+        -torch.exp(randn(d, n, seed=seed + 3, device=device)),
+        B,
+        C,
+        randn(d, seed=seed + 4, device=device),
+        randn(d, seed=seed + 5, device=device) - 2,
+    )
+    return dict(zip(names, tensors))
+
+
+def gate(b, length, d, device, dtype):
+    """z as the second half of in_proj's output."""
+    return randn(b, length, 2 * d, seed=60, device=device, dtype=dtype)[..., d:]
+
+
+def both(sizes, device, dtype):
+    forward, backward = (direction(*sizes, device, dtype, seed) for seed in (10, 20))
+    b, length, d, _, _ = sizes
+    return forward | {f"{k}_b": v for k, v in backward.items()} | {"z": gate(b, length, d, device, dtype)}
+
+
+def arguments(u, features, weight, A, B, C, D, bias, projected=True):
+    delta = F.linear(features, weight.to(features.dtype)) if projected else (features, weight)
+    return u, delta, A, B, C, D, bias
+
+
+def run(function, average=True, projected=True):
+    def call(*tensors):
+        forward, backward = tensors[:8], tensors[8:16]
+        forward, backward = (arguments(*t, projected=projected) for t in (forward, backward))
+        return function(forward, backward, tensors[16], average)
+
+    return call
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_both_directions_with_the_step_size_projected_inside(sizes, device):
+    compare(
+        run(triton_scan.bidirectional_scan, projected=False),
+        run(naive_bidirectional_scan),
+        both(sizes, device, torch.float32),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, slow(torch.float16)])
+@pytest.mark.parametrize("sizes", [(2, 21, 20, 16, 5), large((3, 197, 200, 16, 12))])
+def test_half_precision_storage(sizes, dtype, device):
+    compare(
+        run(triton_scan.bidirectional_scan, projected=False),
+        run(naive_bidirectional_scan),
+        both(sizes, device, dtype),
+    )
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_both_directions_with_the_step_size_given(average, device):
+    tensors = both((2, 10, 20, 16, 5), device, torch.float32)
+    compare(run(triton_scan.bidirectional_scan, average), run(naive_bidirectional_scan, average), tensors)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("absent", [(), slow(("z",)), slow(("D",)), ("D", "z", "bias")])
+def test_one_direction(reverse, absent, device):
+    tensors = direction(2, 11, 20, 16, 5, device, torch.float32, 10)
+    tensors["delta"] = F.linear(tensors.pop("features"), tensors.pop("weight"))
+    tensors |= {"z": gate(2, 11, 20, device, torch.float32)} | dict.fromkeys(absent)
+    order = ("u", "delta", "A", "B", "C", "D", "z", "bias")
+    compare(
+        lambda *t: triton_scan.selective_scan(*t, True, reverse),
+        lambda *t: naive_selective_scan(*t, True, reverse),
+        {name: tensors[name] for name in order},
+    )
+
+
+def test_channel_major_tensors_and_no_softplus(device):
+    tensors = direction(2, 9, 20, 16, 5, device, torch.float32, 10)
+    u, delta = (randn(2, 20, 9, seed=i, device=device).transpose(1, 2) for i in (70, 71))
+    B, C = (tensors[name].transpose(1, 2).contiguous().transpose(1, 2) for name in ("B", "C"))
+    compare(
+        lambda *t: triton_scan.selective_scan(*t, None, None, False),
+        lambda *t: naive_selective_scan(*t, None, None, False),
+        {"u": u, "delta": delta * 0.1, "A": tensors["A"], "B": B, "C": C, "D": tensors["D"]},
+    )
+
+
+@pytest.mark.parametrize("length", [40, large(197), large(1569)])
+def test_a_sequence_split_into_chunks(length, device, monkeypatch):
+    tensors = both((2, length, 20, 16, 5), device, torch.float32)
+    expected = run(naive_bidirectional_scan)(*(t.double() for t in tensors.values()))
+    monkeypatch.setattr(triton_scan, "num_sms", lambda device: 16)
+    chunks = triton_scan.num_chunks(4, -(-length // triton_scan.TOKENS), 16)
+    assert chunks > 1
+    with torch.no_grad():
+        got = run(triton_scan.bidirectional_scan, projected=False)(*tensors.values())
+    assert rms_ratio(got, expected) < 1e-5
+
+
+def test_evaluation_and_training_have_the_same_output(device):
+    tensors = both((1, 21, 20, 16, 5), device, torch.bfloat16)
+    call = run(triton_scan.bidirectional_scan, projected=False)
+    trained = call(*(t.requires_grad_() for t in tensors.values()))
+    with torch.no_grad():
+        assert torch.equal(call(*tensors.values()), trained)
+
+
+def test_a_program_that_takes_several_groups_of_channels(device, monkeypatch):
+    monkeypatch.setattr(triton_scan, "num_sms", lambda device: 1)
+    monkeypatch.setattr(triton_scan, "BACKWARD_WARPS", 3)  # two groups a program; the last has one
+    compare(
+        run(triton_scan.bidirectional_scan, projected=False),
+        run(naive_bidirectional_scan),
+        both((1, 9, 40, 16, 5), device, torch.float32),
+    )
+
+
+def test_states_that_are_forgotten_and_states_that_never_are(device):
+    tensors = both((1, 13, 20, 16, 5), device, torch.float32)
+    tensors["bias"], tensors["bias_b"] = tensors["bias"] + 30, tensors["bias_b"] - 12
+    compare(run(triton_scan.bidirectional_scan, projected=False), run(naive_bidirectional_scan), tensors)
+
+
+def test_part_of_the_exponentials_as_polynomials(device, monkeypatch):
+    monkeypatch.setattr(triton_scan, "POLYNOMIAL", 2)
+    tensors = both((1, 13, 20, 16, 5), device, torch.float32)
+    expected = run(naive_bidirectional_scan)(*(t.double() for t in tensors.values()))
+    with torch.no_grad():
+        got = run(triton_scan.bidirectional_scan, projected=False)(*tensors.values())
+    assert rms_ratio(got, expected) < 1e-6
+
+
+@triton.jit
+def exp2_kernel(x, y, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + index, exp2_polynomial(tl.load(x + index)))
+
+
+def test_the_polynomial_is_as_good_as_fp32(device):
+    x = torch.cat([-torch.logspace(-6, 2.09, 4000), torch.zeros(96)]).to(device)
+    y = torch.zeros_like(x)
+    exp2_kernel[(4,)](x, y, BLOCK=1024)
+    assert ((y.double() / torch.exp2(x.double()) - 1).abs() < 3e-7).all()
+    assert y[-1] == 1
+
+
+def test_registration(device):
+    tensors = list(both((1, 9, 20, 16, 5), device, torch.float32).values())
+    forward, backward, z = tensors[:8], tensors[8:16], tensors[16]
+
+    def ordered(u, features, weight, A, B, C, D, bias):
+        return u, features, weight, bias, A, B, C, D
+
+    inputs = [*ordered(*forward), *ordered(*backward), z]
+    inputs = [t.detach().clone().requires_grad_() for t in inputs]
+    opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True))
+
+
+def test_a_compiled_function_has_no_graph_break(device):
+    tensors = both((1, 9, 20, 16, 5), device, torch.float32)
+    call = run(triton_scan.bidirectional_scan, projected=False)
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    compare(compiled, call, tensors, 1e-6)

@@ -1,0 +1,97 @@
+"""The quick start on clips: its settings are the recipes', and it does what the README says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("av")
+
+from rmeeto.cli.quickstart import keep_older  # noqa: E402
+from tests.recipes import ROOT, launch, task_arguments  # noqa: E402
+from video_task import quickstart  # noqa: E402
+from video_task.flags import parse  # noqa: E402
+
+RECIPES = ROOT / "video_task" / "exp_sh" / "digits"
+
+
+@pytest.fixture(name="recipe")
+def commands_of_the_recipe(tmp_path):
+    """The settings of retrain.sh's commands, by arm."""
+    process, commands = launch(RECIPES / "retrain.sh", tmp_path, DRY_RUN="1")
+    assert process.returncode == 0, process.stderr
+    configs = [parse(task_arguments(command))[0] for command in commands]
+    return {config.run.name.split("-")[0]: config for config in configs}
+
+
+@pytest.mark.parametrize(
+    ("arm", "flags"),
+    [
+        ("training_free", [*quickstart.MERGED, "--eval"]),
+        ("retrained", [*quickstart.MERGED, *quickstart.TRAIN]),
+        ("control", quickstart.TRAIN),
+    ],
+)
+def test_settings_are_those_of_the_recipe(arm, flags, recipe):
+    theirs = recipe[arm]
+    places = ["--data_path", theirs.data.data_path, "--model_pth", theirs.model.model_pth]
+    ours, _, notices = parse([*quickstart.MODEL, *places, *flags])
+    assert not notices
+    assert (ours.model, ours.merge, ours.data) == (theirs.model, theirs.merge, theirs.data)
+    assert (ours.optim, ours.distill, ours.run.eval) == (theirs.optim, theirs.distill, theirs.run.eval)
+
+
+def test_a_recipe_encodes_its_clips_once_and_not_in_a_dry_run(tmp_path):
+    _, dry = launch(RECIPES / "dense.sh", tmp_path, DRY_RUN="1")
+    assert [command[2] for command in dry] == ["video_task.main"]
+    _, commands = launch(RECIPES / "dense.sh", tmp_path)
+    assert [command[2] for command in commands] == ["video_task.data.digits", "video_task.main"]
+    clips = tmp_path / "runs" / "digits-video" / "clips"
+    assert commands[0][3] == str(clips)
+    clips.mkdir(parents=True)
+    _, commands = launch(RECIPES / "dense.sh", tmp_path)
+    assert [command[2] for command in commands] == ["video_task.main"]
+
+
+def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart, "EMBEDDED", {**quickstart.EMBEDDED, "num_train": 4, "num_val": 5})
+    monkeypatch.setattr(quickstart, "TRAIN", [*quickstart.TRAIN, "--epochs", "1", "--max_train_batches", "2"])
+    monkeypatch.setattr(quickstart, "SPEED_MODEL", "videomamba_video_nano_patch4_32")
+    monkeypatch.setattr(quickstart, "SPEED_SIZE", 32)
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("keep me")
+    assert quickstart.main(["--output_dir", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["dense"] >= summary["training_free"] + 10
+    counts = summary["token_counts"]
+    assert counts[0] - counts[-1] == 2 * quickstart.R and summary["r"] == quickstart.R
+    assert {"dense", "merged", "ratio", "input"} <= set(summary["throughput"])
+    assert summary["retrained"] != summary["training_free"]
+    views = folder / "retrained" / "views" / "rank0.npz"
+    assert views.exists()
+    assert (folder / "merged.png").stat().st_size > 5_000
+    with Image.open(folder / "merged.gif") as animation:
+        assert animation.n_frames == 8
+    assert (tmp_path / "quickstart-1" / "mine.txt").read_text() == "keep me"
+    assert f"merged (r = {quickstart.R}), training-free" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_there_are_one_line(tmp_path):
+    command = [sys.executable, "-m", "video_task.quickstart", "--weights", "none.pth"]
+    command += ["--output_dir", str(tmp_path / "o")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: weights: none.pth does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_every_older_folder_is_kept(tmp_path):
+    for _ in range(3):
+        folder = tmp_path / "run"
+        keep_older(folder)
+        folder.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-1", "run-2"]

@@ -1,0 +1,99 @@
+"""The command line of the video task: the released recipes' flags, and which settings they reach."""
+
+from __future__ import annotations
+
+from rmeeto.cli.command import Command
+from rmeeto.cli.merging import MERGE_FLAGS, Effects
+from rmeeto.engine.flags import Flag, Ignored, parse_bool
+from video_task.config import VideoConfig, smoke
+from video_task.models.registry import ALIASES, MODELS
+
+__all__ = ["IGNORED_FLAGS", "MERGE_FLAGS", "build_parser", "parse"]
+
+
+def _read_bf16(text: str) -> str:
+    return "bf16" if parse_bool(text) else "auto"
+
+
+FLAGS = {"bf16": Flag("run.amp", _read_bf16, "--amp bf16", switch=True)}
+
+_TORCHRUN = "torchrun's environment says it"
+_CHECKPOINTS = "last.pt and best.pt are always kept (--checkpoint_every adds to last.pt within an epoch)"
+_RESUME = "--resume goes on with the run folder"
+_HEAD = "the head reads the class token"
+_LONG = "it belongs to data sets of long videos, which are not there"
+_WEIGHTS = "the weights are found in their file"
+IGNORED_FLAGS = {
+    "opt": Ignored("AdamW is the optimizer", ("adamw",)),
+    "momentum": Ignored("AdamW has betas (--betas)"),
+    "weight_decay_end": Ignored("weight decay is constant", ("none", "")),
+    "warmup_steps": Ignored("--warmup_epochs says it", ("-1",)),
+    **dict.fromkeys(
+        ("drop", "fc_drop_rate", "attn_drop_rate"), Ignored("the models have no dropout", ("0", "0.0"))
+    ),
+    "init_scale": Ignored("a new head starts small, as timm's do"),
+    **dict.fromkeys(("use_mean_pooling", "use_cls"), Ignored(_HEAD)),
+    **dict.fromkeys(("model_key", "model_prefix", "orig_t_size"), Ignored(_WEIGHTS)),
+    "model_ema_force_cpu": Ignored("the average stays where the model is", ("false",)),
+    "model_ema_eval": Ignored("the average is always evaluated beside the model"),
+    "imagenet_default_mean_and_std": Ignored("clips are normalised so", ("true",)),
+    "crop_pct": Ignored("--short_side_size says what is cropped"),
+    "num_segments": Ignored("a clip is one segment; see --test_num_segment", ("1",)),
+    "resplit": Ignored("the released code did not use it either"),
+    **dict.fromkeys(("use_decord", "no_use_decord"), Ignored("--decoder names the decoder")),
+    "filter_missing": Ignored("a video that is missing is named and counted"),
+    **dict.fromkeys(("trimmed", "time_stride"), Ignored(_LONG)),
+    "disable_eval_during_finetuning": Ignored("every epoch is validated", ("false",)),
+    "dist_eval": Ignored("evaluation is always shared by the processes, and exact"),
+    "log_dir": Ignored("the log is in the run folder (--output_dir, --name)"),
+    **dict.fromkeys(("save_ckpt", "no_save_ckpt", "save_ckpt_freq"), Ignored(_CHECKPOINTS)),
+    **dict.fromkeys(("auto_resume", "no_auto_resume"), Ignored(_RESUME)),
+    "start_epoch": Ignored(_RESUME, ("0",)),
+    "enable_deepspeed": Ignored("processes train with DDP"),
+    **dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url"), Ignored(_TORCHRUN)),
+    "if_merge": Ignored("--num_prune 0 or --merge_method none is the dense model", ("true",)),
+}
+
+
+def _effects(config: VideoConfig) -> Effects:
+    """Settings that the others leave without effect, why, and whether that is an error (else a notice)."""
+    data, model = config.data, config.model
+    if not (model.model_pth or config.run.smoke):
+        yield ["model.head_map", "model.delete_head"], "there is no --model_pth", True
+    if not model.use_checkpoint:
+        yield ["model.checkpoint_num"], "there is no --use_checkpoint", False
+    if not data.dense:
+        yield ["data.sampling_rate"], "sparse sampling has no rate", False
+    if data.data_set not in ("UCF101", "HMDB51"):
+        yield ["data.fold"], "it belongs to --data_set UCF101 and HMDB51", True
+    if data.data_set == "folder":
+        yield ["data.prefix", "data.split"], "--data_set folder has no lists", False
+    if config.run.smoke:
+        yield ["model.head_map", "model.delete_head"], "--smoke takes no weights", False
+        clips = ("data_set", "data_path", "prefix", "split", "batch_size", "num_workers")
+        limits = ("max_train_batches", "max_eval_batches")
+        yield [f"data.{name}" for name in (*clips, *limits)], "--smoke takes a few clips of its own", False
+    if config.run.eval:
+        training = ("model.use_checkpoint", "model.checkpoint_num", "run.test_best")
+        yield training, "--eval only evaluates", False
+
+
+COMMAND = Command(
+    prog="python -m video_task.main",
+    description="Merge tokens in a video model, test it, re-train it.",
+    config=VideoConfig,
+    models=MODELS,
+    aliases=ALIASES,
+    keep_order=True,
+    training=(
+        "num_sample", "flip", "color_jitter", "aa", "train_interpolation", "reprob", "remode", "recount", "mixup",
+        "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "smoothing", "augment",
+        "max_redraws", "max_unreadable", "max_train_batches",
+    ),
+    augmenting=("flip", "color_jitter", "aa", "train_interpolation", "reprob", "mixup", "cutmix"),
+    effects=_effects,
+    smoke=smoke,
+    flags=FLAGS,
+    ignored=IGNORED_FLAGS,
+)  # fmt: skip
+build_parser, parse = COMMAND.parser, COMMAND.parse

@@ -1,0 +1,119 @@
+"""VideoMamba on clips: tubelets in space and time, scanned frame by frame, the class token first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rmeeto.merge import MergeConfig
+from rmeeto.nn import VisionMamba
+from rmeeto.nn.layers import grid_size
+
+
+class TubeletEmbed(nn.Module):
+    """Clip to tokens by one strided convolution, frame by frame: (B, 3, T, H, W) -> (B, P, C).
+
+    Args:
+        num_frames: T.
+        img_size: height and width of a frame, in pixels.
+        tubelet_size: frames that a token covers.
+        patch_size: side of the square that it covers.
+        embed_dim: channels C.
+
+    Raises:
+        ValueError: frames that do not fill whole tubelets, or an image smaller than a patch.
+    """
+
+    def __init__(
+        self, num_frames: int, img_size: tuple[int, int], tubelet_size: int, patch_size: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        if tubelet_size < 1 or num_frames < 1 or num_frames % tubelet_size:
+            raise ValueError(
+                f"num_frames={num_frames}, tubelet_size={tubelet_size}; expected frames that fill whole tubelets"
+            )
+        self.input_size = (num_frames, *img_size)
+        self.grid_size = (num_frames // tubelet_size, *grid_size(img_size, patch_size, patch_size))
+        kernel = (tubelet_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(3, embed_dim, kernel_size=kernel, stride=kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 5 or x.shape[1] != 3 or tuple(x.shape[2:]) != self.input_size:
+            frames, *size = self.input_size
+            raise ValueError(
+                f"tubelet embedding: got input of shape {tuple(x.shape)}; expected (B, 3, {frames}, {size[0]}, "
+                f"{size[1]}); make the model with the num_frames and img_size of the clips"
+            )
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class VideoMamba(VisionMamba):
+    """VideoMamba for clips, dense or merged. Its mixers add the two directions, where Vim's average them.
+
+    The position embedding is that of one frame and the class token; what tells the frames apart is
+    ``temporal_pos_embedding``, which the class token has no entry in.
+
+    Args:
+        img_size: side of a frame in pixels, or (height, width).
+        patch_size: side of a patch.
+        embed_dim: channels C.
+        depth: number of blocks.
+        d_state: states per channel.
+        num_classes: outputs of the head; 0 for none.
+        drop_path_rate: of the last block.
+        merge: how to merge, or None for the dense model.
+        num_frames: frames of a clip.
+        tubelet_size: frames that a token covers.
+
+    Source: VideoMamba, arXiv 2403.06977.
+
+    Example:
+        >>> model = VideoMamba(embed_dim=576, depth=32, merge=MergeConfig(r=88))
+        >>> model(torch.randn(1, 3, 8, 224, 224)).shape, model.num_tokens[0], model.num_tokens[-1]
+        (torch.Size([1, 400]), 1569, 249)
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        num_classes: int = 400,
+        drop_path_rate: float = 0.0,
+        merge: MergeConfig | None = None,
+        num_frames: int = 8,
+        tubelet_size: int = 1,
+    ) -> None:
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        super().__init__(
+            TubeletEmbed(num_frames, size, tubelet_size, patch_size, embed_dim),
+            class_index=0,
+            embed_dim=embed_dim,
+            depth=depth,
+            d_state=d_state,
+            num_classes=num_classes,
+            drop_path_rate=drop_path_rate,
+            average=False,
+            merge=merge,
+        )
+        # Zero: the frames of a model that starts from an image model look like images to it.
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, self.patch_embed.grid_size[0], embed_dim))
+
+    def _num_positions(self) -> int:
+        _, rows, columns = self.patch_embed.grid_size
+        return rows * columns
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Clip to (B, L, C) tokens with class token and both position embeddings."""
+        tokens = self.patch_embed(x)
+        # (1, T, 1, C) + (1, 1, rows * columns, C), in the order of the tokens
+        positions = self.temporal_pos_embedding.unsqueeze(2) + self.pos_embed[:, 1:].unsqueeze(1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
+        return torch.cat([cls, tokens + positions.flatten(1, 2)], dim=1)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizer factory leaves undecayed."""
+        return {"pos_embed", "cls_token", "temporal_pos_embedding"}

@@ -1,0 +1,164 @@
+"""The whole method on embedded clips: dense, merged, re-trained, tested, measured, drawn.
+
+`bash video_task/exp_sh/quickstart.sh` runs it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rmeeto import MergeConfig
+from rmeeto.cli.quickstart import keep_older, measure_speed, run_arms, run_quickstart, write_summary
+from rmeeto.measure import draw_merged, trace
+from rmeeto.measure.visualize import paint
+from rmeeto.weights import read_checkpoint
+from video_task.data import build_data
+from video_task.data.digits import EMBEDDED, write_digits
+from video_task.flags import parse
+from video_task.main import build_model, run
+
+WEIGHTS = Path(__file__).parent / "exp_sh" / "digits" / "dense.safetensors"
+# The settings of exp_sh/digits/retrain.sh; a test compares them. The control arm trains the dense model as long.
+R, EPOCHS = 60, 4
+MODEL = (
+    "--model videomamba_video_nano_patch4_32 --tubelet_size 2 --data_set folder --num_workers 0 "
+    "--batch_size 16 --input_size 24 --short_side_size 32 --test_num_segment 4 --test_num_crop 3"
+).split()
+MERGED = f"--num_prune {R} --merge_interval 2 --if_order".split()
+TRAIN = (
+    f"--distill True --epochs {EPOCHS} --warmup_epochs 0 --lr 3.2e-2 --min_lr 1e-5 --schedule cosine "
+    "--layer_decay 1 --weight_decay 0.05 --drop_path 0 --num_sample 1 --augment False"
+).split()
+SPEED_MODEL, SPEED_R, SPEED_BATCH, SPEED_SIZE = "videomamba_video_tiny_patch16_224", 88, 1, 224
+NUM_DRAWN, GIF_MS, GIF_EDGE = 4, 250, 192
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all steps and write ``summary.json``.
+
+    Returns:
+        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
+    """
+    return run_quickstart(argv, __doc__, "runs/quickstart-video", WEIGHTS, quickstart)
+
+
+def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict[str, Any]:
+    """Encode the clips, test dense and merged, re-train, train the control arm, measure, draw.
+
+    Args:
+        folder: where the clips, the runs and ``summary.json`` go; an older one is moved aside.
+        seed: of the re-training.
+        weights: of the dense model.
+
+    Returns:
+        The summary: top-1 in percent of each arm on 4 x 3 views, token counts, throughput, seconds.
+    """
+    began = time.perf_counter()
+    read_checkpoint(Path(weights))  # before anything is moved or written
+    keep_older(folder)
+    folder.mkdir(parents=True)
+    clips = folder / "clips"
+    write_digits(clips, **EMBEDDED)
+    print(f"  {len(list(clips.rglob('*.mp4')))} clips of moving digits encoded to {clips}", flush=True)
+    common = [*MODEL, "--data_path", str(clips), "--seed", str(seed), "--output_dir", str(folder)]
+    dense = [*common, "--model_pth", weights]
+    arms = {
+        "dense": ("dense", [*dense, "--eval"]),
+        "training_free": (f"merged (r = {R}), training-free", [*dense, *MERGED, "--eval"]),
+        "retrained": (f"merged, re-trained {EPOCHS} epochs", [*dense, *MERGED, *TRAIN]),
+        "control": (f"control: dense, {EPOCHS} more epochs", [*dense, *TRAIN]),
+    }
+    top1 = run_arms(arms, lambda flags: run(parse(flags)[0]), folder / "log.txt")
+    throughput = speed()
+    counts = draw(folder, [*common, "--model_pth", str(folder / "retrained" / "last.pt"), *MERGED])
+    summary = {
+        **top1,
+        "r": R,
+        "token_counts": counts,
+        "views": "4 x 3",
+        "throughput": throughput,
+        "seed": seed,
+    }
+    return write_summary(folder, summary, began)
+
+
+def speed() -> dict[str, Any]:
+    """Clips per second of a full-size model, dense and merged."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dense, merged = (
+        timm.create_model(SPEED_MODEL, img_size=SPEED_SIZE, merge=merge).to(device)
+        for merge in (None, MergeConfig(r=SPEED_R))
+    )
+    frames, *_ = dense.patch_embed.input_size
+    clips = torch.randn(SPEED_BATCH, 3, frames, SPEED_SIZE, SPEED_SIZE, device=device)
+    return measure_speed(dense, merged, clips, f"{SPEED_MODEL}, {frames} frames of {SPEED_SIZE} px")
+
+
+def draw(folder: Path, flags: list[str]) -> list[int]:
+    """Draw clips with the tokens that a model merged, as ``merged.png`` (a contact sheet) and ``merged.gif``.
+
+    Args:
+        folder: where the pictures go.
+        flags: of the command line: the model, its weights, the data.
+
+    Returns:
+        The model's token counts.
+    """
+    config, _, _ = parse([*flags, "--eval"])
+    num_classes = len(list(Path(config.data.data_path, "val").iterdir()))
+    model = build_model(config, config.merge, num_classes=num_classes)[0].eval()
+    size = model.patch_embed.input_size[-1]
+    data = build_data(config.data, img_size=size, rank=0, world_size=1, seed=0, train=False)
+    clips, labels = (torch.cat(part) for part in zip(*data.eval_batches()))
+    # One of each direction, the digits in turn.
+    classes = [(5 * i) % num_classes for i in range(NUM_DRAWN)]
+    clips = clips[[int((labels == number).nonzero()[0, 0]) for number in classes]]
+    source = trace(model, clips)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    draw_merged(clips, source, model.class_index, mean=mean, std=std).savefig(folder / "merged.png")
+    save_gif(folder / "merged.gif", clips, source[:, :, 1:].argmax(1), model.patch_embed.grid_size, mean, std)
+    return model.num_tokens
+
+
+def save_gif(
+    path: Path,
+    clips: Tensor,
+    groups: Tensor,
+    grid: tuple[int, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """An animation: clips in the upper row, below each its merged tokens, which live on from frame to frame.
+
+    Args:
+        clips: (B, 3, T, H, W), normalised with mean and std.
+        groups: (B, P) number of each patch's final token.
+        grid: tubelets, rows and columns of patches, P in all.
+    """
+    colours = (clips.movedim(1, -1) * torch.tensor(std) + torch.tensor(mean)).clamp(0, 1).numpy()
+    frames = []
+    painted = [paint(clip, group.view(*grid).numpy()) for clip, group in zip(colours, groups)]
+    for t in range(clips.shape[2]):
+        picture = Image.new("RGB", (len(colours) * GIF_EDGE, 2 * GIF_EDGE))
+        for i, pair in enumerate(zip(colours, painted)):
+            for row, clip in enumerate(pair):
+                tile = Image.fromarray((clip[t] * 255).astype("uint8"))
+                edge = (GIF_EDGE - 4, GIF_EDGE - 4)
+                picture.paste(
+                    tile.resize(edge, Image.Resampling.NEAREST), (i * GIF_EDGE + 2, row * GIF_EDGE + 2)
+                )
+        frames.append(picture)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=GIF_MS, loop=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

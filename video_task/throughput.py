@@ -1,0 +1,124 @@
+"""How fast a video model is, dense and merged, and the decoder: `python -m video_task.throughput --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from rmeeto.cli.throughput import Throughput
+from rmeeto.errors import UserError
+from video_task.data.decode import BACKENDS, UnreadableVideo, check_backend, num_frames, read_frames
+from video_task.data.digits import encode
+from video_task.data.sampling import sparse_view
+from video_task.models import ALIASES, MODELS
+
+# A made-up video: frames, height, width, about what those of K400 have when they are stored for training.
+MADE_UP = 300, 256, 340
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_frames", type=int, default=None, help="frames of a clip; default: the model's")
+    parser.add_argument(
+        "--decode",
+        nargs="*",
+        default=None,
+        metavar="FILE",
+        help="time the decoder as well, on these videos (none: a made-up one of ten seconds)",
+    )
+    parser.add_argument("--decoder", choices=BACKENDS, default="pyav", help="what decodes")
+
+
+def _more(options: argparse.Namespace) -> Mapping[str, Any]:
+    if options.decode is None:
+        return {}
+    with TemporaryDirectory() as folder:
+        files = options.decode
+        if not files:
+            files = [made_up(Path(folder) / "pan.mp4")]
+        measured = measure_decoder(files, options.num_frames or 8, options.decoder, options.runs)
+    made_up = "a made-up video of {} frames of {} x {}".format(*MADE_UP)
+    what = f"{measured['videos']} video(s)" if options.decode else made_up
+    print(
+        f"\n{measured['decoder']}: {measured['clips_per_s']:.1f} clips/s a core "
+        f"({measured['num_frames']} frames from all over {what})"
+    )
+    return {"decoding": {**measured, "made_up": not options.decode}}
+
+
+def made_up(path: Path) -> str:
+    """A camera that pans over a photograph from scikit-learn."""
+    from sklearn.datasets import load_sample_image
+
+    photo, (length, height, width) = load_sample_image("china.jpg"), MADE_UP
+    turns = np.linspace(0, 4 * np.pi, length)
+    rows = ((photo.shape[0] - height) * (1 + np.sin(turns)) / 2).astype(int)
+    columns = ((photo.shape[1] - width) * (1 + np.cos(turns)) / 2).astype(int)
+    encode(path, [photo[y : y + height, x : x + width] for y, x in zip(rows, columns)])
+    return str(path)
+
+
+def measure_decoder(
+    files: Sequence[str], frames: int, decoder: str = "pyav", runs: int = 11
+) -> dict[str, Any]:
+    """Time reading a sparsely sampled clip from each of some videos, in one thread.
+
+    Args:
+        files: of the videos.
+        frames: of a clip.
+        decoder: of `read_frames`.
+        runs: over all files, after one that warms up.
+
+    Returns:
+        clips_per_s at the median of the runs, and what was measured.
+
+    Raises:
+        UserError: a decoder that is not there, or a video that cannot be read.
+    """
+    check_backend(decoder)
+    seconds = []
+    try:
+        lengths = [num_frames(file) for file in files]
+        for _ in range(runs + 1):
+            start = time.perf_counter()
+            for file in files:
+                read_frames(file, lambda length: sparse_view(frames, length), threads=1, backend=decoder)
+            seconds.append(time.perf_counter() - start)
+    except UnreadableVideo as error:
+        raise UserError(f"--decode: {error}") from None
+    return {
+        "decoder": decoder,
+        "clips_per_s": len(files) / median(seconds[1:]),
+        "runs_ms": [1e3 * run for run in seconds[1:]],
+        "num_frames": frames,
+        "videos": len(files),
+        "length": median(lengths),
+    }
+
+
+COMMAND = Throughput(
+    prog="video_task.throughput",
+    description=__doc__,
+    models=MODELS,
+    aliases=ALIASES,
+    short=lambda name: (f"videomamba_video_{name}_patch16_224", f"{name}_patch16_224", f"videomamba_{name}"),
+    model="videomamba_video_tiny",
+    r=(0, 40, 88),
+    batch_size=(1, 8),
+    samples="clips",
+    add_flags=_add_flags,
+    arguments=lambda options: {"num_frames": options.num_frames},
+    more=_more,
+)
+main, parse, resolve = COMMAND.main, COMMAND.parse, COMMAND.resolve
+
+
+if __name__ == "__main__":
+    sys.exit(main())

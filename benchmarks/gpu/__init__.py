@@ -1,0 +1,1 @@
+"""Parity and speed on one CUDA GPU: see `benchmarks/gpu.sh`. Not yet measured."""

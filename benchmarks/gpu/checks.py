@@ -46,11 +46,14 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def kernels(setting: Setting) -> dict[str, Any]:
     """Every kernel against its definition, output and gradients (STYLE's sizes on a GPU, few in a dry run)."""
-    files = ["add_norm"] if setting.dry else ["add_norm", "conv1d", "merge", "scan"]
+    files = ["add_norm"] if setting.dry else ["add_norm", "conv1d", "merge", "scan", "model"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if not setting.dry and importlib.util.find_spec("xdist"):
         command += ["-n", "6"]  # most of the time goes into compiling
-    command += [f"tests/ops/triton_cases/{file}_cases.py" for file in files]
+    command += [f"tests/ops/triton_cases/{file}_cases.py" for file in files] + [
+        "-m",
+        "not slow",
+    ] * setting.dry
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if setting.dry else {})
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1500:]

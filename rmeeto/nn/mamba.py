@@ -109,12 +109,15 @@ class BiMamba(nn.Module):
         out = self.out_proj(y)
         if not return_ssm:
             return out
-        pairs = ((B_f, B_b), (C_f, C_b), (delta_f, delta_b))
+        steps = F.linear(*delta_f), F.linear(*delta_b)
+        pairs = ((B_f, B_b), (C_f, C_b), steps)
         return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
 
-    def _project(self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(dt, dt_proj.weight), B, C  # the bias is added inside the scan
+        return (dt, dt_proj.weight), B, C  # the scan multiplies them, and adds the bias
 
     def _combine(self, forward: Tensor, backward: Tensor) -> Tensor:
         if self.released_flip:

@@ -9,7 +9,7 @@ from torch.library import opcheck
 from rmeeto.ops.add_norm import triton_add_norm
 from rmeeto.ops.add_norm.naive import naive_add_rms_norm
 from tests.helpers import assert_close_rms
-from tests.ops.triton_cases.common import compare, large, randn
+from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
 
 SIZES = [(2, 7, 40), (1, 1, 3), large((3, 197, 192)), large((128, 197, 768)), large((1, 1569, 576))]
 
@@ -49,6 +49,11 @@ def test_autocast_gives_the_type_that_the_projection_wants(device):
     assert torch.equal(total, sum_)
 
 
-def test_registration(device):
+@pytest.mark.parametrize("checks", [QUICK, slow(FULL)])
+def test_registration(checks, device):
     hidden, residual, weight = (t.requires_grad_() for t in inputs(2, 7, 40, device, torch.float32).values())
-    opcheck(torch.ops.rmeeto.triton_add_rms_norm, (hidden, residual, weight, torch.bfloat16, 1e-5))
+    opcheck(
+        torch.ops.rmeeto.triton_add_rms_norm,
+        (hidden, residual, weight, torch.bfloat16, 1e-5),
+        test_utils=checks,
+    )

@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from rmeeto.ops.conv1d import triton_conv1d
 from rmeeto.ops.conv1d.naive import naive_bidirectional_conv1d
-from tests.ops.triton_cases.common import compare, large, randn, slow
+from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
 
 SIZES = [  # B, L, D, K
     (2, 13, 40, 4),
@@ -58,6 +58,7 @@ def test_channel_major_tensors(device):
     compare(triton_conv1d.bidirectional_conv1d, naive_bidirectional_conv1d, tensors)
 
 
-def test_registration(device):
+@pytest.mark.parametrize("checks", [QUICK, slow(FULL)])
+def test_registration(checks, device):
     tensors = [t.clone().requires_grad_() for t in inputs(2, 9, 20, 4, device, torch.float32).values()]
-    opcheck(torch.ops.rmeeto.triton_conv1d, tensors)
+    opcheck(torch.ops.rmeeto.triton_conv1d, tensors, test_utils=checks)

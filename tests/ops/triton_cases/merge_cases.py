@@ -10,7 +10,7 @@ from torch.library import opcheck
 from rmeeto.ops.token_merge import triton_match, triton_merge
 from rmeeto.ops.token_merge.naive import naive_match_tokens, naive_merge_tokens
 from tests.helpers import assert_close_rms
-from tests.ops.triton_cases.common import compare, large, randn
+from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
 
 SIZES = [  # B, L, C, r, class index
     (2, 33, 20, 5, 16),
@@ -102,9 +102,14 @@ def test_new_sizes(device):
         assert_close_rms(got, naive_merge_tokens(hidden, None, given, *plan)[1], tolerance=0)
 
 
-def test_registration(device):
+@pytest.mark.parametrize("checks", [QUICK, slow(FULL)])
+def test_registration(checks, device):
     hidden, residual = (randn(2, 33, 20, seed=i, device=device).requires_grad_() for i in (1, 2))
     keep, source, destination, _ = naive_match_tokens(hidden.detach(), 5, 16)
-    opcheck(torch.ops.rmeeto.triton_match_tokens, (hidden.detach(), 5, None, 16, True))
+    opcheck(torch.ops.rmeeto.triton_match_tokens, (hidden.detach(), 5, None, 16, True), test_utils=checks)
     size = torch.ones(2, 33, 1, device=device)
-    opcheck(torch.ops.rmeeto.triton_merge_tokens, (hidden, residual, size, keep, source, destination))
+    opcheck(
+        torch.ops.rmeeto.triton_merge_tokens,
+        (hidden, residual, size, keep, source, destination),
+        test_utils=checks,
+    )

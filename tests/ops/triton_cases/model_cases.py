@@ -31,7 +31,9 @@ def passed(model, images, monkeypatch, backend, dtype=None):
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(None, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(None, 1e-5), pytest.param(torch.bfloat16, 3e-2, marks=pytest.mark.slow)]
+)
 def test_logits_and_gradients_are_those_of_pytorch(model, device, monkeypatch, dtype, bound):
     images = torch.randn(2, 3, 8, 8, device=device)
     got, gradients = passed(model, images, monkeypatch, "auto", dtype)

@@ -11,7 +11,7 @@ from rmeeto.ops.selective_scan import triton_scan
 from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
 from rmeeto.ops.triton_math import exp2_polynomial
 from tests.helpers import rms_ratio
-from tests.ops.triton_cases.common import compare, large, randn, slow
+from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -90,13 +90,13 @@ def test_half_precision_storage(sizes, dtype, device):
     )
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("average", [slow(False), True])
 def test_both_directions_with_the_step_size_given(average, device):
     tensors = both((2, 10, 20, 16, 5), device, torch.float32)
     compare(run(triton_scan.bidirectional_scan, average), run(naive_bidirectional_scan, average), tensors)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [slow(False), True])
 @pytest.mark.parametrize("absent", [(), slow(("z",)), slow(("D",)), ("D", "z", "bias")])
 def test_one_direction(reverse, absent, device):
     tensors = direction(2, 11, 20, 16, 5, device, torch.float32, 10)
@@ -180,7 +180,8 @@ def test_the_polynomial_is_as_good_as_fp32(device):
     assert y[-1] == 1
 
 
-def test_registration(device):
+@pytest.mark.parametrize("checks", [QUICK, slow(FULL)])
+def test_registration(checks, device):
     tensors = list(both((1, 9, 20, 16, 5), device, torch.float32).values())
     forward, backward, z = tensors[:8], tensors[8:16], tensors[16]
 
@@ -189,7 +190,7 @@ def test_registration(device):
 
     inputs = [*ordered(*forward), *ordered(*backward), z]
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
-    opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True))
+    opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True), test_utils=checks)
 
 
 def test_a_compiled_function_has_no_graph_break(device):

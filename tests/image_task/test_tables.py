@@ -229,13 +229,7 @@ def cost(config: Config) -> tuple[bool, int]:
     return not config.run.eval, ["tiny", "small", "base"].index(size)
 
 
-# Re-training of Vim-S; without data shares and epochs, which a smoke run replaces, tab8 and tab9 are the same.
-COSTLY = {"tab8", "tab9", "tab19"}
-
-
-@pytest.mark.parametrize(
-    "table", [pytest.param(t, marks=pytest.mark.slow) if t in COSTLY else t for t in ROWS]
-)
+@pytest.mark.parametrize("table", ROWS)
 def test_a_command_of_each_table_smokes(table, tmp_path):
     commands = [c for recipe in TABLES if recipe.parent.name == table for c in configs_of(recipe, "SMOKE")]
     assert smoked(min(commands, key=cost), tmp_path)["count"] == 4

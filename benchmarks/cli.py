@@ -145,8 +145,6 @@ def run(options: argparse.Namespace) -> int:
         results.write(path, result)
         refused |= any("refused" in row for row in result["rows"])
         print(f"{os.path.relpath(path)}\n", flush=True)
-        if options.out == results.FOLDER:
-            report.update()
     if plan == [("cpu", "fp32")]:
         print(targets.table(result["rows"]))
         print(json.dumps({"suite": "cpu", "rows": result["rows"]}))

@@ -34,8 +34,8 @@ def cases(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Iter
     scans, tokens, r = (QUICK_SCANS, QUICK_TOKENS, QUICK_R) if quick else (SCANS, TOKENS, R)
     for shape in scans:
         yield scan(shape, device, dtype)
-    batch, channels, length = scans[-1] if quick else scans[1]
-    yield bidirectional(scans[-1] if quick else scans[1], device, dtype)
+    batch, channels, length = middle = scans[len(scans) // 2]
+    yield bidirectional(middle, device, dtype)
     yield convolution((batch, length, channels), device, dtype)
     for shape in tokens:
         yield add_norm(shape, device, dtype)
@@ -121,7 +121,6 @@ def add_norm(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> 
     draw = _draw(device, 3)
     hidden, residual = draw(*shape).to(dtype), draw(*shape)
     inputs = {"hidden": hidden, "residual": residual, "weight": 1 + 0.1 * draw(shape[-1])}
-    traffic = _bytes({"in": hidden, "also in": residual, "sum": residual, "normed": residual})
     return Case(
         what="add_norm",
         shape=tuple(shape),
@@ -129,7 +128,7 @@ def add_norm(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> 
         ways=dict(backends(ADD_NORM, device)),
         reference=naive_add_rms_norm,
         dtype=dtype,
-        traffic=traffic,
+        traffic=_bytes({"hidden": hidden, "residual": residual, "sum": residual, "normed": residual}),
     )
 
 
@@ -174,7 +173,7 @@ def merging(shape: Sequence[int], r: int, device: torch.device, dtype: torch.dty
 
     merge_of = backends(MERGE, device)
     ways = {name: partial(once, way, merge_of[name]) for name, way in backends(MATCH, device).items()}
-    kept = (length - r) / length
+    written = (length - r) / length * _bytes({"sum": inputs["residual"], "size": inputs["size"]})
     return Case(
         what="merge",
         shape=tuple(shape),
@@ -183,7 +182,7 @@ def merging(shape: Sequence[int], r: int, device: torch.device, dtype: torch.dty
         reference=partial(once, naive_match_tokens, naive_merge_tokens),
         dtype=dtype,
         result=_merged,
-        traffic=round(_bytes(inputs) + kept * _bytes({"sum": inputs["residual"], "size": inputs["size"]})),
+        traffic=round(_bytes(inputs) + written),
         macs=_match_macs(shape),
         constant=("size",),
     )

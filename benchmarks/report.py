@@ -84,6 +84,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "images/s": _number(row.get("images_per_s")),
         "images/s a core": _number(row.get("images_per_s_core")),
         "ratio": _number(row.get("ratio")),
+        "correlation": _number(row.get("correlation")),
         "top-1": _number(row.get("top1")),
         "speed-up": _number(row.get("speed_up")),
         "theory": _number(row.get("theory")),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import report
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
@@ -57,7 +58,7 @@ def begin(what: str, dtype: str, device: torch.device, **settings: Any) -> dict[
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Complete a result with the load at its end, and write it.
+    """Complete a result with the load at its end, and write it; one of `FOLDER` is then in README.md, too.
 
     Raises:
         UserError: the file cannot be written.
@@ -68,6 +69,8 @@ def write(path: Path, result: dict[str, Any]) -> None:
         path.write_text(_on_one_line(json.dumps(result, indent=1)) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); give another --out.") from None
+    if path.parent.resolve() == FOLDER.resolve():
+        report.update()
 
 
 def _on_one_line(text: str) -> str:

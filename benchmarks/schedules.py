@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import models, timing
 from image_task.config import DataConfig
@@ -15,26 +18,54 @@ from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
 from rmeeto.measure import benchmark
-from rmeeto.merge.schedule import fit
+from rmeeto.merge.least_harm import harm
+from rmeeto.merge.schedule import fit, merging_blocks
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
 MODEL, BATCH = "vim_nano_patch2_16", 64
 CONSTANT = {2: (4, 8, 12, 16, 20), 1: (2, 4, 6, 8, 10)}  # interval: r
 CLOSE, TRIES = 0.01, 4  # a fitted model may be so much slower; until it is not, more is asked of it
+RANDOM = 60  # schedules
 LARGE, LARGE_BATCH, RATIOS = "vim_tiny_patch16_224", 8, (1.1, 1.2, 1.3)
 
 
 def measure(device: torch.device, runs: int, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows: each constant schedule on the digits (training-free) beside the fitted one that is as fast; then how near
-    a fitted schedule of a full-size model comes to the speed-up that it was asked for.
+    """Rows: how well the harm that fitting makes small orders random schedules; each constant schedule on the digits
+    (training-free) beside the fitted one that is as fast; how near a fitted full-size model comes to its aim.
     """
     images, labels = _digits(device)
     model = _trained(device)
+    yield from _orders(model, images, 5 if quick else RANDOM)
     for interval, values in CONSTANT.items():
         for r in values[-1:] if quick else values:
             yield from _compare(model, images, labels, interval, r, runs)
     if not quick:
         yield from _reached(device, runs)
+
+
+def _orders(model: nn.Module, images: Tensor, count: int) -> Iterator[dict[str, Any]]:
+    """Spearman's correlation, over random schedules, of what could be made small with what merging does to logits."""
+    generator = random.Random(0)
+    twin, depth, blocks = models.merged(model, 0), len(model.layers), merging_blocks(len(model.layers), 1)
+    dense = _log_probabilities(model, images)
+    found = []
+    for _ in range(count):
+        left, removed = model.num_tokens[0], []
+        for _ in blocks:
+            removed.append(min(generator.choice([0, generator.randint(0, 32)]), (left - 1) // 2))
+            left -= removed[-1]
+        twin.merge_config = MergeConfig(r=tuple(removed), interval=1)
+        divergence = F.kl_div(_log_probabilities(twin, images), dense, reduction="batchmean", log_target=True)
+        found.append((float(divergence), harm(removed, depth, blocks, model.num_tokens[0]), sum(removed)))
+    ranks = np.argsort(np.argsort(np.array(found), axis=0), axis=0)
+    for column, way in ((1, "harm"), (2, "tokens removed")):
+        row = {"what": f"rank correlation with KL(dense || merged), {count} random schedules", "way": way}
+        yield row | {"correlation": float(np.corrcoef(ranks[:, 0], ranks[:, column])[0, 1])}
+
+
+@torch.inference_mode()
+def _log_probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images).log_softmax(-1)
 
 
 def _compare(

@@ -36,13 +36,13 @@ def measure(device: torch.device, runs: int, quick: bool = False) -> Iterator[di
     rows = list(measure_cases([operators.merging(tokens[0], r, device, float32)], device, runs, least))
     name = f"merge {_compact(tokens[0])}, r = {r}"
     yield _faster(name, rows, operators.RELEASED, MERGE.chosen(device.type), MERGE_TARGET, FORWARD)
-    yield from _forwards(device, runs, quick)
+    yield from _forwards(device, runs, quick, least)
     yield _training_memory(device, runs, quick, least)
 
 
-def _forwards(device: torch.device, runs: int, quick: bool) -> Iterator[dict[str, Any]]:
+def _forwards(device: torch.device, runs: int, quick: bool, least: float) -> Iterator[dict[str, Any]]:
     model = QUICK_MODEL if quick else MODEL
-    fixed = {"modes": ["eager"], "runs": runs, "max_pass_s": float("inf")}
+    fixed = {"modes": ["eager"], "runs": runs, "max_pass_s": float("inf"), "min_seconds": least}
     settings = (model, device, torch.float32, [MODEL_BATCH])
     rows = [
         {**row, "way": row["backend"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,6 @@ def against_floor(floor_ms: float | None, measured_ms: float) -> dict[str, float
 def peak_memory(way: Callable[[], Any], device: torch.device) -> int | None:
     """Bytes that one call adds at its peak: of CUDA's allocator, or of the process (Linux; None elsewhere)."""
     way()
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -17,7 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from rmeeto import MergeConfig
-from rmeeto.cli.quickstart import keep_older, measure_speed, run_arms, run_quickstart, write_summary
+from rmeeto.cli.quickstart import (
+    keep_older,
+    measure_speed,
+    one_thread,
+    run_arms,
+    run_quickstart,
+    write_summary,
+)
 from rmeeto.measure import draw_merged, trace
 from rmeeto.measure.visualize import paint
 from rmeeto.weights import read_checkpoint
@@ -77,8 +84,9 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
         "retrained": (f"merged, re-trained {EPOCHS} epochs", [*dense, *MERGED, *TRAIN]),
         "control": (f"control: dense, {EPOCHS} more epochs", [*dense, *TRAIN]),
     }
-    top1 = run_arms(arms, lambda flags: run(parse(flags)[0]), folder / "log.txt")
-    throughput = speed()
+    with one_thread():
+        top1 = run_arms(arms, lambda flags: run(parse(flags)[0]), folder / "log.txt")
+        throughput = speed()
     counts = draw(folder, [*common, "--model_pth", str(folder / "retrained" / "last.pt"), *MERGED])
     summary = {
         **top1,
@@ -119,13 +127,14 @@ def draw(folder: Path, flags: list[str]) -> list[int]:
     size = model.patch_embed.input_size[-1]
     data = build_data(config.data, img_size=size, rank=0, world_size=1, seed=0, train=False)
     clips, labels = (torch.cat(part) for part in zip(*data.eval_batches()))
-    # One of each direction, the digits in turn.
+    # One clip of each direction, the digits in turn.
     classes = [(5 * i) % num_classes for i in range(NUM_DRAWN)]
     clips = clips[[int((labels == number).nonzero()[0, 0]) for number in classes]]
     source = trace(model, clips)
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    draw_merged(clips, source, model.class_index, mean=mean, std=std).savefig(folder / "merged.png")
-    save_gif(folder / "merged.gif", clips, source[:, :, 1:].argmax(1), model.patch_embed.grid_size, mean, std)
+    grid = model.patch_embed.grid_size
+    draw_merged(clips, source, model.class_index, grid, mean, std).savefig(folder / "merged.png")
+    save_gif(folder / "merged.gif", clips, source[:, :, 1:].argmax(1), grid, mean, std)
     return model.num_tokens
 
 

@@ -44,8 +44,8 @@ def _more(options: argparse.Namespace) -> Mapping[str, Any]:
         if not files:
             files = [made_up(Path(folder) / "pan.mp4")]
         measured = measure_decoder(files, options.num_frames or 8, options.decoder, options.runs)
-    made_up = "a made-up video of {} frames of {} x {}".format(*MADE_UP)
-    what = f"{measured['videos']} video(s)" if options.decode else made_up
+    ours = "a made-up video of {} frames of {} x {}".format(*MADE_UP)
+    what = f"{measured['videos']} video(s)" if options.decode else ours
     print(
         f"\n{measured['decoder']}: {measured['clips_per_s']:.1f} clips/s a core "
         f"({measured['num_frames']} frames from all over {what})"

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,21 @@ def keep_older(folder: Path) -> None:
     print(f"the older {folder} is now {older}")
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: tiny operators are too small to be shared, and on a busy machine waiting threads spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def run_arms(
     arms: Mapping[str, tuple[str, list[str]]], run: Callable[[list[str]], dict[str, Any]], log: Path
 ) -> dict[str, float]:
-    """Run each arm on one thread and print a line of it.
-
-    The operators of a tiny model are too small to be shared, and waiting threads spin.
+    """Run each arm and print a line of it.
 
     Args:
         arms: by name: a title, and flags of the task's command line.
@@ -73,18 +82,12 @@ def run_arms(
     Returns:
         Top-1 in percent of each arm.
     """
-    began, threads = time.perf_counter(), torch.get_num_threads()
+    began = time.perf_counter()
     top1: dict[str, float] = {}
-    torch.set_num_threads(1)
-    try:
-        for arm, (title, flags) in arms.items():
-            with log.open("a") as file, contextlib.redirect_stdout(file):
-                top1[arm] = run([*flags, "--name", arm])["top1"]
-            print(
-                f"  {title:<34} {top1[arm]:6.2f} % top-1   {time.perf_counter() - began:5.0f} s", flush=True
-            )
-    finally:
-        torch.set_num_threads(threads)
+    for arm, (title, flags) in arms.items():
+        with log.open("a") as file, contextlib.redirect_stdout(file):
+            top1[arm] = run([*flags, "--name", arm])["top1"]
+        print(f"  {title:<34} {top1[arm]:6.2f} % top-1   {time.perf_counter() - began:5.0f} s", flush=True)
     return top1
 
 
@@ -97,15 +100,20 @@ def measure_speed(dense: nn.Module, merged: nn.Module, batch: Tensor, described:
         described: model and input, for the summary.
 
     Returns:
-        dense, merged (samples per second), ratio, r, input (in words).
+        dense, merged (samples per second at the median), ratio, spread_percent (between the quartiles of each one's
+        runs), r, input (in words).
     """
     speed = benchmark({"dense": dense.eval(), "merged": merged.eval()}, batch)
     device = batch.device.type
-    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device == "cpu" else ""
     rates = {name: round(timing.images_per_s, 2) for name, timing in speed.items()}
     result = {
         **rates,
         "ratio": round(speed["dense"].median_s / speed["merged"].median_s, 3),
+        "spread_percent": {
+            name: round(100 * timing.spread_s / timing.median_s, 1) for name, timing in speed.items()
+        },
         "r": merged.merge_config.r,
         "input": f"{described}, random weights, batch {len(batch)}, fp32, {device}{threads}",
     }

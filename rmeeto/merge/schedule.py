@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rmeeto.merge.config import MergeConfig
-from rmeeto.merge.latency import Latency, Timer, measure_latency
+from rmeeto.merge.latency import Timer, measure_latency
+from rmeeto.merge.least_harm import least_harm
 
 
 def merging_blocks(depth: int, interval: int = 2, odd: bool = False) -> list[int]:
@@ -141,11 +141,11 @@ def fit(
 ) -> MergeConfig:
     """Choose r of each merging block so that the model is fast enough on this device, at the least harm.
 
-    Times of a block and of a merge are measured against the number of tokens (`measure_latency`). Among the schedules
-    whose predicted latency reaches the target, the one of least harm is taken, where merging r tokens into S sources'
-    best destinations in front of b remaining blocks is taken to do the harm ``b^2 * sum_{j <= r} (1 + j / S)``:
-    an error grows with every block that passes it on, and the j-th best pair is less alike than the one before. (Fewest
-    tokens removed would be another aim, and a bad one: it merges all it can before the first blocks.)
+    Times of a block and of a merge are measured against the number of tokens (`measure_latency`). Of the schedules
+    whose predicted latency reaches the target, the one of least harm is taken (`least_harm`): merging r tokens, of S
+    that could go, in front of b remaining blocks is taken to do the harm ``b^2 * sum_{j <= r} (1 + j / S)``, because
+    every block passes an error on and adds its own, and the j-th best pair is less alike than the one before. Fewest
+    tokens removed would be another aim, and a bad one: it merges all it can before the first blocks.
 
     Args:
         model: a Vision Mamba on ``device``, in evaluation mode; times do not depend on its weights. It merges as its
@@ -181,7 +181,7 @@ def fit(
     latency = measure_latency(model, batch, config, runs, timer)
     target = target_latency if target_ratio is None else latency.dense / target_ratio
     assert target is not None
-    r = _least_harm(latency, target, depth, merging_blocks(depth, config.interval, config.odd))
+    r = least_harm(latency, target, depth, merging_blocks(depth, config.interval, config.odd))
     return dataclasses.replace(config, r=r)
 
 
@@ -199,52 +199,3 @@ def _check_measurable(model: Any, device: torch.device) -> MergeConfig:
             f"fit: final_tokens={config.final_tokens} fixes the last merge, which fit is to choose; leave it out"
         )
     return config
-
-
-def _least_harm(latency: Latency, target: float, depth: int, blocks: Sequence[int]) -> tuple[int, ...]:
-    """r of each merging block: the least harm whose predicted latency is at most the target."""
-    fast = 1e12  # the price of time, in harm for a dense forward pass
-    plan, seconds = _cheapest(latency, fast, depth, blocks)
-    if seconds > target:
-        raise ValueError(
-            f"fit: a latency of {target * 1e3:.4g} ms cannot be reached: {len(blocks)} merges bring the dense "
-            f"{latency.dense * 1e3:.4g} ms to {seconds * 1e3:.4g} ms; ask for less, or merge more often (interval)"
-        )
-    if latency.dense <= target:
-        return (0,) * len(blocks)
-    slow = 1e-6
-    while fast / slow > 1.001:
-        price = (slow * fast) ** 0.5
-        candidate, seconds = _cheapest(latency, price, depth, blocks)
-        if seconds > target:
-            slow = price
-        else:
-            fast, plan = price, candidate
-    return plan
-
-
-def _cheapest(
-    latency: Latency, price: float, depth: int, blocks: Sequence[int]
-) -> tuple[tuple[int, ...], float]:
-    """The schedule of least harm + price * time, by dynamic programming over (block, tokens), and its seconds."""
-    tokens = len(latency.block) - 1
-    before = torch.arange(latency.fewest, tokens + 1).unsqueeze(1)  # (n, 1) tokens that enter a merge
-    after = before.T  # (1, n) and that leave it
-    r, sources = before - after, (before - 1) // 2
-    harm = (r + r * (r + 1) / 2 / sources).double().masked_fill_((r < 0) | (r > sources), torch.inf)
-    cost = torch.zeros(len(before), dtype=torch.float64)
-    spans = [end - start for start, end in zip(blocks, [*blocks[1:], depth])]
-    choices: list[Tensor] = []
-    for block, span in zip(reversed(blocks), reversed(spans)):
-        seconds = span * latency.block[after] + latency.merge[before] * (r > 0)
-        total = (depth - block) ** 2 * harm + price / latency.dense * seconds + cost
-        cost, best = total.min(dim=1)
-        choices.append(best)
-    left, predicted, plan = tokens, latency.dense, []
-    for best, span in zip(reversed(choices), spans):
-        new = int(best[left - latency.fewest]) + latency.fewest
-        predicted += span * float(latency.block[new] - latency.block[tokens])
-        predicted += float(latency.merge[left]) if new < left else 0.0
-        plan.append(left - new)
-        left = new
-    return tuple(plan), predicted

@@ -56,6 +56,15 @@ def test_ckpt_quotes_the_recorded_curve():
     assert numbers(" ".join(row[1:])) == pytest.approx(recorded, abs=0.005)
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_video_numbers_are_the_recorded_runs(arm):
+    results = ROOT / "video_task" / "exp_sh" / "digits" / "results"
+    recorded = json.loads((results / f"{arm}-seed0" / "result.json").read_text())["top1"]
+    (row,) = rows("CKPT.md", f"| video {arm}-seed0")
+    assert numbers(row[-1]) == [pytest.approx(recorded, abs=0.005)]
+    assert f"{recorded:.2f} %" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("file", "merge"), [("dense", None), ("retrained", MergeConfig(r=12))])
 def test_shipped_weights_have_the_recorded_accuracy(file, merge):
     model = timm.create_model("vim_nano_patch2_16", merge=merge).eval()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +16,15 @@ from image_task.flags import parse
 from image_task.main import build_model, run
 from image_task.models.weights import read_checkpoint
 from rmeeto import MergeConfig
-from rmeeto.errors import UserError
-from rmeeto.measure import benchmark, draw_merged
-from rmeeto.measure.visualize import trace
+from rmeeto.cli.quickstart import (
+    keep_older,
+    measure_speed,
+    one_thread,
+    run_arms,
+    run_quickstart,
+    write_summary,
+)
+from rmeeto.measure import draw_merged, trace
 
 WEIGHTS = Path(__file__).parent / "exp_sh" / "digits" / "dense.safetensors"
 # The settings of exp_sh/digits/retrain.sh; a test compares them. The control arm trains the dense model as long.
@@ -41,22 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for a user error, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__)
-    parser.add_argument(
-        "--output_dir", default="runs/quickstart", help="an older one is kept as <name>-1, -2, ..."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the re-training")
-    parser.add_argument("--weights", default=str(WEIGHTS), help="dense weights of vim_nano_patch2_16")
-    args = parser.parse_args(argv)
-    try:
-        quickstart(Path(args.output_dir), args.seed, args.weights)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts anew and keeps what is there", file=sys.stderr)
-        return 130
-    return 0
+    return run_quickstart(argv, __doc__, "runs/quickstart", WEIGHTS, quickstart)
 
 
 def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict[str, Any]:
@@ -81,48 +69,23 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
         "retrained": (f"merged, re-trained {EPOCHS} epochs", [*MERGED, *TRAIN]),
         "control": (f"control: dense, {EPOCHS} more epochs", TRAIN),
     }
-    top1: dict[str, float] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # the operators of this tiny model are too small to be shared, and waiting threads spin
-    for arm, (title, flags) in arms.items():
-        top1[arm] = _run([*common, *flags, "--name", arm], folder / "log.txt")["top1"]
-        print(f"  {title:<34} {top1[arm]:6.2f} % top-1   {time.perf_counter() - began:5.0f} s", flush=True)
-    torch.set_num_threads(threads)
-    throughput = measure_speed()
-    print(f"  speed: {throughput['input']}\n    {_speed_line(throughput)}", flush=True)
+    arms = {arm: (title, [*common, *flags]) for arm, (title, flags) in arms.items()}
+    with one_thread():
+        top1 = run_arms(arms, lambda flags: run(parse(flags)[0]), folder / "log.txt")
+    throughput = speed()
     counts = draw(folder, common)
-    summary = {
-        **top1,
-        "r": R,
-        "token_counts": counts,
-        "throughput": throughput,
-        "seed": seed,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"{folder / 'summary.json'}, {folder / 'merged.png'}: {summary['seconds']:.0f} s in all")
-    return summary
+    summary = {**top1, "r": R, "token_counts": counts, "throughput": throughput, "seed": seed}
+    return write_summary(folder, summary, began)
 
 
-def measure_speed() -> dict[str, Any]:
-    """Images per second of a full-size model, dense and merged, interleaved in one process."""
+def speed() -> dict[str, Any]:
+    """Images per second of a full-size model, dense and merged."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {
-        name: timm.create_model(SPEED_MODEL, merge=merge).eval().to(device)
-        for name, merge in (("dense", None), ("merged", MergeConfig(r=SPEED_R)))
-    }
+    dense, merged = (
+        timm.create_model(SPEED_MODEL, merge=merge).to(device) for merge in (None, MergeConfig(r=SPEED_R))
+    )
     images = torch.randn(SPEED_BATCH, 3, SPEED_SIZE, SPEED_SIZE, device=device)
-    speed = benchmark(models, images)
-    rates = {name: round(speed[name].images_per_s, 1) for name in models}
-    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
-    return {
-        **rates,
-        "ratio": round(speed["dense"].median_s / speed["merged"].median_s, 3),
-        "r": SPEED_R,
-        "input": f"{SPEED_MODEL}, random weights, batch {SPEED_BATCH}, {SPEED_SIZE} px, fp32, {device}{threads}",
-    }
+    return measure_speed(dense, merged, images, f"{SPEED_MODEL}, {SPEED_SIZE} px")
 
 
 def draw(folder: Path, common: list[str]) -> list[int]:
@@ -142,29 +105,6 @@ def draw(folder: Path, common: list[str]) -> list[int]:
         folder / "merged.png"
     )
     return model.num_tokens
-
-
-def keep_older(folder: Path) -> None:
-    """Move an existing folder to the first free ``<name>-<n>``, and say so."""
-    if not folder.exists():
-        return
-    number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
-    older = folder.with_name(f"{folder.name}-{number}")
-    folder.rename(older)
-    print(f"the older {folder} is now {older}")
-
-
-def _run(flags: list[str], log: Path) -> dict[str, Any]:
-    config, _, _ = parse(flags)
-    with log.open("a") as file, contextlib.redirect_stdout(file):
-        return run(config)
-
-
-def _speed_line(throughput: dict[str, Any]) -> str:
-    return (
-        f"dense {throughput['dense']:.1f}, merged (r = {throughput['r']}) {throughput['merged']:.1f} images/s: "
-        f"{throughput['ratio']:.2f} x"
-    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The moving digits' model merged (r = 60 in every second block): training-free, re-trained for 4 epochs with the dense
 # teacher, and the control arm: the dense model trained for as many epochs with the same teacher.
-# Cost:  about two minutes on one CPU core, after dense.sh. SEED (default 0) picks the seed of all.
+# Cost:  about two minutes on one thread, after dense.sh. SEED (default 0) picks the seed of all.
 # Paper: not in the paper; ours: see CKPT.md.
 set -euo pipefail
 main=video_task.main

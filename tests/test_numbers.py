@@ -34,7 +34,7 @@ def numbers(cell: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("arm", "start"), zip(ARMS, ("| dense |", "| merged (r = 12", "| merged, re-", "| control:"))
+    ("arm", "start"), list(zip(ARMS, ("| dense |", "| merged (r = 12", "| merged, re-", "| control:")))
 )
 def test_readme_quotes_the_recorded_runs(arm, start):
     recorded = [top1(f"{arm}-seed{seed}") for seed in range(3)]
@@ -63,6 +63,24 @@ def test_video_numbers_are_the_recorded_runs(arm):
     (row,) = rows("CKPT.md", f"| video {arm}-seed0")
     assert numbers(row[-1]) == [pytest.approx(recorded, abs=0.005)]
     assert f"{recorded:.2f} %" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("start", "recorded"),
+    [
+        ("| scan at", ["scan, forward 8,384,197", "scan, forward + backward 8,384,197"]),
+        ("| Vim-Ti, batch 8", ["Vim-Ti forward over eager loop"]),
+        ("| Vim-Ti merged over dense, r = 5", ["Vim-Ti merged over dense, r = 5"]),
+        ("| Vim-Ti merged over dense, r = 11", ["Vim-Ti merged over dense, r = 11"]),
+        ("| Vim-Ti training step", ["Vim-Ti training memory / eager"]),
+    ],
+)
+def test_readme_quotes_the_recorded_ratios(start, recorded):
+    result = json.loads((ROOT / "benchmarks" / "results" / "targets-fp32-cpu-pt2.15.0.json").read_text())
+    ratios = {row["row"]: row["ratio"] for row in result["rows"]}
+    (row,) = rows("README.md", start)
+    quoted = numbers(row[-1])
+    assert quoted == [pytest.approx(ratios[name], rel=0.01) for name in recorded]
 
 
 @pytest.mark.parametrize(("file", "merge"), [("dense", None), ("retrained", MergeConfig(r=12))])

@@ -293,7 +293,7 @@ def test_compiled_in_one_graph_equals_eager(cpp):
 def test_export_keeps_the_operator(cpp):
     class Scan(torch.nn.Module):
         def forward(self, *t):
-            return bidirectional_scan(t[:7], t[7:14], t[14], True)
+            return bidirectional_scan(t[:7], t[7:14], t[14], True, backend="cpp")
 
     tensors = tuple(tensor.detach() for tensor in both())
     program = torch.export.export(Scan(), tensors)

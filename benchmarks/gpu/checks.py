@@ -15,6 +15,11 @@ import torch
 
 from benchmarks.gpu.peers import Released
 from benchmarks.gpu.setting import ROOT, Setting
+from rmeeto.engine.dist import World
+from rmeeto.engine.distill import DistillLoss
+from rmeeto.engine.loop import Training
+from rmeeto.engine.optim import OptimConfig
+from rmeeto.engine.record import RunConfig
 from tests.helpers import rms_ratio
 
 # Golden logits were recorded on a CPU in fp32 (README, "Tolerances"); a GPU adds in another order.
@@ -121,19 +126,27 @@ def golden(setting: Setting) -> dict[str, Any]:
 
 
 def no_sync(setting: Setting) -> dict[str, Any]:
-    """Forward pass and training step under `torch.cuda.set_sync_debug_mode("error")`."""
-    from benchmarks.gpu.training import Step
-
+    """Forward pass, and the engine's optimizer step, under `torch.cuda.set_sync_debug_mode("error")`."""
     name = next(iter(setting.models))
     ours, images = setting.model(name, r=5).eval(), setting.images(4)
-    step = Step(setting, setting.model(name, r=5), setting.model(name), batch=4)
+    training = Training(
+        setting.model(name, r=5).train(),
+        data=None,
+        criterion=DistillLoss(setting.model(name), 0.5),
+        optim=OptimConfig(clip_grad=1.0, accumulation=2, model_ema=True),
+        run=RunConfig(amp="bf16"),
+        world=World(setting.device),
+        folder=None,
+    )
+    batch = images, torch.zeros(4, dtype=torch.long, device=setting.device)
     with torch.no_grad():
         ours(images)
-    step()  # compile kernels, make the optimizer's state
+    training.step(iter([batch, batch]), group=2)  # compile kernels, make the optimizer's state
     with watched(setting), torch.no_grad():
         ours(images)
     with watched(setting):
-        step()
+        training.step(iter([batch, batch]), group=2)
+    training.stop_if_not_finite()
     return {"watched": not setting.dry}
 
 

@@ -1,4 +1,4 @@
-"""The re-training loop: read `fit`, then `_Training.step`; the rest is so that a crash costs only time."""
+"""The re-training loop: read `fit`, then `Training.step`; the rest is so that a crash costs only time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ Batch = tuple[Tensor, Tensor]
 Criterion = Callable[
     [Tensor, Tensor, Tensor], dict[str, Tensor]
 ]  # (images, logits, targets) -> {"loss": ..., terms}
+
+_NEVER = 2**62
 
 
 class Data(EvalData, Protocol):
@@ -74,9 +76,9 @@ def fit(
         with its epoch and weights, "epochs" and "steps".
 
     Raises:
-        UserError: a loss that is not finite (before it reaches the weights), a checkpoint of another set-up.
+        UserError: a loss that is not finite (before it reaches the weights or a file), a checkpoint of another set-up.
     """
-    training = _Training(model, data, criterion, optim, run, world, folder, peak_lr, groups)
+    training = Training(model, data, criterion, optim, run, world, folder, peak_lr, groups)
     training.resume()
     while training.at.epoch < optim.epochs:
         training.train_epoch()
@@ -84,7 +86,7 @@ def fit(
     return training.result()
 
 
-class _Training:
+class Training:
     """A training in progress: all that a checkpoint holds, and the steps that move it on."""
 
     def __init__(
@@ -96,8 +98,8 @@ class _Training:
         run: RunConfig,
         world: World,
         folder: RunFolder,
-        peak_lr: float | None,
-        groups: Iterable[dict[str, Any]] | None,
+        peak_lr: float | None = None,
+        groups: Iterable[dict[str, Any]] | None = None,
     ) -> None:
         self.model, self.data, self.criterion = model, data, criterion
         self.optim, self.run, self.world, self.folder = optim, run, world, folder
@@ -109,6 +111,9 @@ class _Training:
         self.parallel: Any = model if world.size == 1 else DistributedDataParallel(model)
         self.at = Position()
         self.means = _Means(world)
+        self.failed = torch.tensor(
+            _NEVER, device=world.device
+        )  # step * processes + rank of the first loss not finite
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
         random_seed(run.seed, world.rank)
@@ -157,7 +162,7 @@ class _Training:
                 self.scaler.scale(losses["loss"] / group).backward()
             self.means.add(losses)
             count += len(images)
-        self.stop_unless_finite(group)
+        self.skip_unless_finite()
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_grad)
@@ -168,16 +173,28 @@ class _Training:
             self.ema.update(self.model)
         return count
 
-    def stop_unless_finite(self, group: int) -> None:
-        """All processes stop together, before the optimizer step, where the loss of one is not finite."""
-        rank = self.world.all_reduce(self.means.rank_if_not_finite(), "MIN").item()
-        if rank < self.world.size:
-            first = self.at.batch
-            raise UserError(
-                f"the loss is not finite on rank {rank} at step {self.at.step + 1} (epoch {self.at.epoch + 1}, micro-"
-                f"batches {first} to {first + group - 1}); stopped before the optimizer step.\n"
-                "Try a lower --lr, --clip-grad 1 or --amp off."
-            )
+    def skip_unless_finite(self) -> None:
+        """Where the loss of one process is not finite, all of them skip the optimizer step.
+
+        The optimizer reads the decision on the device (as it reads a GradScaler's, which in fp16 comes to the same),
+        so no step waits for the GPU. The sums stay as they are: in fp32 and bf16 every later step is skipped too.
+        """
+        here = torch.where(
+            self.means.sums.isfinite().all(), _NEVER, self.at.step * self.world.size + self.world.rank
+        )
+        self.failed = torch.minimum(self.failed, self.world.all_reduce(here, "MIN"))
+        self.optimizer.found_inf = (self.failed < _NEVER).float()
+
+    def stop_if_not_finite(self) -> None:
+        """Raise for the first step that `skip_unless_finite` skipped. Waits for the GPU."""
+        failed = int(self.failed)
+        if failed == _NEVER:
+            return
+        step, rank = divmod(failed, self.world.size)
+        raise UserError(
+            f"the loss is not finite on rank {rank} at step {step + 1} (epoch {self.at.epoch + 1}); that optimizer "
+            "step was skipped and nothing was saved since.\nTry a lower --lr, --clip-grad 1 or --amp off."
+        )
 
     def evaluate_epoch(self) -> None:
         at, began = self.at, time.perf_counter()
@@ -198,6 +215,7 @@ class _Training:
 
     def save(self) -> None:
         """Write last.pt. The schedule is a function of the position, so it has no state of its own."""
+        self.stop_if_not_finite()
         own = {"rng": checkpoint.rng_state(self.world.device), "means": self.means.state()}
         state = {
             "model": self.model.state_dict(),
@@ -242,6 +260,7 @@ class _Training:
         world.print(f"resuming at epoch {at.epoch + 1}, micro-batch {at.batch}, step {at.step}")
 
     def log(self, event: str, values: dict[str, Any], **process: float) -> None:
+        self.stop_if_not_finite()
         self.folder.log(event, {"epoch": self.at.epoch + 1, "step": self.at.step}, values, **process)
 
     def summary(self) -> str:
@@ -272,10 +291,6 @@ class _Means:
             self.names, self.sums = list(losses), self.sums.new_zeros(len(losses))
         self.sums += torch.stack([loss.detach() for loss in losses.values()])
         self.count += 1
-
-    def rank_if_not_finite(self) -> Tensor:
-        finite = self.sums.isfinite().all()
-        return torch.where(finite, self._world.size, self._world.rank)
 
     def all(self) -> dict[str, float]:
         totals = self._world.all_reduce(self.sums.clone()) / (self.count * self._world.size)

@@ -176,7 +176,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, first, second):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path, accumulation):
+def test_a_loss_that_is_not_finite_skips_the_optimizer_step_and_stops(tmp_path, accumulation):
     optim = OptimConfig(lr=1e-2, epochs=1, accumulation=accumulation)
     settings = {"optim": optim, "checkpoint_every": 1}
     model = toy_model()
@@ -184,11 +184,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path, acc
         train(tmp_path, data=ToyData(bad=[7]), model=model, **settings)
     step = 7 // accumulation + 1
     assert f"at step {step} (epoch 1" in str(caught.value)
-    assert "before the optimizer step" in str(caught.value)
+    assert "that optimizer step was skipped" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
     state = checkpoint.load(tmp_path / "toy" / "last.pt")
     assert state["position"]["step"] == step - 1
     assert same(dict(model.state_dict()), dict(state["model"]))
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_after_a_loss_that_is_not_finite_no_step_changes_the_weights(tmp_path, amp):
+    """The host learns of it at the next line of the log; until then the steps are skipped on the device."""
+    weights = []
+
+    def criterion(images, logits, targets):
+        weights.append(copy.deepcopy(model.state_dict()))
+        return DistillLoss()(images, logits, targets)
+
+    model = toy_model()
+    with pytest.raises(UserError, match="not finite on rank 0 at step 4"):
+        train(tmp_path, data=ToyData(bad=[3]), model=model, criterion=criterion, log_every=10, amp=amp)
+    assert len(weights) == 10
+    assert not same(weights[2], weights[3])
+    assert all(same(weights[3], later) for later in [*weights[4:], dict(model.state_dict())])
+    assert not (tmp_path / "toy" / "last.pt").exists()
 
 
 def test_the_average_is_of_the_trained_model_and_is_evaluated_beside_it(tmp_path):

@@ -219,7 +219,7 @@ def test_an_interrupted_run_says_where_to_go_on(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rmeeto.engine.loop._Training.evaluate_epoch", interrupt)
+        patch.setattr("rmeeto.engine.loop.Training.evaluate_epoch", interrupt)
         assert call(f"{SHORT} --name a") == 130
         assert "interrupted before the first checkpoint" in capsys.readouterr().err
         assert call(f"{SHORT} --name b --checkpoint_every 1") == 130

@@ -150,7 +150,7 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_last_bit(weights, clips
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rmeeto.engine.loop._Training.evaluate_epoch", interrupt)
+        patch.setattr("rmeeto.engine.loop.Training.evaluate_epoch", interrupt)
         assert call(f"{line} --name cut") == 130
     with monkeypatch.context() as patch:
         patch.setattr("video_task.main.evaluate_views", interrupt)

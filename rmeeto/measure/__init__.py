@@ -2,16 +2,19 @@
 
 from rmeeto.measure.flops import Flops, count_flops, token_reduction_ratio
 from rmeeto.measure.graphs import graphed
+from rmeeto.measure.released import ReleasedCounters, released_counters
 from rmeeto.measure.speed import Timing, benchmark
 from rmeeto.measure.visualize import draw_merged, trace
 
 __all__ = [
     "Flops",
+    "ReleasedCounters",
     "Timing",
     "benchmark",
     "count_flops",
     "draw_merged",
     "graphed",
+    "released_counters",
     "token_reduction_ratio",
     "trace",
 ]

@@ -125,16 +125,16 @@ def _scans(model: nn.Module, layers: list[nn.Module], patches: int, convention: 
     for i, (block, removed) in enumerate(zip(layers, removals(config, depth, tokens))):
         if removed or i in asked:
             parts.update(
-                _merge(
+                merge_cost(
                     tokens,
-                    _width(config, block.mixer),
+                    metric_width(config, block.mixer),
                     asked.get(i, removed),
                     block.mixer.in_proj.in_features,
                     None if config.window is None else num_pairs(config.window, grid, tokens),
                 )
             )
         tokens -= removed
-        parts.update(_mixer(block.mixer, tokens, directions=1 if convention == "paper" else 2))
+        parts.update(mixer_cost(block.mixer, tokens, directions=1 if convention == "paper" else 2))
     return parts
 
 
@@ -156,11 +156,11 @@ def _asked(config: MergeConfig | None, depth: int, tokens: int) -> dict[int, int
     return asked
 
 
-def _width(config: MergeConfig, mixer: nn.Module) -> int:
+def metric_width(config: MergeConfig, mixer: nn.Module) -> int:
     return {"X": mixer.in_proj.in_features, "delta": mixer.d_inner}.get(config.metric, mixer.d_state)
 
 
-def _mixer(mixer: nn.Module, tokens: int, directions: int) -> dict[str, int]:
+def mixer_cost(mixer: nn.Module, tokens: int, directions: int) -> dict[str, int]:
     inner, state = mixer.d_inner, mixer.d_state
     kernel = mixer.conv1d.kernel_size[0]
     return {
@@ -187,13 +187,13 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
         if removed:
             channels = attention.qkv.in_features
             metric = channels if config.metric == "X" else width // attention.num_heads
-            parts.update(_merge(tokens, metric, removed, channels))
+            parts.update(merge_cost(tokens, metric, removed, channels))
         tokens -= removed
         parts["mlp"] += sum(_linear(module, tokens) for module in block.mlp.modules())
     return parts
 
 
-def _merge(tokens: int, width: int, r: int, channels: int, pairs: int | None = None) -> dict[str, int]:
+def merge_cost(tokens: int, width: int, r: int, channels: int, pairs: int | None = None) -> dict[str, int]:
     """Norms, similarities of ``pairs`` (None: one half of the tokens with the other), and r tokens added to others."""
     compared = width * tokens**2 // 2 if pairs is None else 2 * width * pairs
     return {"matching": 6 * tokens * width + compared, "merging": r * channels}

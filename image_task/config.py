@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from rmeeto.cli import config as cli
+from rmeeto.cli.config import expect, expect_at_least, expect_one_of
 from rmeeto.engine.flags import setting
 from rmeeto.errors import UserError
 
@@ -19,8 +20,7 @@ class ModelConfig(cli.ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrained not in (None, "auto"):
-            raise UserError(f"--pretrained is {self.pretrained!r}; expected auto (a file is --model_pth's).")
+        expect(self, ("pretrained",), lambda name: name in (None, "auto"), "auto (a file is --model_pth's)")
         if self.pretrained and self.model_pth:
             raise UserError(
                 f"--pretrained and --model_pth {self.model_pth} both name weights; give one of them."
@@ -33,73 +33,26 @@ class ModelConfig(cli.ModelConfig):
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(cli.DataConfig):
     """Which images, and how they are augmented (the defaults are DeiT's recipe)."""
 
     data_set: str = setting("digits", "digits, IMNET, SUBIMNET, CIFAR, INAT, ...; an unknown one lists all")
     data_path: str = setting("", "folder that holds the data set")
     data_ratio: float = setting(1.0, "share of the training images that SUBIMNET keeps")
     batch_size: int = setting(128, "images per process and micro-batch, in evaluation too")
-    num_workers: int = setting(2, "loader processes of each process")
-    input_size: int | None = setting(None, "edge of the input in pixels; none: the model's")
     inat_category: str = setting("name", "what INAT takes for the class: kingdom ... genus, name")
     color_jitter: float = setting(0.3, "strength of the colour jitter (where --aa is none)")
     aa: str = setting("rand-m9-mstd0.5-inc1", "automatic augmentation policy in timm's notation, or none")
     train_interpolation: str = setting("bicubic", "of the random resized crop: bicubic, bilinear, random")
-    reprob: float = setting(0.25, "share of images with an erased rectangle")
-    remode: str = setting("pixel", "what fills it: pixel, rand, const")
-    recount: int = setting(1, "rectangles an image")
-    mixup: float = setting(0.8, "alpha of mixup; 0: none")
-    cutmix: float = setting(1.0, "alpha of cutmix; 0: none")
-    cutmix_minmax: tuple[float, float] | None = setting(
-        None, "smallest and largest edge of cutmix, as shares"
-    )
-    mixup_prob: float = setting(1.0, "share of batches that are mixed")
-    mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on")
-    mixup_mode: str = setting("batch", "what is mixed alike: batch, pair, elem")
-    smoothing: float = setting(0.1, "label smoothing")
     repeated_aug: bool = setting(True, "three augmentations of each image, a third of the images an epoch")
     eval_crop_ratio: float = setting(0.875, "share of the resized image's edge that evaluation sees")
-    max_unreadable: float = setting(0.01, "share of unreadable training images at which training stops")
-    max_train_batches: int = setting(0, "micro-batches an epoch; 0: all")
-    max_eval_batches: int = setting(0, "batches an evaluation; 0: all")
-    pin_mem: bool = setting(True, "page-locked memory for batches that go to a GPU")
-    augment: bool = setting(True, "augment the training images at all")
 
     def __post_init__(self) -> None:
-        for name in ("reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "max_unreadable"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected a share in [0, 1].")
-        for name in ("data_ratio", "eval_crop_ratio"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected a share in (0, 1].")
-        for name in ("batch_size", "recount"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1.")
-        for name in (
-            "num_workers",
-            "mixup",
-            "cutmix",
-            "color_jitter",
-            "max_train_batches",
-            "max_eval_batches",
-        ):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected 0 or more.")
-        for name, known in (
-            ("train_interpolation", ("bicubic", "bilinear", "random")),
-            ("remode", ("pixel", "rand", "const")),
-            ("mixup_mode", ("batch", "pair", "elem")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"--{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}.")
-        if self.input_size is not None and self.input_size < 1:
-            raise UserError(f"--input_size is {self.input_size}; expected an edge in pixels.")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether batches are mixed, so that targets are soft."""
-        return self.augment and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
+        super().__post_init__()
+        expect(self, ("data_ratio", "eval_crop_ratio"), lambda share: 0 < share <= 1, "a share in (0, 1]")
+        expect_at_least(self, 1, "batch_size")
+        expect_at_least(self, 0, "color_jitter")
+        expect_one_of(self, "train_interpolation", "bicubic", "bilinear", "random")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from rmeeto.cli import config as cli
+from rmeeto.cli.config import expect, expect_at_least, expect_one_of
 from rmeeto.engine.flags import setting
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
@@ -30,10 +31,8 @@ class VideoModelConfig(cli.ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tubelet_size is not None and self.tubelet_size < 1:
-            raise UserError(f"--tubelet_size is {self.tubelet_size}; expected at least 1.")
-        if self.checkpoint_num is not None and self.checkpoint_num < 0:
-            raise UserError(f"--checkpoint_num is {self.checkpoint_num}; expected 0 or more.")
+        expect(self, ("tubelet_size",), lambda frames: frames is None or frames >= 1, "at least 1")
+        expect(self, ("checkpoint_num",), lambda blocks: blocks is None or blocks >= 0, "0 or more")
         if self.delete_head and self.head_map is not None:
             raise UserError(
                 f"--delete_head leaves out the head that --head_map {self.head_map} maps; give one."
@@ -49,7 +48,7 @@ class VideoRunConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class VideoDataConfig:
+class VideoDataConfig(cli.DataConfig):
     """Which clips, and how they are read, sampled and augmented (the defaults are the recipe for K400)."""
 
     data_set: str = setting(
@@ -69,8 +68,6 @@ class VideoDataConfig:
     sampling_rate: int = setting(4, "dense sampling takes every n-th frame")
     num_sample: int = setting(2, "augmentations of each decoded training clip; they multiply the batch")
     batch_size: int = setting(32, "clips per process and micro-batch, in evaluation too")
-    num_workers: int = setting(2, "loader processes of each process")
-    input_size: int | None = setting(None, "edge of the input in pixels; none: the model's")
     short_side_size: int | None = setting(
         None, "shorter side of the frames that are cropped in evaluation; none: the input's edge"
     )
@@ -79,71 +76,30 @@ class VideoDataConfig:
     decoder: str = setting("pyav", "pyav or torchcodec")
     decode_seconds: float = setting(10.0, "after which a video counts as unreadable")
     max_redraws: int = setting(10, "other clips that are tried for an unreadable training clip")
-    max_unreadable: float = setting(0.01, "share of unreadable training clips at which training stops")
     flip: bool | None = setting(
         None, "mirror training clips; none: unless the classes tell left from right, as those of SSV2 do"
     )
     color_jitter: float = setting(0.4, "strength of the colour jitter (where --aa is none)")
     aa: str = setting("rand-m5-n2-mstd0.25-inc1", "RandAugment in timm's notation, or none")
     train_interpolation: str = setting("bicubic", "of the random resized crop: bicubic, bilinear")
-    reprob: float = setting(0.25, "share of clips with an erased rectangle")
-    remode: str = setting("pixel", "what fills it: pixel, rand, const")
-    recount: int = setting(1, "rectangles a clip")
-    mixup: float = setting(0.8, "alpha of mixup; 0: none")
-    cutmix: float = setting(1.0, "alpha of cutmix; 0: none")
-    cutmix_minmax: tuple[float, float] | None = setting(
-        None, "smallest and largest edge of cutmix, as shares"
-    )
-    mixup_prob: float = setting(1.0, "share of batches that are mixed")
-    mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on")
-    mixup_mode: str = setting("batch", "what is mixed alike: batch, pair, elem")
-    smoothing: float = setting(0.1, "label smoothing")
-    max_train_batches: int = setting(0, "micro-batches an epoch; 0: all")
-    max_eval_batches: int = setting(0, "batches an evaluation; 0: all")
-    pin_mem: bool = setting(True, "page-locked memory for batches that go to a GPU")
-    augment: bool = setting(True, "augment the training clips at all")
 
     def __post_init__(self) -> None:
-        for name in ("reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "max_unreadable"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected a share in [0, 1].")
-        for name in (
+        super().__post_init__()
+        counts = (
             "num_frames",
             "sampling_rate",
             "num_sample",
             "batch_size",
             "test_num_segment",
             "test_num_crop",
-            "recount",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1.")
-        for name in (
-            "num_workers",
-            "max_redraws",
-            "color_jitter",
-            "mixup",
-            "cutmix",
-            "max_train_batches",
-            "max_eval_batches",
-        ):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected 0 or more.")
-        for name, known in (
-            ("sampling", (None, "sparse", "dense")),
-            ("fold", (1, 2, 3)),
-            ("train_interpolation", ("bicubic", "bilinear")),
-            ("remode", ("pixel", "rand", "const")),
-            ("mixup_mode", ("batch", "pair", "elem")),
-        ):
-            if getattr(self, name) not in known:
-                expected = ", ".join("none" if value is None else str(value) for value in known)
-                raise UserError(f"--{name} is {getattr(self, name)!r}; expected one of {expected}.")
-        for name in ("input_size", "short_side_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected pixels.")
-        if not self.decode_seconds > 0:
-            raise UserError(f"--decode_seconds is {self.decode_seconds}; expected more than 0.")
+        )
+        expect_at_least(self, 1, *counts)
+        expect_at_least(self, 0, "max_redraws", "color_jitter")
+        expect_one_of(self, "sampling", None, "sparse", "dense")
+        expect_one_of(self, "fold", 1, 2, 3)
+        expect_one_of(self, "train_interpolation", "bicubic", "bilinear")
+        expect(self, ("short_side_size",), lambda side: side is None or side >= 1, "a side in pixels")
+        expect(self, ("decode_seconds",), lambda seconds: seconds > 0, "more than 0")
         if not self.split:
             raise UserError("--split is empty; give the character between path and class number.")
         if self.mixes and self.batch_size * self.num_sample % 2:
@@ -151,11 +107,6 @@ class VideoDataConfig:
                 f"--batch_size {self.batch_size} x --num_sample {self.num_sample} is odd, but mixup pairs the clips "
                 "of a batch; give an even one, or --mixup 0 --cutmix 0."
             )
-
-    @property
-    def mixes(self) -> bool:
-        """Whether batches are mixed, so that targets are soft."""
-        return self.augment and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
 
     @property
     def dense(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_type_hints
@@ -28,12 +29,9 @@ class ModelConfig:
     teacher_pth: str | None = setting(None, "the teacher's weights; none: --model_pth", "teacher_path")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop_path is {self.drop_path}; expected a rate in [0, 1).")
-        if self.nb_classes is not None and self.nb_classes < 1:
-            raise UserError(f"--nb_classes is {self.nb_classes}; expected at least 1.")
-        if self.weights not in ("auto", "plain", "ema"):
-            raise UserError(f"--weights is {self.weights!r}; expected auto, plain or ema.")
+        expect(self, ("drop_path",), lambda rate: 0 <= rate < 1, "a rate in [0, 1)")
+        expect(self, ("nb_classes",), lambda classes: classes is None or classes >= 1, "at least 1")
+        expect_one_of(self, "weights", "auto", "plain", "ema")
         if self.teacher is not None and self.teacher_pth is None and self.teacher != self.model:
             raise UserError(
                 f"--teacher {self.teacher} is another model than --model; give its --teacher_pth."
@@ -43,6 +41,68 @@ class ModelConfig:
     def has_weights(self) -> bool:
         """Whether the student or its teacher is pre-trained."""
         return bool(self.model_pth or self.teacher_pth)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How samples are loaded and augmented, images and clips alike; a task adds what they are."""
+
+    num_workers: int = setting(2, "loader processes of each process")
+    input_size: int | None = setting(None, "edge of the input in pixels; none: the model's")
+    reprob: float = setting(0.25, "share of samples with an erased rectangle")
+    remode: str = setting("pixel", "what fills it: pixel, rand, const")
+    recount: int = setting(1, "rectangles a sample")
+    mixup: float = setting(0.8, "alpha of mixup; 0: none")
+    cutmix: float = setting(1.0, "alpha of cutmix; 0: none")
+    cutmix_minmax: tuple[float, float] | None = setting(
+        None, "smallest and largest edge of cutmix, as shares"
+    )
+    mixup_prob: float = setting(1.0, "share of batches that are mixed")
+    mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on")
+    mixup_mode: str = setting("batch", "what is mixed alike: batch, pair, elem")
+    smoothing: float = setting(0.1, "label smoothing")
+    max_unreadable: float = setting(0.01, "share of unreadable training samples at which training stops")
+    max_train_batches: int = setting(0, "micro-batches an epoch; 0: all")
+    max_eval_batches: int = setting(0, "batches an evaluation; 0: all")
+    pin_mem: bool = setting(True, "page-locked memory for batches that go to a GPU")
+    augment: bool = setting(True, "augment the training samples at all")
+
+    def __post_init__(self) -> None:
+        shares = ("reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "max_unreadable")
+        expect(self, shares, lambda value: 0 <= value <= 1, "a share in [0, 1]")
+        expect_at_least(self, 1, "recount")
+        expect_at_least(self, 0, "num_workers", "mixup", "cutmix", "max_train_batches", "max_eval_batches")
+        expect_one_of(self, "remode", "pixel", "rand", "const")
+        expect_one_of(self, "mixup_mode", "batch", "pair", "elem")
+        expect(self, ("input_size",), lambda value: value is None or value >= 1, "an edge in pixels")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed, so that targets are soft."""
+        return self.augment and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
+
+
+def expect(config: Any, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
+    """Check fields of a section.
+
+    Raises:
+        UserError: the first that does not hold: its flag, what it is, what was expected.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not holds(value):
+            raise UserError(f"--{name} is {value!r}; expected {expected}.")
+
+
+def expect_at_least(config: Any, least: int, *names: str) -> None:
+    """`expect` numbers of at least ``least``."""
+    expect(config, names, lambda value: value >= least, f"at least {least}" if least else "0 or more")
+
+
+def expect_one_of(config: Any, name: str, *known: Any) -> None:
+    """`expect` one of a few values."""
+    listed = ", ".join("none" if value is None else str(value) for value in known)
+    expect(config, (name,), lambda value: value in known, f"one of {listed}")
 
 
 @dataclass(frozen=True)

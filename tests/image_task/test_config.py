@@ -206,7 +206,7 @@ def test_ignored_flags_are_named_once_and_change_nothing():
         ("--released_flip --num_prune 3", "--released_flip has no effect: it is for --metric B"),
         ("--opt sgd", "--opt sgd is not supported"),
         ("--weights ema", "--weights has no effect: there is no --model_pth"),
-        ("--weights best --model_pth x", "--weights is 'best'; expected auto, plain or ema"),
+        ("--weights best --model_pth x", "--weights is 'best'; expected one of auto, plain, ema"),
         ("--data-set digits --data-path x", "--data_path has no effect: the digits are embedded"),
         ("--config nowhere.json", "nowhere.json cannot be read as JSON"),
         ("--resume log/last.pt", "got 'log/last.pt'; expected True or False"),

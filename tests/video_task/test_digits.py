@@ -1,5 +1,8 @@
 """The moving digits: classes, motion, and real files that are read back."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -53,3 +56,13 @@ def test_a_file_shows_what_was_rendered(tmp_path):
     assert frames.shape == (10, 64, 64, 3)
     _, columns = centres(list(frames))
     assert columns[-1] - columns[0] > 15
+
+
+def test_another_process_writes_the_same_files(tmp_path):
+    """The encoder must not depend on what its memory held before."""
+    command = "import sys; from video_task.data.digits import write_digits; write_digits(sys.argv[1], num_train=4, num_val=0)"
+    contents = []
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, "-c", command, str(tmp_path / name)], check=True)
+        contents.append([path.read_bytes() for path in sorted((tmp_path / name).rglob("*.mp4"))])
+    assert len(contents[0]) > 100 and contents[0] == contents[1]

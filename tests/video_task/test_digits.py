@@ -60,7 +60,10 @@ def test_a_file_shows_what_was_rendered(tmp_path):
 
 def test_another_process_writes_the_same_files(tmp_path):
     """The encoder must not depend on what its memory held before."""
-    command = "import sys; from video_task.data.digits import write_digits; write_digits(sys.argv[1], num_train=4, num_val=0)"
+    command = (
+        "import sys; from video_task.data.digits import write_digits; "
+        "write_digits(sys.argv[1], num_train=4, num_val=0)"
+    )
     contents = []
     for name in ("a", "b"):
         subprocess.run([sys.executable, "-c", command, str(tmp_path / name)], check=True)

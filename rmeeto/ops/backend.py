@@ -33,6 +33,9 @@ class Backend:
     automatic: bool = True
 
 
+_OPERATORS: list[Operator] = []  # by number, see `_choose`
+
+
 class Operator:
     """An operator and its backends.
 
@@ -46,6 +49,8 @@ class Operator:
         self.backends = tuple(backends)
         self._names: dict[tuple[str, str, str], str] = {}
         self._loaded: dict[str, Callable] = {}
+        self._index = len(_OPERATORS)
+        _OPERATORS.append(self)
 
     def implementation(self, device_type: str, requested: str = "auto") -> Callable:
         """The function to call for tensors on ``device_type``.
@@ -58,11 +63,11 @@ class Operator:
         Raises:
             ValueError: an unknown name, or a backend that cannot run here.
         """
-        return self._loaded[_choose(self, device_type, requested)]
+        return self._loaded[_choose(self._index, device_type, requested)]
 
     def chosen(self, device_type: str) -> str:
         """Name of the backend that ``auto`` stands for on this device type."""
-        return _choose(self, device_type, "auto")
+        return _choose(self._index, device_type, "auto")
 
     def explain(self, device_type: str) -> list[tuple[str, str]]:
         """(name, state) of each backend; the state is ``chosen``, ``available``, or why it is not there."""
@@ -110,8 +115,12 @@ class Operator:
 
 
 @torch.compiler.assume_constant_result
-def _choose(operator: Operator, device_type: str, requested: str) -> str:
-    """Name of the backend for a request; a compiled graph keeps the one that was chosen while it was traced."""
+def _choose(index: int, device_type: str, requested: str) -> str:
+    """Name of the backend for a request; a compiled graph keeps the one that was chosen while it was traced.
+
+    The operator goes by its number: to some versions of torch.compile only plain values are constants.
+    """
+    operator = _OPERATORS[index]
     key = (device_type, requested, os.environ.get(ENVIRONMENT, "auto"))
     if key not in operator._names:
         name, implementation = operator._resolve(*key)

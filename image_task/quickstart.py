@@ -32,7 +32,7 @@ R, EPOCHS = 12, 6
 MODEL = "--model vim_nano_patch2_16 --data-set digits --num_workers 0 --batch-size 32".split()
 MERGED = f"--num_prune {R} --merge_interval 2 --if_order".split()
 TRAIN = (
-    f"--distill True --epochs {EPOCHS} --lr 3.2e-2 --min-lr 1e-5 --schedule cosine --drop-path 0 "
+    f"--distill True --epochs {EPOCHS} --accumulation 1 --lr 3.2e-2 --min-lr 1e-5 --schedule cosine --drop-path 0 "
     "--mixup 0 --cutmix 0 --reprob 0 --repeated_aug False"
 ).split()
 SPEED_MODEL, SPEED_R, SPEED_BATCH, SPEED_SIZE = "vim_tiny_patch16_224", 11, 8, 224

@@ -39,7 +39,7 @@ class OptimConfig:
     betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW", "opt_betas")
     eps: float = setting(1e-8, "of AdamW", "opt_eps")
     clip_grad: float | None = setting(None, "largest norm of the gradient; none: no clipping")
-    accumulation: int = setting(1, "micro-batches averaged in one optimizer step", "accumulation_steps")
+    accumulation: int = setting(2, "micro-batches averaged in one optimizer step", "accumulation_steps")
     model_ema: bool = setting(False, "keep and evaluate an exponential moving average of the weights as well")
     model_ema_decay: float = setting(0.99996, "of that average, per optimizer step")
 

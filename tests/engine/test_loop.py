@@ -12,7 +12,7 @@ from rmeeto.engine.loop import Criterion
 from rmeeto.errors import UserError
 from tests.engine.toy import CLASSES, ToyData, cpu, toy_folder, toy_model, toy_run
 
-OPTIM = OptimConfig(lr=5e-2, min_lr=1e-3, epochs=3)
+OPTIM = OptimConfig(lr=5e-2, min_lr=1e-3, epochs=3, accumulation=1)
 
 
 def train(path, optim=OPTIM, data=None, model=None, criterion: Criterion | None = None, **run):
@@ -210,7 +210,7 @@ def test_after_a_loss_that_is_not_finite_no_step_changes_the_weights(tmp_path, a
 
 
 def test_the_average_is_of_the_trained_model_and_is_evaluated_beside_it(tmp_path):
-    optim = OptimConfig(lr=1e-2, epochs=2, model_ema=True, model_ema_decay=0.5)
+    optim = OptimConfig(lr=1e-2, epochs=2, accumulation=1, model_ema=True, model_ema_decay=0.5)
     start = copy.deepcopy(toy_model().state_dict())
     weights = []
 

@@ -7,5 +7,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../../exp_sh/launch.sh"
 
 : "${SEED:=0}"
 run digits --name "dense-seed$SEED" --seed "$SEED" --model vim_nano_patch2_16 --data-set digits --num_workers 0 \
-    --batch-size 64 --epochs 30 --warmup_epochs 2 --lr 1.6e-2 --min-lr 1e-5 --schedule cosine --drop-path 0 \
+    --batch-size 64 --accumulation 1 --epochs 30 --warmup_epochs 2 --lr 1.6e-2 --min-lr 1e-5 --schedule cosine --drop-path 0 \
     --mixup 0 --cutmix 0 --reprob 0 --repeated_aug False

@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../../exp_sh/launch.sh"
 common=(--seed "$SEED" --model vim_nano_patch2_16 --data-set digits --num_workers 0 --batch-size 32
     --model_pth "$RUNS/digits/dense-seed$SEED/last.pt")
 merged=(--num_prune 12 --merge_interval 2 --if_order)
-train=(--distill True --epochs 6 --lr 3.2e-2 --min-lr 1e-5 --schedule cosine --drop-path 0
+train=(--distill True --epochs 6 --accumulation 1 --lr 3.2e-2 --min-lr 1e-5 --schedule cosine --drop-path 0
     --mixup 0 --cutmix 0 --reprob 0 --repeated_aug False)
 
 run digits --name "training_free-seed$SEED" "${common[@]}" "${merged[@]}" --eval

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,13 +19,26 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 MISSING = "not yet measured"
 CELL = re.compile(r"(?P<open><!-- ours: (?P<patterns>[^>]*?) -->).*?(?P<close><!-- /ours -->)")
-IMAGENET = {"IMNET": 50_000, "SUBIMNET": 50_000}  # images to evaluate
+IMAGES = 50_000  # of ImageNet-1K, to evaluate; how many videos of K400 are left differs from copy to copy
+# What the figures of a table were measured with; the other tables are IMAGENET.
+IMAGENET = {"data_set": ("IMNET",)}
+K400 = {
+    "data_set": ("Kinetics", "Kinetics_sparse"),
+    "num_frames": (8,),
+    "test_num_segment": (4,),
+    "test_num_crop": (3,),
+}
+TABLES = {"tab8": {"data_set": ("SUBIMNET",)}, "tab13": K400, "tab14": K400}
 
 Record = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
-    """Print what the run folders hold; with --write also update results.json and README.md in `here`."""
+    """Print what the run folders hold; with --write also update results.json and README.md in `here`.
+
+    Returns:
+        The exit code: 0, 2 for a user error, 1 where nobody reads the output any more.
+    """
     parser = argparse.ArgumentParser(description="Collect the results of finished runs for exp_sh/README.md.")
     parser.add_argument("folders", nargs="*", type=Path, default=[here.parent / "runs"], help="default: runs")
     parser.add_argument(
@@ -37,17 +51,20 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
         return 2
 
     found, skipped = collect(args.folders)
-    for name in sorted(found, key=natural):
-        record = found[name]
-        print(
-            f"{name}: {figures(record)} ({record['epochs']} epochs, {record['processes']} x {record['device']})"
-        )
-    for folder, reason in skipped.items():
-        print(f"skipped {folder}: {reason}")
+    lines = [
+        f"{name}: {figures(record)} ({record['epochs']} epochs, {record['processes']} x {record['device']})"
+        for name, record in sorted(found.items(), key=lambda item: natural(item[0]))
+    ]
+    lines += [f"skipped {folder}: {reason}" for folder, reason in skipped.items()]
     if not found:
-        print("no finished runs")
+        lines.append("no finished runs")
     if args.write:
-        write(found, here)
+        lines += write(found, here)
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -60,7 +77,7 @@ def collect(roots: Iterable[Path]) -> tuple[dict[str, Record], dict[str, str]]:
             result, config, env = (
                 json.loads((folder / f"{name}.json").read_text()) for name in ("result", "config", "env")
             )
-            reason = why_not(folder.parent.name, result, config)
+            reason = why_not(folder.parent.name, folder.name, result, config)
             record = None if reason else record_of(result, config, env)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason, record = f"not a whole run folder ({type(error).__name__}: {error})", None
@@ -71,18 +88,39 @@ def collect(roots: Iterable[Path]) -> tuple[dict[str, Record], dict[str, str]]:
     return found, skipped
 
 
-def why_not(table: str, result: Record, config: Record) -> str | None:
-    """What keeps a finished run from being a row of its table, or None."""
+def why_not(table: str, name: str, result: Record, config: Record) -> str | None:
+    """What keeps a finished run from being the one of its table that its folder is named after, or None."""
     data = config["data"]
     if config["run"]["smoke"]:
         return "a smoke run"
     if data.get("max_train_batches") or data.get("max_eval_batches"):
         return "limited to a few batches"
-    expected = IMAGENET.get(data["data_set"], result["count"])
-    if result["count"] != expected:
-        return f"evaluated on {result['count']} images, ImageNet-1K has {expected}"
-    if re.fullmatch(r"tab\d+", table) and data["data_set"] == "digits":
-        return "ran on the embedded digits"
+    if data["data_set"] in ("IMNET", "SUBIMNET") and result["count"] != IMAGES:
+        return f"evaluated on {result['count']} images, ImageNet-1K has {IMAGES}"
+    if not re.fullmatch(r"tab\d+", table):
+        return None
+    for field, known in TABLES.get(table, IMAGENET).items():
+        if data[field] not in known:
+            return f"its {field} is {data[field]}, {table} takes {' or '.join(map(str, known))}"
+    if not (config["model"]["model_pth"] or config["model"].get("pretrained")):
+        return "ran without pre-trained weights"
+    return misnamed(name, config)
+
+
+def misnamed(name: str, config: Record) -> str | None:
+    """How a run differs from the model, r and use that its folder is named after, or None."""
+    model, _, settings = name.partition("-")
+    setting, *more = settings.split("-")
+    if model != config["model"]["model"]:
+        return f"its model is {config['model']['model']}, not {model}"
+    r = (config["merge"] or {"r": 0})["r"]
+    r = r if isinstance(r, list) else [r]
+    names = ["r" + "_".join(f"{n:g}" for n in r)] if any(r) else ["dense", "r0"]
+    if setting not in names:
+        return f"its r is {', '.join(map(str, r))}, its folder's name says {setting or 'nothing'}"
+    if config["run"]["eval"] != ("eval" in more):
+        use = "only evaluated" if config["run"]["eval"] else "re-trained"
+        return f"it was {use}, its folder's name says otherwise"
     return None
 
 
@@ -103,13 +141,16 @@ def record_of(result: Record, config: Record, env: Record) -> Record:
     }
 
 
-def write(found: dict[str, Record], here: Path) -> None:
-    """Add records to results.json and rewrite the cells of README.md from all that it holds."""
+def write(found: dict[str, Record], here: Path) -> list[str]:
+    """Add records to results.json and rewrite the cells of README.md from all that it holds.
+
+    Returns:
+        Lines on what has changed.
+    """
     results, readme = here / "results.json", here / "README.md"
     records = read_records(results)
     changed = [name for name in found if records.get(name) not in (None, found[name])]
-    for name in changed:
-        print(f"replaced {name}: {figures(records[name])} -> {figures(found[name])}")
+    lines = [f"replaced {name}: {figures(records[name])} -> {figures(found[name])}" for name in changed]
     records = {**records, **found}
     if records:
         ordered = {name: records[name] for name in sorted(records, key=natural)}
@@ -118,10 +159,9 @@ def write(found: dict[str, Record], here: Path) -> None:
     new = render(old, records)
     readme.write_text(new)
     rows = [cell["patterns"] for cell in CELL.finditer(old)]
-    for name in sorted(found, key=natural):
-        if not any(belongs(name, patterns) for patterns in rows):
-            print(f"{name} belongs to no row of {readme.name}")
-    print(f"{readme.name} {'updated' if new != old else 'is up to date'}, {len(records)} records")
+    homeless = [name for name in found if not any(belongs(name, patterns) for patterns in rows)]
+    lines += [f"{name} belongs to no row of {readme.name}" for name in sorted(homeless, key=natural)]
+    return [*lines, f"{readme.name} {'updated' if new != old else 'is up to date'}, {len(records)} records"]
 
 
 def read_records(path: Path) -> dict[str, Record]:
@@ -155,10 +195,11 @@ def label(name: str) -> str:
 
 
 def figures(record: Record) -> str:
-    """A run's top-1 in percent."""
+    """A run's top-1 in percent, with the number of samples where they are not ImageNet's."""
+    total = "" if record["count"] == IMAGES else f" of {record['count']}"
     averaged = f" (EMA {record['ema_top1']:.2f})" if "ema_top1" in record else ""
     unread = f" ({record['unreadable']} unreadable)" if record["unreadable"] else ""
-    return f"{record['top1']:.2f}{averaged}{unread}"
+    return f"{record['top1']:.2f}{averaged}{total}{unread}"
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,10 @@ import torch
 
 from image_task.flags import parse
 from image_task.main import run
+from tests.recipes import ROOT, TABLES, has_quirks, launch, plan, task_arguments, title
+from video_task.flags import parse as parse_video
 
-ROOT = Path(__file__).resolve().parents[1]
+VIDEO_TABLES = sorted((ROOT / "video_task" / "exp_sh").glob("tab*/*.sh"))
 SPEC = importlib.util.spec_from_file_location("collect", ROOT / "exp_sh" / "collect.py")
 collect = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(collect)
@@ -23,8 +29,10 @@ README = """# Recipes
 | 5 | eval | <!-- ours: tab5/*-eval -->not yet measured<!-- /ours --> |
 | 5 | train | <!-- ours: tab5/* !tab5/*-eval -->not yet measured<!-- /ours --> |
 | 9 | not a cell | not yet measured |
+| 13 | video | <!-- ours: tab13/videomamba_video_tiny_* -->not yet measured<!-- /ours --> |
 """
-TINY, SMALL = "vim_tiny_patch16_224", "vim_small_patch16_224"
+TINY, SMALL, VIDEO = "vim_tiny_patch16_224", "vim_small_patch16_224", "videomamba_video_tiny_patch16_224"
+K400 = {"data_set": "Kinetics_sparse", "num_frames": 8, "test_num_segment": 4, "test_num_crop": 3}
 
 
 @pytest.fixture
@@ -39,13 +47,20 @@ def here(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finish(tmp_path: Path):
-    """Make the folder of a finished run, with changes to its files."""
+    """Make the folder of a finished run, which is what its name says but for changes to its files."""
 
     def make(
-        name: str, top1: float = 75.31, result: dict | None = None, run: dict | None = None, **data
+        name: str,
+        top1: float = 75.31,
+        result: dict | None = None,
+        run: dict | None = None,
+        model: dict | None = None,
+        r: int | list | None = None,
+        **data,
     ) -> Path:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
+        named = re.search(r"-r(\d+)", name)
         files = {
             "result": {
                 "top1": top1,
@@ -56,8 +71,16 @@ def finish(tmp_path: Path):
                 **(result or {}),
             },
             "config": {
+                "model": {"model": folder.name.partition("-")[0], "model_pth": "a.pth", **(model or {})},
+                "merge": {"r": r if r is not None else int(named[1])} if named or r is not None else None,
                 "data": {"data_set": "IMNET", "max_train_batches": 0, "max_eval_batches": 0, **data},
-                "run": {"smoke": False, "seed": 0, "amp": "auto", **(run or {})},
+                "run": {
+                    "smoke": False,
+                    "eval": name.endswith("-eval"),
+                    "seed": 0,
+                    "amp": "auto",
+                    **(run or {}),
+                },
             },
             "env": {
                 "command": ["python", "image_task/main.py", "--data-path", "/data/me/imagenet"],
@@ -92,6 +115,7 @@ def test_finished_runs_fill_their_cells_and_leave_their_record(here, finish):
         "vim_tiny-r5 75.31<br>vim_tiny-r5-eval 38.20",
         "vim_small-r11-shuffle0.3-eval 60.00 (2 unreadable)",
         "vim_small-r11-shuffle0.3 77.00 (EMA 77.50)",
+        "not yet measured",
         "not yet measured",
     ]
     records = json.loads((here / "results.json").read_text())
@@ -131,15 +155,90 @@ def test_without_runs_everything_stays_unmeasured(here, capsys):
         ({"max_train_batches": 2}, "limited to a few batches"),
         ({"max_eval_batches": 2}, "limited to a few batches"),
         ({"result": {"count": 3925}}, "evaluated on 3925 images, ImageNet-1K has 50000"),
-        ({"data_set": "digits", "result": {"count": 360}}, "ran on the embedded digits"),
+        (
+            {"data_set": "digits", "result": {"count": 360}},
+            "its data_set is digits, tab2 takes IMNET",
+        ),
+        ({"data_set": "CIFAR", "result": {"count": 10_000}}, "its data_set is CIFAR, tab2 takes IMNET"),
+        ({"data_set": "SUBIMNET"}, "its data_set is SUBIMNET, tab2 takes IMNET"),
+        ({"model": {"model": SMALL}}, f"its model is {SMALL}, not {TINY}"),
+        ({"model": {"model_pth": None}}, "ran without pre-trained weights"),
+        ({"r": 11}, "its r is 11, its folder's name says r5"),
+        ({"r": [5, 4]}, "its r is 5, 4, its folder's name says r5"),
+        ({"r": 0}, "its r is 0, its folder's name says r5"),
+        ({"run": {"eval": True}}, "it was only evaluated, its folder's name says otherwise"),
         ({"result": {"top1": None}}, "not a whole run folder"),
     ],
 )
 def test_what_is_no_measurement_is_named_and_left_out(changes, reason, here, finish, capsys):
-    finish(f"tab2/{TINY}-r5", **changes)
+    folder = finish(f"tab2/{TINY}-r5", **changes)
     assert collect.main(["--write"], here) == 0
     assert (here / "README.md").read_text() == README
-    assert reason in capsys.readouterr().out
+    assert f"skipped {folder}: {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data_set": "folder"}, "its data_set is folder, tab13 takes Kinetics or Kinetics_sparse"),
+        ({"num_frames": 16}, "its num_frames is 16, tab13 takes 8"),
+        ({"test_num_segment": 1}, "its test_num_segment is 1, tab13 takes 4"),
+        ({"test_num_crop": 1}, "its test_num_crop is 1, tab13 takes 3"),
+        ({"model": {"model": "videomamba_video_nano_patch4_32"}}, "its model is videomamba_video_nano"),
+        ({"r": 40}, "its r is 40, its folder's name says r88"),
+        ({"max_eval_batches": 1}, "limited to a few batches"),
+    ],
+)
+def test_a_test_that_is_not_of_the_tables_videos_is_left_out(changes, reason, here, finish, capsys):
+    folder = finish(f"tab13/{VIDEO}-r88", result={"count": 8}, **{**K400, **changes})
+    assert collect.main(["--write"], here) == 0
+    assert (here / "README.md").read_text() == README
+    assert f"skipped {folder}: {reason}" in capsys.readouterr().out
+
+
+def test_videos_stand_with_their_number(here, finish):
+    finish(f"tab13/{VIDEO}-r88-eval", 75.4, {"count": 19_404, "unreadable": 3}, **K400)
+    finish(f"tab13/{VIDEO}-r0-eval", 76.9, {"count": 19_404}, **K400)
+    finish(f"tab13/{VIDEO}-dense-eval", 76.9, {"count": 19_404}, r=0, **K400)
+    assert collect.main(["--write"], here) == 0
+    assert shown(here)[-1] == (
+        "videomamba_video_tiny-dense-eval 76.90 of 19404<br>videomamba_video_tiny-r0-eval 76.90 of 19404<br>"
+        "videomamba_video_tiny-r88-eval 75.40 of 19404 (3 unreadable)"
+    )
+
+
+@pytest.mark.parametrize("recipe", [*TABLES, *VIDEO_TABLES], ids=title)
+def test_every_run_of_a_recipe_is_accepted_in_its_row(recipe, tmp_path):
+    if recipe in TABLES:
+        configs = [config for config, _ in plan(recipe)]
+        configs += [config for config, _ in plan(recipe, "RELEASED")] if has_quirks(recipe) else []
+    else:
+        _, commands = launch(recipe, tmp_path, DRY_RUN="1")
+        configs = [parse_video(task_arguments(command))[0] for command in commands]
+    rows = [row["patterns"] for row in collect.CELL.finditer((ROOT / "exp_sh" / "README.md").read_text())]
+    for config in configs:
+        table, name = recipe.parent.name, config.folder.name
+        settings = json.loads(json.dumps(config.to_dict()))
+        assert collect.why_not(table, name, {"count": 50_000}, settings) is None, config.folder
+        assert sum(collect.belongs(f"{table}/{name}", patterns) for patterns in rows) == 1
+
+
+def test_a_reader_who_leaves_is_no_traceback_and_the_files_are_written(here, finish):
+    finish(f"tab2/{TINY}-r5")
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import collect; from pathlib import Path; "
+    code += "sys.exit(collect.main(['--write'], Path(sys.argv[2])))"
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "exp_sh"), str(here)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(write)
+    assert (process.returncode, process.stderr) == (1, "")
+    assert shown(here)[0] == "vim_tiny-r5 75.31"
 
 
 @pytest.mark.parametrize("damage", ["env.json", "config.json", "result.json"])

@@ -23,7 +23,7 @@ from rmeeto.merge import MergeConfig
 from video_task.config import VideoConfig, VideoDataConfig
 from video_task.data import VideoData, build_data
 from video_task.data.digits import write_digits
-from video_task.data.lists import LOADERS
+from video_task.data.kinetics import check_data
 from video_task.flags import parse
 from video_task.models import load_weights
 from video_task.models.weights import read_head_map
@@ -187,11 +187,10 @@ def check(config: VideoConfig) -> None:
     """What can be checked of the settings without touching data or weights.
 
     Raises:
-        UserError: an unknown data set, or settings that the model refuses.
+        UserError: settings that the model refuses, or that no data could make good.
     """
-    sketch(config)
-    if config.data.data_set not in LOADERS:
-        raise UserError(f"--data_set is {config.data.data_set!r}; known are {', '.join(LOADERS)}.")
+    img_size = sketch(config).pretrained_cfg["input_size"][-1]
+    check_data(config.data, img_size=img_size, train=not config.run.eval)
 
 
 def sketch(config: VideoConfig) -> nn.Module:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -40,6 +42,19 @@ class Views(NamedTuple):
     videos: np.ndarray
     views: np.ndarray
     unreadable: np.ndarray
+
+
+class Origin(NamedTuple):
+    """Which test a file is of, and which process's share of it.
+
+    Attributes:
+        test: drawn anew for each test, the same on all its processes.
+        rank, world_size: of the process that wrote the file.
+    """
+
+    test: str
+    rank: int
+    world_size: int
 
 
 class ViewData(Protocol):
@@ -79,7 +94,8 @@ def evaluate_views(
             progress.update()
     columns = [np.concatenate(column) for column in zip(*parts)] or [np.zeros((0, 0), np.float32), *_NONE]
     own = Views(*columns, np.array(data.unreadable_videos(), np.int64))
-    world.together(lambda: _write(folder / FOLDER / f"rank{world.rank}.npz", own))
+    origin = Origin(world.on_main(lambda: uuid.uuid4().hex), world.rank, world.size)
+    world.together(lambda: _write(folder / FOLDER / f"rank{world.rank}.npz", origin, own))
     sums, loss = _sums(own)
     totals = world.all_reduce(torch.tensor(sums, device=world.device)).tolist()
     losses = torch.tensor(loss, dtype=torch.float64, device=world.device)
@@ -87,10 +103,10 @@ def evaluate_views(
 
 
 def merge_views(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """Accuracy from the files of a test; a view that several of them hold counts once.
+    """Accuracy from the files of a test.
 
     Args:
-        paths: of all processes.
+        paths: of all its processes, each once, in any order.
 
     Returns:
         top1, top5: in percent (top5 is top-K where there are fewer than 5 classes).
@@ -98,19 +114,37 @@ def merge_views(paths: Sequence[str | Path]) -> dict[str, Any]:
         count: videos, with the unreadable ones, which count as wrong; unreadable: how many those are.
 
     Raises:
-        UserError: no files, or files that are not of one test.
+        UserError: no files, files of several tests, or not exactly one of each process.
     """
-    shares = [share for share in map(_read, paths) if len(share.logits)]
-    if not shares:
-        raise UserError(f"nothing to test: {len(paths)} files of views, and no view in them.")
-    if len({share.logits.shape[1] for share in shares}) > 1:
+    files = [(Path(path), *_read(path)) for path in paths]
+    if not files:
+        raise UserError("nothing to test: no files of views are given.")
+    _check_one_test([(path, origin) for path, origin, _ in files])
+    seen = [share for *_, share in files if len(share.logits)]
+    if not seen:
+        raise UserError(f"nothing to test: {len(files)} files of views, and no view in them.")
+    columns = map(np.concatenate, zip(*(share[:4] for share in seen)))
+    unreadable = np.concatenate([share.unreadable for *_, share in files])
+    return _result(*_sums(Views(*columns, unreadable)))
+
+
+def _check_one_test(files: list[tuple[Path, Origin]]) -> None:
+    first, whole = files[0]
+    ranks: dict[int, Path] = {}
+    for path, origin in files:
+        if origin.test != whole.test:
+            raise UserError(f"{path} is of another test than {first}; give the files of one test.")
+        if origin.rank in ranks:
+            raise UserError(
+                f"{path} is of rank {origin.rank}, as {ranks[origin.rank]} is; give each rank's file once."
+            )
+        ranks[origin.rank] = path
+    missing = sorted(set(range(whole.world_size)) - set(ranks))
+    if missing:
         raise UserError(
-            "the files of views are of models with different numbers of classes; give those of one test."
+            f"{first.with_name(f'rank{missing[0]}.npz')} is missing: {whole.world_size} processes tested, and "
+            f"{len(files)} files are given; give those of all."
         )
-    whole = Views(*map(np.concatenate, zip(*shares)))
-    _, first = np.unique(np.stack([whole.videos, whole.views]), axis=1, return_index=True)
-    unreadable = np.setdiff1d(whole.unreadable, whole.videos)
-    return _result(*_sums(Views(*(column[first] for column in whole[:4]), unreadable)))
 
 
 def _sums(share: Views) -> tuple[list[int], float]:
@@ -150,39 +184,46 @@ def _result(sums: list[int], loss: float) -> dict[str, Any]:
 _NONE = [np.zeros(0, np.int64)] * 3
 
 
-def _write(path: Path, share: Views) -> None:
+def _write(path: Path, origin: Origin, share: Views) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **share._asdict())
+        np.savez(path, **origin._asdict(), **share._asdict())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); choose another --output_dir.") from None
 
 
-def _read(path: str | Path) -> Views:
+def _read(path: str | Path) -> tuple[Origin, Views]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Views(*(file[name] for name in Views._fields))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            share = Views(*(file[name] for name in Views._fields))
+            origin = [file[name].item() for name in Origin._fields if name in file]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read as a file of views ({error}); give views/rank*.npz."
         ) from None
+    if len(origin) < len(Origin._fields):
+        raise UserError(f"{path} does not say which test it is of (an older version wrote it); test again.")
+    return Origin(*origin), share
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge files of views and print the accuracy as JSON.
 
     Returns:
-        The exit code: 0, or 2 for a user error.
+        The exit code: 0, 2 for a user error, 1 where nobody reads the output any more.
     """
     parser = argparse.ArgumentParser(
         prog="video_task.views", description="Merge a test's files of views again."
     )
     parser.add_argument("files", nargs="+", type=Path, help="a run folder's views/rank*.npz")
     try:
-        print(json.dumps(merge_views(parser.parse_args(argv).files), indent=2))
+        print(json.dumps(merge_views(parser.parse_args(argv).files), indent=2), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

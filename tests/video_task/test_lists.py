@@ -54,6 +54,72 @@ def test_lists_of_frame_folders_may_count_the_frames(tmp_path):
     assert _pairs(load_videos(_config(tmp_path))["train"], tmp_path) == [("f/v1", 3), ("f/v 2", 0)]
 
 
+def test_frames_are_counted_even_where_the_first_folder_is_missing(tmp_path):
+    (tmp_path / "train.csv").write_text("f/gone 9 1\nf/v1 40 3\nf/v 2 17 0\n")
+    (tmp_path / "val.csv").write_text("f/v1 3\n")
+    with pytest.raises(UserError, match=r"such as \S*f/gone; check --prefix"):
+        load_videos(_config(tmp_path))
+    _touch(tmp_path, "f/v1/1.png", "f/v 2/1.png")
+    assert _pairs(load_videos(_config(tmp_path))["train"], tmp_path) == [
+        ("f/gone", 1),
+        ("f/v1", 3),
+        ("f/v 2", 0),
+    ]
+    for number in (2, 12):
+        lines = ["f/v1 40 3"] * 12
+        lines[number - 1] = "f/v2 many 3"
+        (tmp_path / "train.csv").write_text("\n".join(lines))
+        expected = f"line {number} is 'f/v2 many 3'; expected <path> <frames> <class number>"
+        with pytest.raises(UserError, match=expected):
+            load_videos(_config(tmp_path))
+
+
+def test_paths_may_end_in_a_number_that_counts_nothing(tmp_path):
+    _touch(tmp_path, "f/v 1/1.png", "f/v 2/1.png")
+    (tmp_path / "train.csv").write_text("f/v 1 3\nf/v 2 0\n")
+    (tmp_path / "val.csv").write_text("f/v 2 3\n")
+    assert _pairs(load_videos(_config(tmp_path))["train"], tmp_path) == [("f/v 1", 3), ("f/v 2", 0)]
+
+
+@pytest.mark.parametrize("split", ["\t", r"\t"], ids=["tab", "as typed"])
+def test_a_tab_may_separate(tmp_path, split):
+    _touch(tmp_path, "a b.mp4")
+    (tmp_path / "val.csv").write_text("a b.mp4\t4\n")
+    found = load_videos(_config(tmp_path, split=split), train=False)
+    assert _pairs(found["val"], tmp_path) == [("a b.mp4", 4)]
+    (tmp_path / "val.csv").write_text("a b.mp4 4\n")
+    with pytest.raises(UserError, match=r"'a b.mp4 4'; expected <path>\\t<class number>, see --split"):
+        load_videos(_config(tmp_path, split=split), train=False)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    _touch(tmp_path, "Bow/v_1.avi")
+    (tmp_path / "test.csv").write_text("Bow/v_1.avi 0\n", encoding="utf-8-sig")
+    found = load_videos(_config(tmp_path), train=False)
+    assert _pairs(found["test"], tmp_path) == [("Bow/v_1.avi", 0)]
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "classInd.txt").write_text("1 Bow\n", encoding="utf-8-sig")
+    (tmp_path / "testlist01.txt").write_text("Bow/v_1.avi\n", encoding="utf-8-sig")
+    found = load_videos(_config(tmp_path, "UCF101"), train=False)
+    assert _pairs(found["test"], tmp_path) == [("Bow/v_1.avi", 0)]
+
+
+def test_a_list_that_is_no_text_is_one_short_error(tmp_path):
+    line = "caf\u00e9.mp4 0\n"
+    for content, message in (
+        (("a.mp4 0\n" * 1000 + line).encode("latin-1"), r"val\.csv, line 1001 is not UTF-8 text"),
+        (line.encode("utf-16"), r"val\.csv, line 1 is not UTF-8 text"),
+    ):
+        (tmp_path / "val.csv").write_bytes(content)
+        with pytest.raises(UserError, match=message) as caught:
+            load_videos(_config(tmp_path), train=False)
+        assert len(str(caught.value)) < 100 + len(str(tmp_path))
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "val.csv").mkdir()
+    with pytest.raises(UserError, match=r"val\.csv cannot be read \(Is a directory\)"):
+        load_videos(_config(tmp_path), train=False)
+
+
 def test_evaluation_needs_no_training_list_and_either_of_the_others(tmp_path):
     _touch(tmp_path, "a.mp4")
     (tmp_path / "test.csv").write_text("a.mp4 4\n")
@@ -77,6 +143,16 @@ def test_official_lists_of_ucf101(tmp_path):
     (tmp_path / "testlist02.txt").write_text("Dig/v_3.avi\n")
     with pytest.raises(UserError, match="val list of UCF101 is not as published"):
         load_videos(_config(tmp_path, "UCF101", fold=2))
+
+
+def test_paths_of_ucf101_may_hold_spaces(tmp_path):
+    _touch(tmp_path, "Bow/v 1 x.avi", "Long Cut/v_2.avi", "Long Cut/v 3.avi")
+    (tmp_path / "classInd.txt").write_text("1 Bow\n2 Long Cut\n")
+    (tmp_path / "trainlist01.txt").write_text("Bow/v 1 x.avi 1\nLong Cut/v_2.avi 2 \n")
+    (tmp_path / "testlist01.txt").write_text("Long Cut/v 3.avi\n")
+    found = load_videos(_config(tmp_path, "UCF101"))
+    assert _pairs(found["train"], tmp_path) == [("Bow/v 1 x.avi", 0), ("Long Cut/v_2.avi", 1)]
+    assert _pairs(found["test"], tmp_path) == [("Long Cut/v 3.avi", 1)]
 
 
 def test_official_lists_of_hmdb51(tmp_path):

@@ -190,6 +190,18 @@ def test_smoke_needs_no_data(capsys):
     assert len(lines_of(folder)) == 3
 
 
+def test_a_dry_run_refuses_a_decoder_that_does_not_load(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    assert call("--decoder torchcodec --dry_run") == 2
+    assert "--decoder torchcodec does not load" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_alone_what_an_evaluation_does_not_read(capsys):
+    assert call("--eval --aa foo --dry_run") == 0
+    assert "--aa has no effect: --eval only evaluates" in capsys.readouterr().err
+    assert call("--augment False --dry_run --data_path nowhere") == 0
+
+
 def test_run_returns_what_it_records(weights, clips):
     config, _, _ = parse(f"{MODEL} {VIEWS} {clips} --eval --model_pth {weights}".split())
     assert run(config) == result_of(str(config.folder))
@@ -205,6 +217,9 @@ def test_run_returns_what_it_records(weights, clips):
         ("--num_prune 3 --window 1,1,1", "holds no token but the source"),
         ("--tubelet_size 3", "expected frames that fill whole tubelets"),
         ("--data_set Imagenette --dry_run", "--data_set is 'Imagenette'; known are Kinetics"),
+        ("--decoder foo --dry_run", "--decoder is 'foo'; expected one of pyav, torchcodec"),
+        ("--aa foo --dry_run", "--aa is 'foo', which timm refuses"),
+        ("--short_side_size 16 --dry_run", "--short_side_size is 16"),
         ("--data_path nowhere", "no folder; give the one that holds the lists"),
         ("{clips} --batch_size 2 --nb_classes 400", "--nb_classes is 400, but folder has 2 classes"),
         ("{clips} --batch_size 2 --model_pth absent.pth", "absent.pth does not exist"),

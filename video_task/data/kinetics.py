@@ -15,11 +15,28 @@ from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
 from video_task.data.batches import TrainBatches, ViewBatches
 from video_task.data.decode import check_backend
-from video_task.data.lists import Videos, load_videos
+from video_task.data.lists import Videos, check_data_set, load_videos
 from video_task.data.sampling import view_order
 from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
 
 logger = logging.getLogger(__name__)
+
+
+def check_data(config: VideoDataConfig, *, img_size: int, train: bool = True) -> None:
+    """Refuse what no videos could make good; nothing is looked for on the disk.
+
+    Args:
+        config, img_size, train: as of `build_data`.
+
+    Raises:
+        UserError: a data set or decoder that is unknown or does not load, an augmentation that timm does not know,
+            crops larger than the frames.
+    """
+    check_data_set(config)
+    check_backend(config.decoder)
+    ViewTransform(config, img_size)
+    if train and config.augment:
+        TrainTransform(config, img_size, flip=False)
 
 
 def build_data(

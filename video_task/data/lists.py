@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from video_task.config import VideoDataConfig
 from video_task.data.decode import IMAGES
 
 VIDEOS = ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ogv .flv .wmv .ts .3gp .gif".split()
+FIRST = 8  # so many lines of a list are looked at to see what it is
 SPLITS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("test", "val", "validation")}
 
 
@@ -54,8 +56,7 @@ def load_videos(
         UserError: an unknown name, missing, empty or malformed lists, videos that are not where the lists say.
     """
     folder = Path(config.data_path)
-    if config.data_set not in LOADERS:
-        raise UserError(f"--data_set is {config.data_set!r}; known are {', '.join(LOADERS)}.")
+    check_data_set(config)
     if not folder.is_dir():
         raise UserError(f"--data_path {config.data_path!r} is no folder; give the one that holds the lists.")
     listed = config.data_set != "folder" and any((folder / f"{split}.csv").exists() for split in SPLITS)
@@ -76,29 +77,47 @@ def load_videos(
     return _same_classes(found, config, num_classes)
 
 
+def check_data_set(config: VideoDataConfig) -> None:
+    """Refuse a data set that is unknown.
+
+    Raises:
+        UserError: which there are.
+    """
+    if config.data_set not in LOADERS:
+        raise UserError(f"--data_set is {config.data_set!r}; known are {', '.join(LOADERS)}.")
+
+
 def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     file = _first(config, [f"{name}.csv" for name in SPLITS[split]])
+    separator = config.split.replace(r"\t", "\t")  # as a shell passes '\t'
+    lines = [(number, line.strip()) for number, line in enumerate(_text(file).splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line]
+    columns = _columns([line for _, line in lines[:FIRST]], separator, config)
+    expected = separator.join(columns).replace("\t", r"\t")
+    if not lines:
+        raise UserError(f"{file} lists no video; expected lines of {expected}.")
     samples: list[tuple[str, int]] = []
-    columns = 2
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not (line := line.strip()):
-            continue
-        if not samples and _counts_frames(line, config):
-            columns = 3
-        fields = line.rsplit(config.split, columns - 1)
-        if len(fields) < columns or not fields[-1].strip().isdecimal():
-            raise UserError(
-                f"{file}, line {number} is {line!r}; expected <path>{config.split}<class number>, see --split."
-            )
-        samples.append((_join(config, fields[0]), int(fields[-1])))
-    if not samples:
-        raise UserError(f"{file} lists no video; expected lines of <path>{config.split}<class number>.")
+    for number, line in lines:
+        path, *counts = line.rsplit(separator, len(columns) - 1)
+        if len(counts) < len(columns) - 1 or not all(count.strip().isdecimal() for count in counts):
+            raise UserError(f"{file}, line {number} is {line!r}; expected {expected}, see --split.")
+        samples.append((_join(config, path), int(counts[-1])))
     return samples, []
 
 
-def _counts_frames(line: str, config: VideoDataConfig) -> bool:
-    path, *between = line.rsplit(config.split, 2)
-    return len(between) == 2 and between[0].isdecimal() and os.path.isdir(_join(config, path))
+def _columns(lines: list[str], separator: str, config: VideoDataConfig) -> list[str]:
+    """What a list's lines hold: where most end in two numbers, the former counts frames, or is part of the path."""
+    plain, counted = ["<path>", "<class number>"], ["<path>", "<frames>", "<class number>"]
+    endings = [[field.strip() for field in line.rsplit(separator, 2)[1:]] for line in lines]
+    numbered = [len(ending) == 2 and all(map(str.isdecimal, ending)) for ending in endings]
+    if 2 * sum(numbered) <= len(lines):
+        return plain
+
+    def present(columns: list[str]) -> int:
+        paths = (line.rsplit(separator, len(columns) - 1)[0] for line in lines)
+        return sum(os.path.exists(_join(config, path)) for path in paths)
+
+    return max(counted, plain, key=present)
 
 
 def _kinetics(config: VideoDataConfig, split: str) -> Any:
@@ -110,8 +129,8 @@ def _kinetics(config: VideoDataConfig, split: str) -> Any:
 def _ucf101(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     part = "train" if split == "train" else "test"
     file = _first(config, [f"{part}list{config.fold:02}.txt"])
-    classes = [line.split()[1] for line in _lines(_first(config, ["classInd.txt"]))]
-    paths = [line.split()[0] for line in _lines(file)]
+    classes = [line.split(maxsplit=1)[1] for line in _lines(_first(config, ["classInd.txt"]))]
+    paths = [re.sub(r"\s+\d+$", "", line) for line in _lines(file)]  # the test lists have no class numbers
     return [(_join(config, path), classes.index(path.split("/")[0])) for path in paths], classes
 
 
@@ -129,7 +148,7 @@ def _hmdb51(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]],
 
 def _ssv2(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     def read(name: str) -> Any:
-        return json.loads(_first(config, [f"something-something-v2-{name}.json", f"{name}.json"]).read_text())
+        return json.loads(_text(_first(config, [f"something-something-v2-{name}.json", f"{name}.json"])))
 
     numbers = {name: int(number) for name, number in read("labels").items()}
     clips = read("train" if split == "train" else "validation")
@@ -180,7 +199,17 @@ def _first(config: VideoDataConfig, names: list[str] | tuple[str, ...]) -> Path:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in _text(file).splitlines() if line.strip()]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise UserError(f"{file}, line {line} is not UTF-8 text; convert the list, as with iconv.") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); fetch or write the list again.") from None
 
 
 def _join(config: VideoDataConfig, path: str) -> str:
@@ -188,7 +217,7 @@ def _join(config: VideoDataConfig, path: str) -> str:
 
 
 def _check_present(videos: Videos, config: VideoDataConfig) -> None:
-    if not any(os.path.exists(path) for path in videos.paths[:8]):
+    if not any(os.path.exists(path) for path in videos.paths[:FIRST]):
         raise UserError(
             f"the first videos of {config.data_path} are not there, such as {videos.path(0)}; check --prefix."
         )

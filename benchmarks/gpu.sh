@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Parity, then speed of the models on one CUDA GPU: bash benchmarks/gpu.sh OUT [--dry-run] [part ...]
-# Needs what a bare machine with torch, timm and pytest has; no network. Writes OUT/<part>.json, under 9 minutes a call;
-# call it again to go on where it stopped (exit code 3: parts are left, 1: a part failed). PYTHON picks the interpreter.
+# Parity, then speed of the models on one CUDA GPU: bash benchmarks/gpu.sh [OUT] [--dry-run] [part ...]
+# Needs what a bare machine with torch, timm and pytest has; no network. Writes OUT/<part>.json (OUT: runs/gpu), under
+# 9 minutes a call; call it again to go on where it stopped (exit code 3: parts are left, 1: a part failed, 2: this
+# machine or call cannot be used). PYTHON picks the interpreter.
 # UPSTREAM=folder with the sdists of mamba-ssm and causal-conv1d (and a wheel of einops): builds them for this GPU and
 # times them beside ours. --dry-run: a tiny model on the CPU with stand-ins, in seconds.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 root=$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=$1 && shift
-mkdir -p "$out"
-out=$(CDPATH="" cd "$out" && pwd)
+out=$root/runs/gpu
+case ${1:---} in
+    --*) ;;
+    /*) out=$1 && shift ;;
+    *) out=$PWD/$1 && shift ;;
+esac
 upstream=()
 [ -z "${UPSTREAM:-}" ] || upstream=(--upstream "$(CDPATH="" cd "$UPSTREAM" && pwd)")
 cd "$root"

@@ -6,8 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from rmeeto.cli import config as cli
-from rmeeto.cli.config import expect, expect_at_least, expect_one_of
-from rmeeto.engine.flags import setting
+from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 from rmeeto.errors import UserError
 
 

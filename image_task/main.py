@@ -19,8 +19,11 @@ from image_task.datasets import KNOWN
 from image_task.flags import parse
 from image_task.models import load_weights
 from image_task.models.pretrained import load_official, official
+from image_task.transforms import train_transform
 from rmeeto.cli.main import create_model, device_line, model_line, run_command, run_in_folder
+from rmeeto.cli.merging import merge_notes
 from rmeeto.engine import DistillLoss, RunFolder, World, evaluate, fit, scaled_lr
+from rmeeto.engine.augment import build_mixup
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
@@ -111,7 +114,7 @@ def build_model(
         teacher: the teacher's model and weights instead, without drop path.
 
     Raises:
-        UserError: settings that the model refuses, or weights that do not fit.
+        UserError: settings that the model refuses, weights that do not fit, or a new head where none is trained.
     """
     chosen = config.model
     name, path = chosen.model, chosen.model_pth
@@ -119,25 +122,42 @@ def build_model(
         name, path = chosen.teacher or name, chosen.teacher_pth or path
     ema: bool | str = {"auto": "auto", "plain": False, "ema": True}[chosen.weights]
     model = _create(config, name, merge, num_classes, 0.0 if teacher else chosen.drop_path)
+    if path is None and not chosen.pretrained:
+        return model
+    new_head = chosen.delete_head and not (teacher and chosen.teacher_pth)
+    if new_head and teacher:
+        raise UserError(
+            "--delete_head leaves the teacher no head to learn from; give a dense model that was trained on these "
+            "classes as --teacher_pth, or leave out --distill."
+        )
+    if new_head and config.run.eval:
+        raise UserError("--delete_head leaves no head to evaluate; leave it out, or train (without --eval).")
     if path is not None:
-        load_weights(model, path, ema)
-    elif chosen.pretrained:
-        load_official(model, name, ema)
+        load_weights(model, path, ema, new_head=new_head)
+    else:
+        load_official(model, name, ema, new_head=new_head)
     return model
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> list[str]:
     """What can be checked of the settings without touching data or weights.
 
+    Returns:
+        Lines to print on what they do not do.
+
     Raises:
-        UserError: an unknown data set, or settings that the model refuses.
+        UserError: settings that the model refuses, or that no data could make good.
     """
-    sketch(config)
+    model = sketch(config)
     if config.model.pretrained:
         official(config.model.model)
     name = config.data.data_set
     if name.partition("/")[0] not in {known.partition("/")[0] for known in KNOWN.split()}:
         raise UserError(f"--data_set is {name!r}; known are {KNOWN}.")
+    if not config.run.eval:
+        train_transform(config.data, model.pretrained_cfg["input_size"][-1])
+        build_mixup(config.data, config.model.nb_classes or 1, config.data.batch_size)
+    return merge_notes(config.model.model, model, config.merge)
 
 
 def sketch(config: Config) -> nn.Module:
@@ -165,6 +185,8 @@ def describe(config: Config, parts: Parts, world: World) -> str:
     weights = config.model.model_pth or f"drawn from seed {config.run.seed}"
     if config.model.pretrained:
         weights = f"official, {official(config.model.model).file}"
+    if config.model.delete_head:
+        weights += " (head new)"
     lines = [
         model_line(config, model),
         f"weights {weights}",

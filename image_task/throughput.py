@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as `python image_task/throughput.py`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from image_task.models import ALIASES, MODELS
 from rmeeto.cli.speed_plot import draw
@@ -11,11 +15,11 @@ from rmeeto.cli.throughput import Throughput
 __all__ = ["draw", "main", "parse", "resolve"]
 
 COMMAND = Throughput(
-    prog="image_task.throughput",
+    prog="python -m image_task.throughput",
     description=__doc__,
     models=MODELS,
     aliases=ALIASES,
-    short=lambda name: (f"{name}_patch16_224", f"rmeeto_{name}", f"rmeeto_{name}_patch16_224"),
+    prefixes=("rmeeto_",),
     model="vim_tiny",
     r=(0, 5, 11),
     batch_size=(1, 32),

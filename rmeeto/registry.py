@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
+
+# What timm.create_model's arguments may say to its factory; the rest is for the model.
+_FACTORY = (
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir", "features_only", "out_indices",
+)  # fmt: skip
+_POOL = "token"  # the only global_pool of a model that does not take the argument
 
 
 def build(
@@ -24,16 +31,23 @@ def build(
     """A registered model.
 
     Args:
-        model_class, arguments: what to make.
+        model_class: what to make: takes ``num_classes``, ``img_size``, ``in_chans``, ``merge``; has ``input_size``.
+        arguments: its own, and timm's: ``features_only=True`` (with ``out_indices``) gives timm's feature extractor,
+            ``pretrained_cfg`` and ``pretrained_cfg_overlay`` say where weights are.
         name: its own.
         fit: makes pre-trained weights fit the model's size, in place.
         pretrained: load the weights that its ``pretrained_cfg`` names: a hub model's or a folder's, or timm's.
         merge: a `MergeConfig`, or its ``to_dict()``.
 
+    Returns:
+        The model, whose ``pretrained_cfg["input_size"]`` is the shape of its input (a clip's with its frames).
+
     Raises:
-        UserError: pre-trained weights that do not exist or cannot be fetched or do not fit.
+        UserError: an argument that the model does not take, or pre-trained weights that do not exist or cannot be
+            fetched or do not fit.
         ValueError: arguments that the model refuses.
     """
+    arguments = _known(model_class, name, arguments)
 
     def fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         fit(state, model)
@@ -41,23 +55,47 @@ def build(
 
     merge = MergeConfig(**merge) if isinstance(merge, dict) else merge
     try:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             model_class,
             name,
             pretrained,
             pretrained_filter_fn=fitted,
             feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-            kwargs_filter=("global_pool", "in_chans"),
             **{**arguments, "merge": merge},
         )
     except (RuntimeError, OSError) as error:
         if not pretrained:
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{name}: pre-trained weights could not be loaded: {reason}\n"
             "fetch the file and load it with the task's models.load_weights(model, path)"
         ) from None
+    # timm takes three numbers to make a model from, so a clip's four are put in afterwards.
+    inner = model.model if arguments.get("features_only") else model
+    model.pretrained_cfg["input_size"] = inner.input_size
+    return model
+
+
+def _known(model_class: type[nn.Module], name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without a pool that is the model's only one.
+
+    Raises:
+        UserError: one that neither the model nor timm's factory takes.
+    """
+    taken = inspect.signature(model_class).parameters
+    allowed = {*taken, *_FACTORY} - (set() if arguments.get("features_only") else {"out_indices"})
+    known = {
+        key: value
+        for key, value in arguments.items()
+        if (key, value) != ("global_pool", _POOL) or "global_pool" in taken
+    }
+    for key, value in known.items():
+        if key not in allowed:
+            raise UserError(
+                f"{name}: got {key}={value!r}, which it does not take; its arguments are {', '.join(taken)}"
+            )
+    return known
 
 
 def released_merge(

@@ -35,6 +35,7 @@ _ALLOWED = [
     ),
 ]
 _PREFIXES = ("module.", "_orig_mod.")
+HEAD = ("head.weight", "head.bias")
 _SHOWN = 4  # keys named per kind in an error
 
 
@@ -54,7 +55,12 @@ Fit = Callable[[dict[str, Tensor], nn.Module], tuple[str, ...]]
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, ema: bool | str = "auto", fit: Fit | None = None
+    model: nn.Module,
+    path: str | Path,
+    ema: bool | str = "auto",
+    fit: Fit | None = None,
+    *,
+    new_head: bool = False,
 ) -> LoadReport:
     """Load weights strictly: every key, every shape.
 
@@ -67,6 +73,7 @@ def load_weights(
             ``model_ema`` if it has that.
         fit: makes the tensors fit the model; None for `fit_pos_embed`, which resizes a position embedding of
             another grid. A tensor that it takes from the model itself is reported as new.
+        new_head: leave the model's own head as it is, whatever classes the checkpoint's has.
 
     Returns:
         A `LoadReport`.
@@ -78,6 +85,8 @@ def load_weights(
     state, entry = _select(read_checkpoint(path), path, ema)
     state = {_strip(key): value for key, value in state.items()}
     resized = (fit or fit_pos_embed)(state, model)
+    if new_head:
+        keep_head(state, model)
     _check(state, model, path)
     own = dict(model.state_dict(keep_vars=True))
     new = tuple(key for key, value in state.items() if value is own[key])
@@ -153,6 +162,15 @@ def fit_pos_embed(state: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]
     return ("pos_embed",)
 
 
+def keep_head(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Put the model's own head in the place of a checkpoint's, in ``state``."""
+    own = dict(model.state_dict(keep_vars=True))
+    for key in HEAD:
+        state.pop(key, None)
+        if key in own:
+            state[key] = own[key]
+
+
 def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state]
@@ -171,7 +189,8 @@ def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     ]
     heads = any(text.startswith("head.weight ") for text in shaped)
     advice = (
-        f"give data of {state['head.weight'].shape[0]} classes, or a checkpoint for {wanted['head.weight'].shape[0]}"
+        f"give data of {state['head.weight'].shape[0]} classes, a checkpoint for {wanted['head.weight'].shape[0]}, or "
+        "--delete_head (new_head=True) for a student's new head"
         if heads and len(shaped) <= 2 and not missing and not unexpected
         else "give the checkpoint of this model, or the model of this checkpoint"
     )

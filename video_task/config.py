@@ -6,8 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from rmeeto.cli import config as cli
-from rmeeto.cli.config import expect, expect_at_least, expect_one_of
-from rmeeto.engine.flags import setting
+from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
 from video_task.optim import VideoOptimConfig
@@ -25,7 +24,6 @@ class VideoModelConfig(cli.ModelConfig):
     head_map: str | None = setting(
         None, "JSON list: for each class its number in the weights' head, as to take a K710 head for K400"
     )
-    delete_head: bool = setting(False, "leave out the weights' head")
     use_checkpoint: bool = setting(False, "compute blocks again in the backward pass, to save memory")
     checkpoint_num: int | None = setting(None, "how many blocks, from the first; none: all")
 

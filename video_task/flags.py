@@ -59,7 +59,7 @@ def _effects(config: VideoConfig) -> Effects:
     """Settings that the others leave without effect, why, and whether that is an error (else a notice)."""
     data, model = config.data, config.model
     if not (model.model_pth or config.run.smoke):
-        yield ["model.head_map", "model.delete_head"], "there is no --model_pth", True
+        yield ["model.head_map"], "there is no --model_pth", True
     if not model.use_checkpoint:
         yield ["model.checkpoint_num"], "there is no --use_checkpoint", False
     if not data.dense:
@@ -69,7 +69,7 @@ def _effects(config: VideoConfig) -> Effects:
     if data.data_set == "folder":
         yield ["data.prefix", "data.split"], "--data_set folder has no lists", False
     if config.run.smoke:
-        yield ["model.head_map", "model.delete_head"], "--smoke takes no weights", False
+        yield ["model.head_map"], "--smoke takes no weights", False
         clips = ("data_set", "data_path", "prefix", "split", "batch_size", "num_workers")
         limits = ("max_train_batches", "max_eval_batches")
         yield [f"data.{name}" for name in (*clips, *limits)], "--smoke takes a few clips of its own", False

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rmeeto.cli.main import create_model, device_line, model_line, run_command, run_in_folder
+from rmeeto.cli.merging import merge_notes
 from rmeeto.engine import DistillLoss, RunFolder, World, checkpoint, fit, scaled_lr
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.errors import UserError
@@ -172,7 +173,7 @@ def build_model(
         path,
         {"auto": "auto", "plain": False, "ema": True}[chosen.weights],
         head_map=None if chosen.head_map is None else read_head_map(chosen.head_map),
-        new_head=chosen.delete_head,
+        new_head=chosen.delete_head and not (teacher and chosen.teacher_pth),
     )
     if "head.weight" in report.new and (config.run.eval or teacher):
         raise UserError(
@@ -183,14 +184,18 @@ def build_model(
     return model, f"{path}{' (' + ', '.join(changes) + ')' if changes else ''}"
 
 
-def check(config: VideoConfig) -> None:
+def check(config: VideoConfig) -> list[str]:
     """What can be checked of the settings without touching data or weights.
+
+    Returns:
+        Lines to print on what they do not do.
 
     Raises:
         UserError: settings that the model refuses, or that no data could make good.
     """
-    img_size = sketch(config).pretrained_cfg["input_size"][-1]
-    check_data(config.data, img_size=img_size, train=not config.run.eval)
+    model = sketch(config)
+    check_data(config.data, img_size=model.pretrained_cfg["input_size"][-1], train=not config.run.eval)
+    return merge_notes(config.model.model, model, config.merge)
 
 
 def sketch(config: VideoConfig) -> nn.Module:

@@ -11,6 +11,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+if __package__ in (None, ""):  # started as `python video_task/throughput.py`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 
 from rmeeto.cli.throughput import Throughput
@@ -104,11 +107,11 @@ def measure_decoder(
 
 
 COMMAND = Throughput(
-    prog="video_task.throughput",
+    prog="python -m video_task.throughput",
     description=__doc__,
     models=MODELS,
     aliases=ALIASES,
-    short=lambda name: (f"videomamba_video_{name}_patch16_224", f"{name}_patch16_224", f"videomamba_{name}"),
+    prefixes=("videomamba_video_", "videomamba_"),
     model="videomamba_video_tiny",
     r=(0, 40, 88),
     batch_size=(1, 8),

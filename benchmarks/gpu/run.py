@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -26,6 +29,7 @@ PARTS = {  # in this order; name: module and function, seconds that it may take
     "compiled_vim_small": ("forward:compiled_small", 240),
     "compiled_vim_base": ("forward:compiled_base", 240),
 }
+NEEDED = ("torch", "timm", "pytest")
 DRY = {name: part for name, part in PARTS.items() if "_vim_" not in name} | {
     "forward_vim_nano": ("forward:nano", 60)
 }
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when every part has a result; 3 when some are left for another call; 1 when one failed (the parts behind
-        ``checks`` do not run if those fail: what is wrong is not timed).
+        ``checks`` do not run if those fail: what is wrong is not timed); 2 when this machine or folder cannot be used.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the results, one JSON file a part")
@@ -50,11 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     if options.inside:
         return inside(options, options.inside)
-    options.out.mkdir(parents=True, exist_ok=True)
     parts = DRY if options.dry_run else PARTS
     unknown = [name for name in options.part if name not in parts]
     if unknown:
         parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(parts)}")
+    problem = preflight(options.dry_run) or make_room(options.out, options.dry_run)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     start = time.monotonic()
     build = start_build(options)
     code = 0
@@ -78,6 +85,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         build.terminate()
     print(summary(options.out))
     return code
+
+
+def preflight(dry: bool) -> str | None:
+    """What this machine lacks to run any part, and what to do about it."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return (
+            f"{sys.executable} has no {', '.join(missing)}; the parts need {', '.join(NEEDED)}: install what is "
+            "missing, or let PYTHON name an interpreter that has them."
+        )
+    if dry:
+        return None
+    from rmeeto.ops.backend import BackendUnavailable  # torch has been found
+    from rmeeto.ops.triton_support import OLDEST, require_triton
+
+    try:
+        require_triton()
+    except BackendUnavailable as error:
+        return (
+            f"the kernels cannot run on this machine: {error}; expected an NVIDIA GPU of compute capability 8.0 or "
+            f"newer that nvidia-smi lists,\na CUDA build of torch and Triton {'.'.join(map(str, OLDEST))} or newer; "
+            "--dry-run does without."
+        )
+    return None
+
+
+def make_room(out: Path, dry: bool) -> str | None:
+    """Make the folder of the results; dry and real ones do not mix: the latter replace the former.
+
+    Returns:
+        Why it cannot be used.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file in (out / f"{name}.json" for name in {**PARTS, **DRY}):
+            if not file.exists():
+                continue
+            was_dry = json.loads(file.read_text()).get("environment", {}).get("dry_run")
+            if dry and was_dry is False:
+                return f"{file} is of a real run, which a dry one does not replace; give another OUT."
+            if was_dry and not dry:
+                file.unlink()
+    except OSError as error:
+        return f"{out} cannot be used ({error.strerror}); give another OUT."
+    return None
 
 
 def done(file: Path) -> bool:
@@ -116,11 +168,14 @@ def inside(options: argparse.Namespace, name: str) -> int:
     module, function = (DRY if options.dry_run else PARTS)[name][0].split(":")
     report: dict[str, Any] = {"part": name, "error": None, "result": None}
     start = time.perf_counter()
+    printed = io.StringIO()  # a training that has to fail would look like one that is to be taken for real
     try:
         report |= {"environment": describe(setting)}
-        report["result"] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(setting)
+        with contextlib.redirect_stdout(printed):
+            report["result"] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(setting)
     except Exception as error:  # written down, so that the other parts go on
         report["error"] = f"{type(error).__name__}: {error}"[-4000:]
+    report["printed"] = printed.getvalue().splitlines()
     report["seconds"] = round(time.perf_counter() - start, 1)
     write(options.out / f"{name}.json", report)
     return 0 if report["error"] is None else 1

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from rmeeto.merge import MergeConfig
 from rmeeto.nn import MergingTransformer
+from rmeeto.nn.layers import check_drop_path
 
 
 class Deit(MergingTransformer, VisionTransformer):
@@ -24,6 +25,12 @@ class Deit(MergingTransformer, VisionTransformer):
         norm_eps: of the layer norms.
         merge: how to merge, or None for the dense model; see `MergingTransformer`.
         drop_path_rate: of the last block.
+        in_chans: channels of the image.
+        global_pool: what the head reads, as timm has it: "token", "avg", "max", ...
+        fc_norm: norm after the pool, not before it (timm's); None: with the pools that average.
+
+    Raises:
+        ValueError: settings that do not fit.
 
     Source: DeiT, arXiv 2012.12877; ToMe, arXiv 2210.09461.
 
@@ -46,8 +53,15 @@ class Deit(MergingTransformer, VisionTransformer):
         norm_eps: float = 1e-6,
         merge: MergeConfig | None = None,
         drop_path_rate: float = 0.0,
+        in_chans: int = 3,
+        global_pool: str = "token",
+        fc_norm: bool | None = None,
     ) -> None:
+        check_drop_path("Deit", drop_path_rate)
         super().__init__(
+            in_chans=in_chans,
+            global_pool=global_pool,
+            fc_norm=fc_norm,
             img_size=img_size,
             patch_size=patch_size,
             embed_dim=embed_dim,
@@ -64,3 +78,8 @@ class Deit(MergingTransformer, VisionTransformer):
     def num_patches(self) -> int:
         """Patches of the image."""
         return self.patch_embed.num_patches
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the image."""
+        return (self.patch_embed.proj.in_channels, *self.patch_embed.img_size)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from image_task.models.hub import fetch
 from image_task.models.weights import LoadReport, load_weights
 from rmeeto.errors import UserError
+from rmeeto.hub import fetch
+from rmeeto.weights import HEAD
 
 ENVIRONMENT = "RMEETO_WEIGHTS"  # the local folder; unset: weights
 
@@ -72,20 +73,29 @@ def official(name: str) -> Official:
     return OFFICIAL[name]
 
 
-def load_official(model: nn.Module, name: str, ema: bool | str = "auto") -> LoadReport:
+def load_official(
+    model: nn.Module, name: str, ema: bool | str = "auto", *, new_head: bool = False
+) -> LoadReport:
     """Load a model's official weights strictly: every key, every shape.
 
     Args:
         model: of that name, dense or merged.
         name: as in `OFFICIAL`.
         ema: as for `load_weights`, but ``auto`` takes the averaged weights where the reported accuracy is theirs.
+        new_head: as for `load_weights`.
 
     Raises:
-        UserError: see `resolve` and `load_weights`.
+        UserError: see `resolve` and `load_weights`; or a file of more or fewer tensors than the official one.
     """
     entry = official(name)
-    report = load_weights(model, resolve(name), "prefer" if ema == "auto" and entry.ema else ema)
-    assert report.num_tensors == entry.num_tensors, f"{name}: {report} against {entry}"
+    path = resolve(name)
+    report = load_weights(model, path, "prefer" if ema == "auto" and entry.ema else ema, new_head=new_head)
+    found = len(model.state_dict().keys() | set(HEAD))  # those of the file, which fits strictly
+    if found != entry.num_tensors:
+        raise UserError(
+            f"weights: {path} has {found} tensors of {name}; the official file has {entry.num_tensors}\n"
+            "remove it and fetch it again, or give it with --model_pth if it is what you want"
+        )
     return report
 
 

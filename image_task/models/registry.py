@@ -77,15 +77,12 @@ def build(
         kwargs: to the model's class; ``features_only=True`` (with ``out_indices``) gives timm's feature extractor.
 
     Raises:
-        UserError: pre-trained weights that do not exist or cannot be fetched or do not fit.
+        UserError: an argument that the model does not take, or pre-trained weights that do not exist or cannot be
+            fetched or do not fit.
         ValueError: arguments that the model refuses.
     """
     model_class, arguments = MODELS[name]
-    arguments = {**arguments, **kwargs}
-    model = registry.build(model_class, name, arguments, fit_pos_embed, pretrained, merge)
-    size = arguments.get("img_size", 224)
-    model.pretrained_cfg["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
-    return model
+    return registry.build(model_class, name, {**arguments, **kwargs}, fit_pos_embed, pretrained, merge)
 
 
 def build_released(

@@ -19,6 +19,7 @@ class VideoMamba(VisionMamba):
         num_classes: outputs of the head; 0 for none.
         drop_path_rate: of the last block.
         merge: how to merge, or None for the dense model.
+        in_chans: channels of the image.
 
     Source: VideoMamba, arXiv 2403.06977.
 
@@ -38,10 +39,11 @@ class VideoMamba(VisionMamba):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         merge: MergeConfig | None = None,
+        in_chans: int = 3,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         super().__init__(
-            PatchEmbed(size, patch_size, patch_size, embed_dim),
+            PatchEmbed(size, patch_size, patch_size, embed_dim, in_chans),
             class_index=0,
             embed_dim=embed_dim,
             depth=depth,

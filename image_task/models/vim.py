@@ -20,6 +20,7 @@ class Vim(VisionMamba):
         num_classes: outputs of the head; 0 for none.
         drop_path_rate: of the last block.
         merge: how to merge, or None for the dense model.
+        in_chans: channels of the image.
 
     Source: Vision Mamba, arXiv 2401.09417.
 
@@ -40,9 +41,10 @@ class Vim(VisionMamba):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         merge: MergeConfig | None = None,
+        in_chans: int = 3,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        patch_embed = PatchEmbed(size, patch_size, stride, embed_dim)
+        patch_embed = PatchEmbed(size, patch_size, stride, embed_dim, in_chans)
         patches = patch_embed.grid_size[0] * patch_embed.grid_size[1]
         super().__init__(
             patch_embed,

@@ -19,7 +19,7 @@ from rmeeto.merge import MergeConfig
 
 TITLES = {"optim": "training", "distill": "distillation"}
 MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_mode")
-WEIGHTS = ("model_pth", "weights", "teacher", "teacher_pth", "nb_classes")
+WEIGHTS = ("model_pth", "weights", "delete_head", "teacher", "teacher_pth", "nb_classes")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Command:
             if not merge.needs_ssm:
                 yield ["merge.released_flip"], "it is for --metric B, C and delta", True
         if not (config.model.has_weights or config.run.smoke):
-            yield ["model.weights"], "there is no --model_pth", True
+            yield ["model.weights", "model.delete_head"], "there is no --model_pth", True
         if config.run.smoke:
             yield [f"model.{name}" for name in WEIGHTS], "--smoke takes no weights", False
             yield ["optim.epochs", "optim.warmup_epochs"], "--smoke stops after one epoch", False

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from rmeeto.engine.distill import DistillConfig
-from rmeeto.engine.flags import from_plain, setting
+from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, from_plain, setting
 from rmeeto.engine.optim import OptimConfig
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
@@ -27,6 +26,11 @@ class ModelConfig:
     weights: str = setting("auto", "of files that hold both: plain, ema, or auto (the plain ones)")
     teacher: str | None = setting(None, "model of the dense teacher; none: the same", "teacher_model")
     teacher_pth: str | None = setting(None, "the teacher's weights; none: --model_pth", "teacher_path")
+    delete_head: bool = setting(
+        False,
+        "leave out the weights' head and train a new one for the data's classes, drawn from the seed; a teacher "
+        "needs a trained head for them, from --teacher_pth",
+    )
 
     def __post_init__(self) -> None:
         expect(self, ("drop_path",), lambda rate: 0 <= rate < 1, "a rate in [0, 1)")
@@ -80,29 +84,6 @@ class DataConfig:
     def mixes(self) -> bool:
         """Whether batches are mixed, so that targets are soft."""
         return self.augment and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
-
-
-def expect(config: Any, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
-    """Check fields of a section.
-
-    Raises:
-        UserError: the first that does not hold: its flag, what it is, what was expected.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not holds(value):
-            raise UserError(f"--{name} is {value!r}; expected {expected}.")
-
-
-def expect_at_least(config: Any, least: int, *names: str) -> None:
-    """`expect` numbers of at least ``least``."""
-    expect(config, names, lambda value: value >= least, f"at least {least}" if least else "0 or more")
-
-
-def expect_one_of(config: Any, name: str, *known: Any) -> None:
-    """`expect` one of a few values."""
-    listed = ", ".join("none" if value is None else str(value) for value in known)
-    expect(config, (name,), lambda value: value in known, f"one of {listed}")
 
 
 @dataclass(frozen=True)

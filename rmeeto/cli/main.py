@@ -24,28 +24,28 @@ Parse = Callable[[Sequence[str]], tuple[Any, bool, list[str]]]
 
 
 def run_command(
-    argv: Sequence[str] | None, parse: Parse, check: Callable[[Any], None], run: Callable[[Any], Any]
+    argv: Sequence[str] | None, parse: Parse, check: Callable[[Any], list[str]], run: Callable[[Any], Any]
 ) -> int:
     """Run a command line; errors that the user can fix are one or two lines on stderr.
 
     Args:
         argv: without the program's name; None for this process's own.
         parse: from it to the settings, whether only a dry run is wanted, and lines to print.
-        check: what can be checked of the settings without touching data or weights.
+        check: what can be checked of the settings without touching data or weights; returns lines to print.
         run: what the settings say.
 
     Returns:
-        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
+        The exit code: 0, 1 when nobody reads the output any more, 2 for a user error, 130 after Ctrl-C.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     config = None
     try:
         config, dry_run, notices = parse(sys.argv[1:] if argv is None else argv)
+        notices += check(config)
         for notice in notices if is_main else ():
             print(f"note: {notice}", file=sys.stderr)
         if dry_run:
-            check(config)
-            print(json.dumps(config.to_dict(), indent=2))
+            print(json.dumps(config.to_dict(), indent=2), flush=True)
         else:
             run(config)
         return 0
@@ -59,6 +59,9 @@ def run_command(
             file=sys.stderr,
         )
         return 2
+    except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         if is_main:
             print(_farewell(config), file=sys.stderr)

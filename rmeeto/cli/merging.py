@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from rmeeto.engine.flags import Flag, converter, parse_bool
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
@@ -141,3 +143,26 @@ def merge_settings(
     if "shuffle_rate" in options and merge["shuffle"] != "random":
         raise UserError("--shuffle_rate has no effect without --if_shuffle; add that or leave it out.")
     return merge
+
+
+def merge_notes(name: str, model: nn.Module, merge: MergeConfig | None) -> list[str]:
+    """What a merge setting does not do to a model, in lines to print.
+
+    Raises:
+        UserError: a setting that merges nothing at all.
+    """
+    if merge is None or not merge.is_active:
+        return []
+    tokens = model.num_tokens
+    if merge.shuffle is None and tokens[0] == tokens[-1]:
+        final = "" if merge.final_tokens is None else f", final_tokens={merge.final_tokens}"
+        raise UserError(
+            f"{name}: r={merge.r} has no effect: with interval={merge.interval}, odd={merge.odd}{final} none of its "
+            f"{len(tokens)} blocks merges any of its {tokens[0]} tokens; lower --merge_interval, or use --num_prune 0."
+        )
+    if merge.final_tokens in (None, tokens[-1]):
+        return []
+    return [
+        f"{name}: the last merge leaves {tokens[-1]} tokens, not the {merge.final_tokens} asked for: "
+        "it takes at most half of what is there, and adds none"
+    ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import torch
@@ -31,9 +33,12 @@ WIDTHS = {"batch": 5, "r": 4, "tokens": 7, "GMACs": 8, "theory": 7, "ms": 9, "IQ
           "speed-up": 9, "MB": 6, "merge": 8}  # fmt: skip
 LEGEND = """\
 tokens   at the end            ms       median of a batch; IQR: its spread
-GMACs    both directions       MB       peak memory of a GPU
+GMACs    a sample, merging too MB       peak memory of a GPU
 theory   dense GMACs / these   merge    share of the time, and its spread"""
+NOISE = "within the noise: the measured share is not above its spread over the rounds"
 BUSY = 0.2  # interquartile range over median
+DEFAULT_FOLDER = Path("runs", "throughput")
+_SIZES = re.compile(r"_patch\d+_\d+$")
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,10 @@ class Throughput:
     """What a task says about its throughput command.
 
     Args:
-        prog, description: of the command.
+        prog, description: of the command; `prog` is how it is started, and is written to the JSON file.
         models: names of its models.
         aliases: other names of them.
-        short: from a short name to the full ones that it may stand for.
+        prefixes: what a short name may leave out at its beginning; at its end that is the patch and size.
         model, r, batch_size: what is timed by default.
         samples: what a batch consists of, in the plural.
         add_flags: adds the task's own flags.
@@ -56,7 +61,7 @@ class Throughput:
     description: str
     models: Iterable[str]
     aliases: Iterable[str]
-    short: Callable[[str], Sequence[str]]
+    prefixes: Sequence[str]
     model: str
     r: tuple[int, ...]
     batch_size: tuple[int, ...]
@@ -119,6 +124,7 @@ class Throughput:
         add("--overwrite", action="store_true", help="replace files that exist")
         self.add_flags(parser)
         options = parser.parse_args([normalise(token) for token in argv])
+        options.command = [*self.prog.split(), *argv]
         options.model = self.resolve(options.model)
         options.r = sorted({0, *options.r})
         if options.device == "auto":
@@ -127,10 +133,8 @@ class Throughput:
         if options.output is None:
             parts = [options.model, options.dtype, options.device]
             parts += ["compiled"] * options.compile + ["graphed"] * options.cuda_graph
-            options.output = Path("runs", "throughput", "-".join(parts) + ".json")
-        for file in (options.output, options.output.with_suffix(".png")):
-            if file.exists() and not options.overwrite:
-                raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
+            options.output = DEFAULT_FOLDER / ("-".join(parts) + ".json")
+        _check_output(options.output, options.overwrite)
         return options
 
     def resolve(self, name: str) -> str:
@@ -140,11 +144,18 @@ class Throughput:
             UserError: no such model.
         """
         known = [*self.models, *self.aliases]
-        for full in (name, *self.short(name)):
-            if full in known:
-                return full
-        shorter = {full.removeprefix("rmeeto_").removesuffix("_patch16_224"): full for full in known}
-        close = difflib.get_close_matches(name, shorter, 3)
+        if name in known:
+            return name
+        short = {}
+        for prefix in ("", *self.prefixes):
+            for full in known:
+                if full.startswith(prefix):
+                    rest = full.removeprefix(prefix)
+                    for form in (rest, _SIZES.sub("", rest)):
+                        short.setdefault(form, full)
+        if name in short:
+            return short[name]
+        close = difflib.get_close_matches(name, short, 3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self.models)}."
         raise UserError(f"--model is {name!r}, which is not registered; {hint}")
 
@@ -166,6 +177,7 @@ class Throughput:
         result = {
             "what": "throughput",
             **environment(World(device)),
+            "command": options.command,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             "model": options.model,
             "samples": self.samples,
@@ -190,6 +202,8 @@ class Throughput:
         print(LEGEND + window)
         result |= self.more(options)
         _write(result, options.output)
+        if any("merging_note" in row for row in result["results"]):
+            print("note: <noise: merging takes less time than the runs scatter")
         if any(row["spread_ms"] > BUSY * row["latency_ms"] for row in result["results"]):
             print(f"note: runs scatter by more than {BUSY:.0%}: the machine is busy, the figures rough")
         return result
@@ -272,7 +286,37 @@ def _row(model: nn.Module, dense: nn.Module, timing: Timing, dense_timing: Timin
         "theory": count_flops(dense, size, "full").total / macs["full"],
         "speed_up": dense_timing.median_s / timing.median_s,
         **timing.to_dict(),
+        **_merging(timing),
     }
+
+
+def _merging(timing: Timing) -> dict[str, Any]:
+    """The share of merging as a finding, which is none within the noise, beside what was measured."""
+    share = timing.merging_share
+    if share is None or share > timing.merging_spread:
+        return {"merging_share_measured": share}
+    return {"merging_share": None, "merging_share_measured": share, "merging_note": NOISE}
+
+
+def _check_output(file: Path, overwrite: bool) -> None:
+    """Whether the JSON file and its plot can be written, in a folder that exists or one below it; makes nothing."""
+    folder = file.parent
+    made = (folder, *folder.parents) if folder == DEFAULT_FOLDER else (folder, folder.parent)
+    try:
+        for path in (file, file.with_suffix(".png")):
+            if not path.exists():
+                continue
+            if not overwrite:
+                raise UserError(f"{path} exists; give another --output, or --overwrite to replace it.")
+            path.open("ab").close()
+        exists = next((path for path in made if path.exists()), folder.parent)
+        with TemporaryFile(dir=exists):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output is {file}, which cannot be written ({error.strerror}); expected a place in a folder that "
+            "exists and can be written, or one new folder below it."
+        ) from None
 
 
 def _write(result: dict[str, Any], file: Path) -> None:
@@ -288,6 +332,7 @@ def _write(result: dict[str, Any], file: Path) -> None:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     memory, share, spread = row["peak_memory_bytes"], row["merging_share"], row["merging_spread"]
+    merging = "-" if share is None else f"{100 * share:.0f}±{100 * spread:.0f}%"
     return [
         f"{row['batch_size']}",
         f"{row['r']}{'*' if window_of(row) else ''}",
@@ -299,7 +344,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['images_per_s']:.1f}",
         f"{row['speed_up']:.2f}",
         "-" if memory is None else f"{memory / 1e6:.0f}",
-        "-" if share is None else f"{100 * share:.0f}±{100 * spread:.0f}%",
+        "<noise" if "merging_note" in row else merging,
     ]
 
 

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import difflib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,29 @@ _TRUE, _FALSE, _NONE = ("true", "1", "yes", "on"), ("false", "0", "no", "off"), 
 def setting(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field that is also a flag: its help text and the other names the flag goes by."""
     return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases})
+
+
+def expect(config: Any, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
+    """Check fields of a section.
+
+    Raises:
+        UserError: the first that does not hold: its flag, what it is, what was expected.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not holds(value):
+            raise UserError(f"--{name} is {value!r}; expected {expected}.")
+
+
+def expect_at_least(config: Any, least: int, *names: str) -> None:
+    """`expect` numbers of at least ``least``."""
+    expect(config, names, lambda value: value >= least, f"at least {least}" if least else "0 or more")
+
+
+def expect_one_of(config: Any, name: str, *known: Any) -> None:
+    """`expect` one of a few values."""
+    listed = ", ".join("none" if value is None else str(value) for value in known)
+    expect(config, (name,), lambda value: value in known, f"one of {listed}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,8 @@ class FlagParser(argparse.ArgumentParser):
         """Parse a command line.
 
         Returns:
-            Values by `section.field`; the flags as written, by `section.field`; a line on each ignored flag.
+            Values by `section.field`; the flags as written, by `section.field`; a line on each flag that is
+            ignored, or given more than once.
 
         Raises:
             UserError: an unknown flag or a value that cannot be read.
@@ -119,7 +144,11 @@ class FlagParser(argparse.ArgumentParser):
             else:
                 given[dest] = value
         names = {option: action.dest for option, action in self._option_string_actions.items()}
-        written = {names[flag]: flag for flag in (token.split("=")[0] for token in argv) if flag in names}
+        flags = [flag for flag in (token.split("=")[0] for token in argv) if flag in names]
+        written = {names[flag]: flag for flag in flags}
+        for dest, count in Counter(names[flag] for flag in flags).items():
+            if count > 1:
+                notices.append(f"{written[dest]} is the last of {count} flags for one setting, and counts")
         return given, written, notices
 
     def _ignore(self, name: str, value: list[str]) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from rmeeto.engine.flags import setting
-from rmeeto.errors import UserError
+from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 
 SCHEDULES = ("released", "cosine", "iteration")
 
@@ -44,27 +43,25 @@ class OptimConfig:
     model_ema_decay: float = setting(0.99996, "of that average, per optimizer step")
 
     def __post_init__(self) -> None:
-        checks = [
-            (self.lr > 0, "lr", "a positive rate"),
-            (0 <= self.min_lr <= self.lr, "min_lr", f"a rate between 0 and --lr ({self.lr})"),
-            (self.epochs >= 1, "epochs", "at least 1"),
-            (
-                0 <= self.warmup_epochs < self.epochs,
-                "warmup_epochs",
-                f"fewer than the {self.epochs} epochs, 0 or more",
-            ),
-            (self.warmup_lr >= 0, "warmup_lr", "a rate of 0 or more"),
-            (self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}"),
-            (self.weight_decay >= 0, "weight_decay", "0 or more"),
-            (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)"),
-            (self.eps > 0, "eps", "a positive number"),
-            (self.clip_grad is None or self.clip_grad > 0, "clip_grad", "a positive norm, or none"),
-            (self.accumulation >= 1, "accumulation", "at least 1"),
-            (0 <= self.model_ema_decay < 1, "model_ema_decay", "a number in [0, 1)"),
-        ]
-        for holds, name, expected in checks:
-            if not holds:
-                raise UserError(f"--{name} is {getattr(self, name)!r}; expected {expected}.")
+        expect(self, ("lr", "eps"), lambda value: value > 0, "a positive number")
+        expect(self, ("min_lr",), lambda rate: 0 <= rate <= self.lr, f"a rate between 0 and --lr ({self.lr})")
+        expect_at_least(self, 1, "epochs", "accumulation")
+        expect(
+            self,
+            ("warmup_epochs",),
+            lambda epochs: 0 <= epochs < self.epochs,
+            f"fewer than the {self.epochs} epochs, 0 or more",
+        )
+        expect_at_least(self, 0, "warmup_lr", "weight_decay")
+        expect_one_of(self, "schedule", *SCHEDULES)
+        expect(
+            self,
+            ("betas",),
+            lambda two: len(two) == 2 and all(0 <= b < 1 for b in two),
+            "two numbers in [0, 1)",
+        )
+        expect(self, ("clip_grad",), lambda norm: norm is None or norm > 0, "a positive norm, or none")
+        expect(self, ("model_ema_decay",), lambda decay: 0 <= decay < 1, "a number in [0, 1)")
 
 
 def scaled_lr(lr: float, batch_size: int, world_size: int, reference: int = 512) -> float:

@@ -17,7 +17,7 @@ import torch
 
 from rmeeto import __version__
 from rmeeto.engine.dist import World
-from rmeeto.engine.flags import setting
+from rmeeto.engine.flags import expect_at_least, expect_one_of, setting
 from rmeeto.engine.precision import AMP
 from rmeeto.errors import UserError
 
@@ -56,13 +56,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device is {self.device!r}; expected auto, cpu or cuda.")
-        if self.amp not in AMP:
-            raise UserError(f"--amp is {self.amp!r}; expected one of {', '.join(AMP)}.")
-        if self.log_every < 1 or self.checkpoint_every < 0 or self.seed < 0:
-            raise UserError(
-                f"--log_every {self.log_every} --checkpoint_every {self.checkpoint_every} --seed {self.seed}; "
-                "expected at least 1, 0 and 0."
-            )
+        expect_one_of(self, "amp", *AMP)
+        expect_at_least(self, 1, "log_every")
+        expect_at_least(self, 0, "checkpoint_every", "seed")
 
 
 def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:

@@ -159,10 +159,10 @@ class MergeConfig:
 
     @property
     def is_active(self) -> bool:
-        """Whether any merge can remove a token."""
+        """Whether a model differs from the dense one: a merge can remove a token, or tokens are shuffled."""
         values = self.r if isinstance(self.r, tuple) else (self.r,)
         removes = values[0] > 0 if self.inflection is not None else any(value > 0 for value in values)
-        return removes or self.final_tokens is not None
+        return removes or self.final_tokens is not None or self.shuffle is not None
 
     @property
     def needs_ssm(self) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from rmeeto.merge import MergeConfig, check_neighbour, removals, token_counts
+from rmeeto.merge import MergeConfig, check_neighbour, merging_blocks, removals, token_counts
 from rmeeto.merge.window import grid_cells
-from rmeeto.nn.block import Block, TokenState, recomputed
+from rmeeto.nn.block import Block, TokenState, recomputed, shuffle_state
 from rmeeto.nn.features import class_first, class_token, own_places, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
+from rmeeto.nn.layers import check_drop_path
 from rmeeto.nn.mamba import BiMamba
 from rmeeto.ops import add_rms_norm
 
@@ -25,8 +27,8 @@ class VisionMamba(nn.Module):
     model, bit for bit. Subclasses say how input becomes tokens and where the class token stands.
 
     Args:
-        patch_embed: module that maps the input to (B, P, C) tokens by its convolution ``proj``, with an attribute
-            ``grid_size``.
+        patch_embed: module that maps the input to (B, P, C) tokens by its convolution ``proj``, with attributes
+            ``input_size`` and ``grid_size``.
         class_index: where the class token is put among the P patch tokens.
         embed_dim: channels C.
         depth: number of blocks.
@@ -37,10 +39,11 @@ class VisionMamba(nn.Module):
         merge: how to merge, or None.
 
     Raises:
-        ValueError: a merge configuration that does not fit this model.
+        ValueError: a merge configuration that does not fit this model, or a drop path rate outside [0, 1).
     """
 
     num_prefix_tokens = 1
+    global_pool = "token"
 
     def __init__(
         self,
@@ -55,9 +58,11 @@ class VisionMamba(nn.Module):
         merge: MergeConfig | None = None,
     ) -> None:
         super().__init__()
+        check_drop_path(type(self).__name__, drop_path_rate)
         self.embed_dim = self.num_features = embed_dim
         self.depth, self.num_classes, self.class_index = depth, num_classes, class_index
         self.patch_embed = patch_embed
+        self.in_chans = patch_embed.proj.in_channels
         self.num_patches = math.prod(patch_embed.grid_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self._num_positions() + 1, embed_dim))
@@ -77,6 +82,11 @@ class VisionMamba(nn.Module):
         self.num_recomputed = 0
         self._init_weights()
         self.merge_config = merge
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Shape of an input: channels, the frames of a clip, height and width."""
+        return (self.in_chans, *self.patch_embed.input_size)
 
     def _num_positions(self) -> int:
         """Patch positions of ``pos_embed``."""
@@ -159,7 +169,11 @@ class VisionMamba(nn.Module):
         config = self.merge_config
         counts = removals(config, self.depth, state.hidden.shape[1])
         needs_ssm = config is not None and config.needs_ssm
+        shuffles = config is not None and config.shuffle is not None
+        shuffled = merging_blocks(self.depth, config.interval, config.odd) if shuffles else []
         for i, block in enumerate(self.layers):
+            if i in shuffled:  # also where there is nothing to merge
+                state = shuffle_state(state, config)
             next_merges = i + 1 < self.depth and counts[i + 1] > 0
             run = recomputed if i < self.num_recomputed and torch.is_grad_enabled() else Block.__call__
             state = run(block, state, counts[i], config, needs_ssm and next_merges)
@@ -261,8 +275,21 @@ class VisionMamba(nn.Module):
         """The head."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new head for ``num_classes`` classes (0: none)."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head (timm's convention).
+
+        Args:
+            num_classes: its outputs; 0 for none.
+            global_pool: what it reads: "token", the class token; None: as it is.
+
+        Raises:
+            ValueError: another pool.
+        """
+        if global_pool not in (None, self.global_pool):
+            raise ValueError(
+                f"{type(self).__name__}: global_pool={global_pool!r}; its head reads the class token: expected "
+                "'token' or None"
+            )
         self.num_classes = num_classes
         weight = self.cls_token
         head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
@@ -282,3 +309,15 @@ class VisionMamba(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizer factory leaves undecayed."""
         return {"pos_embed", "cls_token"}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong to the stem and to each block, for timm's layer-wise decay.
+
+        Args:
+            coarse: groups are stages, of which a Mamba has one a block: the same.
+        """
+        return {
+            "stem": r"^cls_token|pos_embed|temporal_pos_embedding|patch_embed",
+            "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
+        }

@@ -98,8 +98,6 @@ def merge_state(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Mo
     A size-weighted average is linear, so ``hidden + residual`` is merged once instead of both (and is then the new
     hidden state, with no residual beside it); ``amax`` and ``amin`` are not, so there both are merged.
     """
-    if config.shuffle is not None:
-        state = _shuffled(state, config)
     metric = state.hidden if config.metric == "X" else getattr(state.ssm, config.metric)
     plan = plan_merge(metric, r, state.class_index, config, state.grid, state.position)
     hidden, residual = drop_path(state.hidden), state.residual
@@ -169,7 +167,8 @@ def shuffle_order(config: MergeConfig, num_tokens: int, class_index: int | Tenso
     return index.scatter(1, positions, positions[:, order.to(class_index.device)])
 
 
-def _shuffled(state: TokenState, config: MergeConfig) -> TokenState:
+def shuffle_state(state: TokenState, config: MergeConfig) -> TokenState:
+    """The tokens in a new order; parameters of the last mixer (metrics B, C, delta) stay as they are, as released."""
     batch, num_tokens, _ = state.hidden.shape
     order = shuffle_order(config, num_tokens, state.class_index).to(state.hidden.device).expand(batch, -1)
 

@@ -10,28 +10,50 @@ from torch.nn import functional as F
 
 
 class PatchEmbed(nn.Module):
-    """Image to tokens by one strided convolution: (B, 3, H, W) -> (B, P, C).
+    """Image to tokens by one strided convolution: (B, in_chans, H, W) -> (B, P, C).
 
     Args:
         img_size: height and width of the image, in pixels.
         patch_size: side of a patch.
         stride: step between patches; smaller than the patch makes them overlap.
         embed_dim: channels C.
+        in_chans: channels of the image.
+
+    Attributes:
+        input_size: height and width of the image; ``img_size`` in timm.
+        grid_size: rows and columns of patches.
     """
 
-    def __init__(self, img_size: tuple[int, int], patch_size: int, stride: int, embed_dim: int) -> None:
+    def __init__(
+        self, img_size: tuple[int, int], patch_size: int, stride: int, embed_dim: int, in_chans: int = 3
+    ) -> None:
         super().__init__()
-        self.img_size = img_size
+        self.input_size = self.img_size = img_size
         self.grid_size = grid_size(img_size, patch_size, stride)
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=stride)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != 3 or tuple(x.shape[2:]) != self.img_size:
+        expected = (self.proj.in_channels, *self.input_size)
+        if tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"patch embedding: got input of shape {tuple(x.shape)}; expected (B, 3, {self.img_size[0]}, "
-                f"{self.img_size[1]}); make the model with img_size={tuple(x.shape[2:])} or resize the images"
+                f"patch embedding: got input of shape {tuple(x.shape)}; expected (B, {expected[0]}, {expected[1]}, "
+                f"{expected[2]}); make the model with the img_size and in_chans of the images, or resize them"
             )
         return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def check_drop_path(name: str, rate: float) -> None:
+    """Refuse a drop path rate that is none.
+
+    Args:
+        name: of the model, for the error.
+        rate: of its last block.
+
+    Raises:
+        ValueError: a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name}: drop_path_rate={rate}; expected a rate in [0, 1)")
 
 
 def grid_size(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:

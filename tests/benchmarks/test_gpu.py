@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.gpu import floors
+from benchmarks.gpu import floors, run
 from benchmarks.gpu.run import DRY, PARTS, main
+from rmeeto.ops import triton_support
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +43,7 @@ def test_a_dry_run_writes_every_part_and_resumes(tmp_path, capsys):
     assert "upstream / ours" in reports["training"]["result"]["vim_nano"]
     assert {"scan", "scan, upstream", "merge"} <= set(reports["operators"]["result"]["vim_nano, batch 2"])
     assert "nothing here is a measurement" in first.stdout
+    assert "rate " not in first.stdout and any("rate " in line for line in reports["numerics"]["printed"])
 
     (tmp_path / "operators.json").unlink()
     capsys.readouterr()
@@ -53,11 +57,97 @@ def test_parts_are_left_for_another_call_when_the_time_is_up(tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_a_wrong_call_says_what_there_is(tmp_path, capsys):
-    assert (
-        "bash benchmarks/gpu.sh OUT"
-        in subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh")], capture_output=True, text=True).stderr
+@pytest.fixture
+def copied(tmp_path):
+    """The script in a repository whose benchmark only prints its arguments."""
+    (tmp_path / "benchmarks" / "gpu").mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "gpu.sh", tmp_path / "benchmarks")
+    (tmp_path / "benchmarks" / "gpu" / "run.py").write_text("import sys; print(*sys.argv[1:], sep='|')")
+    (tmp_path / "else where").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ((), "{root}/runs/gpu"),
+        (("--dry-run",), "{root}/runs/gpu|--dry-run"),
+        (("--dry-run", "checks"), "{root}/runs/gpu|--dry-run|checks"),
+        (("out", "--dry-run"), "{root}/else where/out|--dry-run"),
+        (("/abs/out", "--dry-run", "checks"), "/abs/out|--dry-run|checks"),
+    ],
+    ids=str,
+)
+def test_out_may_be_left_out(given, passed, copied):
+    command = ["bash", "../benchmarks/gpu.sh", *given]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    finished = subprocess.run(
+        command, cwd=copied / "else where", env=environment, capture_output=True, text=True
     )
+    assert finished.stdout.strip() == passed.format(root=copied), finished.stderr
+    assert not (copied / "runs").exists()
+
+
+def one_error(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and len(captured.err.splitlines()) <= 2 and not captured.out
+    return captured.err
+
+
+@pytest.mark.parametrize("name", run.NEEDED)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["real", "dry"])
+def test_a_missing_package_is_one_error(name, dry, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == name else find(wanted))
+    assert main([str(tmp_path / "out"), *dry]) == 2
+    assert f"has no {name}; the parts need" in one_error(capsys) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("found", "toolkit", "device", "capability", "message"),
+    [
+        ("3.5.1", "12.8", True, (9, 0), "needs Triton 3.6 or newer, found 3.5.1"),
+        ("3.6.0", None, False, (9, 0), "torch is built without CUDA"),
+        ("3.6.0", "12.8", False, (9, 0), "no CUDA device"),
+        ("3.6.0", "12.8", True, (7, 5), "this GPU has 7.5"),
+    ],
+)
+def test_a_machine_that_cannot_run_the_kernels_is_one_error(
+    found, toolkit, device, capability, message, tmp_path, capsys, monkeypatch
+):
+    triton_support.require_triton.cache_clear()
+    monkeypatch.setattr(triton_support, "version", lambda name: found)
+    monkeypatch.setattr(torch.version, "cuda", toolkit)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert main([str(tmp_path / "out")]) == 2
+    assert message in one_error(capsys) and not list(tmp_path.iterdir())
+
+
+def test_dry_results_are_replaced_by_real_ones_and_never_the_other_way_round(tmp_path, capsys, monkeypatch):
+    def record(name, dry):
+        report = {"part": name, "error": None, "result": {}, "environment": {"dry_run": dry}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+
+    monkeypatch.setattr(run, "preflight", lambda dry: None)
+    monkeypatch.setattr(run, "run_part", lambda options, name, seconds: record(name, dry=False))
+    record("checks", dry=True)
+    record("forward_vim_nano", dry=True)
+    assert main([str(tmp_path), "checks"]) == 0
+    assert not json.loads((tmp_path / "checks.json").read_text())["environment"]["dry_run"]
+    assert not (tmp_path / "forward_vim_nano.json").exists()
+    capsys.readouterr()
+    assert main([str(tmp_path), "--dry-run"]) == 2
+    assert "checks.json is of a real run" in one_error(capsys)
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "file" / "out"), "--dry-run"]) == 2
+    assert "cannot be used (Not a directory)" in one_error(capsys)
+
+
+def test_a_wrong_call_says_what_there_is(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main([str(tmp_path), "--dry-run", "speed"])
     assert error.value.code == 2

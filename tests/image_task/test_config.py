@@ -128,6 +128,7 @@ COMPANY = {
     "inat_category": "--data_set INAT",
     "warmup_lr": "--warmup_epochs 1",
     "weights": "--model_pth m.pth",
+    "delete_head": "--model_pth m.pth",
 }
 
 

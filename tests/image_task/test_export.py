@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from torch import nn
 
@@ -101,11 +104,12 @@ def test_a_model_without_a_name_cannot_be_written(tmp_path):
 def test_a_hub_repository_gives_the_model_back(tmp_path, monkeypatch, x):
     folder, asked = export(nano(merge=MERGE), tmp_path), []
 
-    def download(name, file, revision=None):
+    def download(name, file, revision=None, local_files_only=False):
         asked.append((name, file, revision))
         return str(folder / file)
 
-    monkeypatch.setattr("image_task.models.hub.hf_hub_download", download)
+    monkeypatch.setattr("rmeeto.hub.get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr("rmeeto.hub.hf_hub_download", download)
     assert load("hf_hub:owner/name@v1").merge_config == MERGE
     assert asked == [("owner/name", CONFIG, "v1"), ("owner/name", WEIGHTS, "v1")]
 
@@ -119,6 +123,60 @@ def test_without_a_network_there_is_one_error_that_says_where_to_put_the_file(tm
         load("hf_hub:owner/name")
     with pytest.raises(UserError, match="could not be fetched"):
         fetch("not a name", "weights.pth")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, tmp_path):
+    """The download would ask it six times, for half a minute."""
+
+    def silent(url, timeout):
+        assert timeout <= 5
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("rmeeto.hub.get_hf_file_metadata", silent)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="config.json of owner/name could not be fetched: no route\n"):
+        load("hf_hub:owner/name")
+    assert time.monotonic() - start < 3
+
+
+def test_without_a_network_the_cache_has_the_file(monkeypatch, tmp_path):
+    commit = "0" * 40
+    repository = tmp_path / "models--owner--name"
+    for file, text in ((f"snapshots/{commit}/weights.pth", "weights"), ("refs/main", commit)):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).write_text(text)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert fetch("owner/name", "weights.pth").read_text() == "weights"
+
+
+def test_what_the_hub_answers_is_said(monkeypatch, tmp_path):
+    """An answer that says no is no silence: the download is tried and its error reported."""
+
+    def refuse(*args, **kwargs):
+        answer = SimpleNamespace(headers={}, status_code=404, request=SimpleNamespace(url="u", method="HEAD"))
+        raise HfHubHTTPError("404: no such repository", response=answer)
+
+    monkeypatch.setattr("rmeeto.hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("rmeeto.hub.hf_hub_download", refuse)
+    with pytest.raises(UserError, match="could not be fetched: 404: no such repository"):
+        fetch("owner/name", "weights.pth")
+
+
+def test_a_feature_extractor_is_no_whole_model(tmp_path):
+    with pytest.raises(UserError, match="is no whole model; make it without features_only"):
+        export(timm.create_model("vim_nano_patch2_16", features_only=True), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_keeps_the_channels_and_the_pool(tmp_path):
+    model = timm.create_model("rmeeto_deit_tiny_patch16_224", img_size=32, depth=2, in_chans=1).eval()
+    model.reset_classifier(3, "avg")
+    x = randn(1, (2, 1, 32, 32))
+    for again in (load(export(model, tmp_path)), timm.create_model(f"local-dir:{tmp_path}", pretrained=True)):
+        assert again.global_pool == "avg" and torch.equal(again.eval()(x), model(x))
+        assert again.pretrained_cfg["input_size"] == (1, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +255,8 @@ ONNX = {
     "exact": {"merge": MergeConfig(r=3, class_position="exact", metric="C", neighbour=2, odd=True)},
     "unordered": {"merge": MergeConfig(r=3, keep_order=False, distance="l1")},
     "amax": {"merge": MergeConfig(r=3, mode="amax", distance="l2")},
+    "mean": {"merge": MergeConfig(r=3, mode="mean", shuffle="odd-even")},
+    "window": {"merge": MergeConfig(r=3, window=(1, 2, 2))},
     "deit": {"name": "rmeeto_deit_tiny_patch16_224", "merge": MergeConfig(r=1, metric="K"), "img_size": 48},
 }
 
@@ -221,3 +281,26 @@ def test_onnx_needs_an_input(monkeypatch, tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(UserError, match="Linear does not say its input size; give an input as example=x"):
         to_onnx(nn.Linear(2, 2), tmp_path / "model.onnx")
+
+
+def test_onnx_takes_no_random_order(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = nano(merge=MergeConfig(r=3, shuffle="random", shuffle_rate=0.5))
+    start = time.monotonic()
+    with pytest.raises(UserError, match="Vim has shuffle='random', and an ONNX graph draws no random order"):
+        to_onnx(model, tmp_path / "model.onnx")
+    assert time.monotonic() - start < 1 and not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_what_torch_cannot_write_as_onnx_is_one_error(tmp_path):
+    pytest.importorskip("onnxscript")
+
+    class Shuffled(nn.Module):
+        def forward(self, x):
+            return x[:, torch.randperm(4)]
+
+    with pytest.raises(UserError, match="^to_onnx: Shuffled has what torch cannot write as ONNX: .*randperm"):
+        model = Shuffled()
+        model.scale = nn.Parameter(torch.ones(1))
+        to_onnx(model, tmp_path / "model.onnx", torch.zeros(2, 4))

@@ -21,7 +21,10 @@ from rmeeto.engine.dist import RankError
 from tests.engine.test_loop import same
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = "--device cpu --batch-size 16 --num_workers 0 --max_train_batches 2 --max_eval_batches 2 --epochs 1 --lr 1e-2"
+SHORT = (
+    "--device cpu --batch-size 16 --accumulation 1 --num_workers 0 --max_train_batches 2 --max_eval_batches 2 "
+    "--epochs 1 --lr 1e-2"
+)
 MERGED = "--num_prune 12 --if_order"
 
 
@@ -77,6 +80,59 @@ def test_a_dry_run_touches_neither_data_nor_weights(capsys):
     line = "--data-set IMNET --data-path nowhere --model_pth nowhere.pth --model RMeeTo_base"
     assert call(f"--dry_run {line}") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(parse(line.split())[0].to_dict()))
+
+
+def test_a_dry_run_leaves_alone_what_an_evaluation_does_not_read(capsys):
+    assert call("--eval --data-set IMNET --aa foo --batch-size 15 --dry_run") == 0
+    assert "--aa has no effect: --eval only evaluates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "--num_prune 5 --merge_interval 6",
+            "vim_nano_patch2_16: r=5 has no effect: with interval=6, odd=False",
+        ),
+        (
+            "--num_prune 5 --merge_interval 24 --if_merge_odd",
+            "none of its 6 blocks merges any of its 65 tokens",
+        ),
+        (
+            "--num_prune 0 --final_tokens 300",
+            "r=0 has no effect: with interval=2, odd=False, final_tokens=300",
+        ),
+    ],
+)
+def test_a_setting_that_merges_nothing_is_an_error_that_names_the_model(line, message, capsys):
+    assert call(f"{line} --if_order --dry_run") == call(f"{line} --if_order") == 2
+    assert capsys.readouterr().err.count(message) == 2
+    assert not Path("log").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("--num_prune 5 --compare 11", "the last merge leaves 60 tokens, not the 76 asked for"),
+        ("--num_prune 5 --final_tokens 3", "the last merge leaves 31 tokens, not the 3 asked for"),
+        ("--num_prune 5 --final_tokens 40", None),
+        ("--num_prune 7 --r 5", "--r is the last of 2 flags for one setting, and counts"),
+        ("--num_prune 5", None),
+    ],
+)
+def test_what_has_another_effect_than_asked_for_is_noted(line, note, capsys):
+    assert call(f"{line} --if_order --dry_run") == 0
+    err = capsys.readouterr().err
+    assert note in err if note else "note" not in err
+
+
+def test_an_output_that_nobody_reads_is_no_error():
+    """As after `... --dry_run | head -1`."""
+    command = [sys.executable, "-m", "image_task.main", "--dry_run"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() == 1
 
 
 def test_retraining_fills_the_run_folder(weights, capsys):
@@ -170,6 +226,8 @@ def make_weights(kind: str, path: Path, good: Path) -> None:
         ("--data-set IMNET --data-path .", "train"),
         ("--data-set Imagenette", "Imagenette"),
         ("--data-set Imagenette --dry_run", "Imagenette"),
+        ("--data-set IMNET --aa foo --dry_run", "--aa is 'foo', which timm refuses"),
+        ("--batch-size 15 --dry_run", "--batch-size is 15, but mixup pairs"),
         ("--nb-classes 1000", "--nb_classes is 1000, but digits has 10 classes"),
         ("--model_pth absent.pth", "absent.pth does not exist"),
         ("--model_pth truncated", "cannot be read"),

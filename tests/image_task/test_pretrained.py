@@ -73,12 +73,13 @@ def test_the_folder_comes_before_the_hub(nano, tmp_path, monkeypatch):
 def test_what_the_folder_lacks_is_asked_of_the_hub(tmp_path, monkeypatch):
     asked = []
 
-    def download(repository, file, revision=None):
+    def download(repository, file, revision=None, local_files_only=False):
         asked.append((repository, file))
         (tmp_path / file).write_bytes(b"weights")
         return str(tmp_path / file)
 
-    monkeypatch.setattr("image_task.models.hub.hf_hub_download", download)
+    monkeypatch.setattr("rmeeto.hub.get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr("rmeeto.hub.hf_hub_download", download)
     assert resolve("vim_small_patch16_224") == tmp_path / "vim_s_midclstok_80p5acc.pth"
     assert resolve("rmeeto_deit_tiny_patch16_224") == tmp_path / "model.safetensors"
     assert asked == [
@@ -162,3 +163,62 @@ def test_smoke_takes_no_weights(capsys):
     config, _, notices = parse("--smoke --pretrained auto --model vim_tiny_patch16_224".split())
     assert config.model.pretrained is None
     assert "--pretrained has no effect: --smoke takes no weights" in notices
+
+
+def test_a_file_of_another_count_is_one_error(nano, monkeypatch):
+    monkeypatch.setitem(OFFICIAL, NANO, replace(OFFICIAL[NANO], num_tensors=415))
+    with pytest.raises(UserError, match=rf"weights/.* has {len(nano[0])} tensors of {NANO}; .* has 415\n"):
+        load_official(timm.create_model(NANO), NANO)
+
+
+def test_a_model_without_a_head_takes_the_rest(nano):
+    model = timm.create_model(NANO, num_classes=0)
+    assert load_official(model, NANO, new_head=True).new == () and holds(model, nano[0])
+
+
+def test_a_new_head_is_drawn_from_the_seed(nano):
+    heads = []
+    for seed in (1, 1, 2):
+        config, _, _ = parse(f"--pretrained auto --delete_head --seed {seed}".split())
+        model = build_model(config, config.merge, num_classes=5)
+        state = model.state_dict()
+        assert state["head.weight"].shape == (5, 32)
+        heads.append(state["head.weight"])
+        assert all(torch.equal(state[key], nano[0][key]) for key in state if not key.startswith("head."))
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_a_teacher_needs_a_trained_head(nano, tmp_path):
+    """Of its own weights; the student's have none left."""
+    line = "--pretrained auto --delete_head --distill"
+    config, _, _ = parse(line.split())
+    with pytest.raises(
+        UserError, match="--delete_head leaves the teacher no head .* as --teacher_pth, or leave"
+    ):
+        build_model(config, None, num_classes=10, teacher=True)
+    torch.save(nano[1], tmp_path / "teacher.pth")
+    config, _, _ = parse(f"{line} --teacher_pth teacher.pth".split())
+    assert holds(build_model(config, None, num_classes=10, teacher=True), nano[1])
+    student = build_model(config, config.merge, num_classes=10).state_dict()
+    assert not torch.equal(student["head.weight"], nano[0]["head.weight"])
+    assert torch.equal(student["cls_token"], nano[0]["cls_token"])
+
+
+def test_a_new_head_is_not_evaluated(nano, capsys, tmp_path):
+    line = "--pretrained auto --delete_head --eval --device cpu --num_workers 0 --max_eval_batches 1"
+    assert main(line.split()) == 2
+    assert "--delete_head leaves no head to evaluate; leave it out, or train" in capsys.readouterr().err
+    assert not (tmp_path / "log").exists()
+
+
+def test_weights_of_other_classes_start_a_run(tmp_path, capsys):
+    """1000-class weights cannot start on ten digits without the flag, whose name the error gives, and can with it."""
+    torch.save(timm.create_model(NANO, num_classes=1000).state_dict(), tmp_path / "weights.pth")
+    line = (
+        "--model_pth weights.pth --num_prune 4 --if_order --epochs 1 --warmup_epochs 0 --max_train_batches 1 "
+        "--max_eval_batches 1 --batch_size 4 --num_workers 0 --device cpu --mixup 0 --cutmix 0"
+    )
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert "head.weight (1000, 32) for (10, 32)" in error and "--delete_head" in error
+    assert main(f"{line} --delete_head".split()) == 0

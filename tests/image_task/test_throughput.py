@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from image_task.throughput import draw, main, parse, resolve
 from rmeeto.cli import throughput
 from rmeeto.measure import Timing, benchmark
 
+ROOT = Path(__file__).resolve().parents[2]
 NANO = ["--model", "vim_nano_patch2_16", "--device", "cpu"]
 
 
@@ -48,9 +52,52 @@ def test_a_real_run_writes_table_json_and_plot(tmp_path, capsys, monkeypatch):
     dense, merged = result["results"]
     assert dense["r"] == 0 and dense["merge"] is None and dense["merging_share"] is None
     assert merged["merge"]["r"] == 4 and merged["tokens"] == [65, 65, 61, 61, 57, 57]
-    assert merged["merging_share"] < 1 and len(merged["runs_ms"]) == 5
+    assert merged["merging_share_measured"] < 1 and len(merged["runs_ms"]) == 5
     assert dense["speed_up"] == 1 and merged["theory"] == dense["macs"]["full"] / merged["macs"]["full"]
     assert file.with_suffix(".png").stat().st_size > 1000
+
+
+def test_started_as_a_file_from_any_folder_it_records_a_command_that_repeats_it(tmp_path):
+    flags = [*NANO, "--r", "0", "--batch-size", "1", "--runs", "5", "--output", "a.json"]
+    command = [sys.executable, str(ROOT / "image_task" / "throughput.py"), *flags]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    recorded = json.loads((tmp_path / "a.json").read_text())["command"]
+    assert recorded == ["python", "-m", "image_task.throughput", *flags]
+
+
+@pytest.mark.parametrize(("share", "spread"), [(-0.04, 0.01), (-0.04, 0.06), (0.02, 0.03), (0.0, 0.0)])
+def test_a_share_within_the_noise_is_no_finding(share, spread, monkeypatch, tmp_path, capsys):
+    measured = {"merging_share": share, "merging_spread": spread}
+    monkeypatch.setattr(
+        throughput,
+        "benchmark",
+        lambda models, batch, **_: {name: Timing((1.0,) * 5, len(batch), **measured) for name in models},
+    )
+    file = tmp_path / "a.json"
+    assert main([*NANO, "--r", "4", "--batch-size", "1", "--output", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "<noise" in printed and "±" not in printed
+    assert "merging takes less time than the runs scatter" in printed
+    row = json.loads(file.read_text())["results"][1]
+    assert row["merging_share"] is None and "within the noise" in row["merging_note"]
+    assert (row["merging_share_measured"], row["merging_spread"]) == (share, spread)
+
+
+def test_a_share_above_the_noise_is_printed(instant, tmp_path, capsys):
+    file = tmp_path / "a.json"
+    assert main([*NANO, "--r", "4", "--batch-size", "1", "--output", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "10±2%" in printed and "<noise" not in printed
+    row = json.loads(file.read_text())["results"][1]
+    assert row["merging_share"] == row["merging_share_measured"] == 0.1 and "merging_note" not in row
+
+
+def test_the_legend_holds_for_every_model(instant, tmp_path, capsys):
+    flags = ["--r", "0", "--batch-size", "1", "--device", "cpu", "--output", str(tmp_path / "a.json")]
+    assert main(["--model", "deit_tiny", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "directions" not in printed and "GMACs    a sample" in printed
 
 
 def test_every_model_and_batch_is_timed_as_asked(instant, tmp_path):
@@ -84,6 +131,35 @@ def test_files_are_not_replaced_silently(instant, tmp_path, capsys):
     assert main([*NANO, *output]) == 2
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("nope/x/a.json", "No such file or directory"),
+        ("file/a.json", "Not a directory"),
+        ("taken.json", "Is a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_timed(
+    output, reason, instant, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "taken.json").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*NANO, "--output", output, "--overwrite"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and len(captured.err.splitlines()) == 1
+    assert output in captured.err and reason in captured.err
+    assert not instant.calls and not captured.out and sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_last_folder_of_a_file_is_made_and_both_of_the_default(instant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = [*NANO, "--r", "0", "--batch-size", "1"]
+    assert main([*quick, "--output", "new/a.json"]) == 0 and (tmp_path / "new" / "a.png").exists()
+    assert main(quick) == 0 and len(list((tmp_path / "runs" / "throughput").iterdir())) == 2
+
+
 def test_the_default_file_carries_the_conditions(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert str(parse([*NANO]).output) == "runs/throughput/vim_nano_patch2_16-fp32-cpu.json"
@@ -101,6 +177,9 @@ def test_the_default_file_carries_the_conditions(monkeypatch, tmp_path):
         ("deit_small", "rmeeto_deit_small_patch16_224"),
         ("deit_small_patch16_224", "rmeeto_deit_small_patch16_224"),
         ("vim_nano_patch2_16", "vim_nano_patch2_16"),
+        ("vim_nano", "vim_nano_patch2_16"),
+        ("rmeeto_deit_small", "rmeeto_deit_small_patch16_224"),
+        ("vim_tiny_patch16_stride8_224", "vim_tiny_patch16_stride8_224"),
         ("RMeeTo_tiny", "RMeeTo_tiny"),
     ],
 )

@@ -80,6 +80,21 @@ def test_token_counts_are_those_that_the_mixers_see():
     assert seen == model.num_tokens == [65, 65, 62, 62, 62, 32]
 
 
+def test_tokens_are_shuffled_in_every_merging_block_also_where_none_merges():
+    """With r = 0 the two shuffles of this model leave its tokens traced to where odd-even twice sends them."""
+    model, x = small(merge=MergeConfig(shuffle="odd-even")).eval(), images()
+    state = model.encode(x, trace=True)
+    patches = torch.arange(64)
+    for _ in range(2):
+        patches = torch.cat([patches[0::2], patches[1::2]])
+    tokens = patches + (patches >= 32)  # the class token stays in the middle
+    expected = torch.cat([tokens[:32], torch.tensor([32]), tokens[32:]])
+    assert torch.equal(state.source.argmax(2), expected.expand(2, -1))
+    shuffled = model(x)
+    model.merge_config = None
+    assert not torch.allclose(shuffled, model(x), atol=1e-4)
+
+
 @pytest.mark.parametrize("position", ["proportional", "exact"])
 def test_class_token_reaches_the_head_and_is_never_merged(position):
     """The traced column of the class token is alone in its row, and that row feeds the head."""

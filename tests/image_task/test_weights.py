@@ -119,7 +119,7 @@ def test_keys_that_do_not_fit_are_listed(trained, tmp_path):
 
 def test_another_number_of_classes_says_both(trained, tmp_path):
     torch.save(trained.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="give data of 3 classes, or a checkpoint for 7"):
+    with pytest.raises(UserError, match="give data of 3 classes, a checkpoint for 7, or --delete_head"):
         load_weights(small(num_classes=7), tmp_path / "w.pth")
 
 

@@ -113,10 +113,10 @@ def test_only_a_float_second_value_is_an_inflection(r, inflection):
         ({"r": (0, 1.0)}, False),
         ({"r": (4, -1.0)}, True),
         ({"final_tokens": 76}, True),
-        ({"shuffle": "odd-even"}, False),
+        ({"shuffle": "odd-even"}, True),
     ],
 )
-def test_is_active_says_whether_a_token_can_go(fields, active):
+def test_is_active_says_whether_a_model_differs_from_the_dense_one(fields, active):
     assert MergeConfig(**fields).is_active is active
 
 

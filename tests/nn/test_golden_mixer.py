@@ -35,3 +35,14 @@ def test_side_outputs_combine_the_directions_token_by_token(side):
     _, ssm = mixer(randn(c["key"], (c["batch"], c["L"], c["d_model"])), return_ssm=True)
     backward = torch.from_numpy(case[f"{side}_bwd"]).flip(1)  # recorded in its own, reversed, token order
     assert_near(getattr(ssm, side), ((torch.from_numpy(case[f"{side}_fwd"]) + backward) / 2).numpy(), 2e-5)
+
+
+def test_a_float64_mixer_does_not_pass_through_float32():
+    """A change that float32 would round away reaches the output."""
+    torch.manual_seed(0)
+    mixer, x = BiMamba(16).double(), torch.randn(1, 9, 16, dtype=torch.float64)
+    with torch.no_grad():
+        before = mixer(x)
+        mixer.A_log += 1e-10
+        after = mixer(x)
+    assert 1e-14 < (after - before).abs().max() < 1e-9

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from rmeeto.measure import Timing, benchmark  # noqa: E402
 from video_task import throughput  # noqa: E402
 from video_task.throughput import main, measure_decoder, resolve  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 NANO = ["--model", "videomamba_video_nano_patch4_32", "--device", "cpu"]
 
 
@@ -52,11 +56,19 @@ def test_a_real_run_writes_table_json_and_plot(tmp_path, capsys, monkeypatch):
     assert rows == [["1", "0", "257"], ["1", "40", "177"], ["1", "40*", "177"]]
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     result = json.loads(file.read_text())
+    assert result["command"] == ["python", "-m", "video_task.throughput", *NANO, *flags]
     assert result["input_size"] == [3, 4, 32, 32] and result["samples"] == "clips"
     dense, exact, local = result["results"]
     assert local["merge"]["window"] == [2, 3, 3] and exact["merge"]["window"] is None
     assert local["macs"]["full"] < exact["macs"]["full"] < dense["macs"]["full"]
     assert file.with_suffix(".png").stat().st_size > 1000
+
+
+def test_it_starts_as_a_file_from_any_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "video_task" / "throughput.py"), "--help"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "usage: python -m video_task.throughput" in finished.stdout
 
 
 def test_every_setting_is_timed(instant, tmp_path):
@@ -73,6 +85,8 @@ def test_every_setting_is_timed(instant, tmp_path):
     ("short", "full"),
     [
         ("tiny", "videomamba_video_tiny_patch16_224"),
+        ("nano", "videomamba_video_nano_patch4_32"),
+        ("videomamba_video_nano", "videomamba_video_nano_patch4_32"),
         ("videomamba_video_middle", "videomamba_video_middle_patch16_224"),
         ("videomamba_small", "videomamba_small"),
         ("R_MeeTo_tiny", "videomamba_R_MeeTo_tiny"),

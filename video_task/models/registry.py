@@ -34,14 +34,14 @@ def _default_cfg(name: str) -> dict[str, Any]:
     arguments = MODELS[name]
     size = arguments.get("img_size", 224)
     return {
-        "input_size": (3, size, size),  # timm takes three numbers; `build` adds the frames
+        "input_size": (3, size, size),  # timm takes three numbers; `registry.build` adds the frames
         "fixed_input_size": True,
         "num_classes": 400,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "first_conv": "patch_embed.proj",
+        "first_conv": None,  # timm adapts the channels of images' convolutions only
         "classifier": "head",
     }
 
@@ -57,15 +57,14 @@ def build(
     Args:
         pretrained: load the weights that its ``pretrained_cfg`` names.
         merge: a `MergeConfig`, or its ``to_dict()``.
-        kwargs: to `VideoMamba`.
+        kwargs: to `VideoMamba`; ``features_only=True`` (with ``out_indices``) gives timm's feature extractor.
 
     Raises:
-        UserError: pre-trained weights that do not exist or cannot be fetched or do not fit.
+        UserError: an argument that the model does not take, or pre-trained weights that do not exist or cannot be
+            fetched or do not fit.
         ValueError: arguments that the model refuses.
     """
-    model = registry.build(VideoMamba, name, {**MODELS[name], **kwargs}, fit_clips, pretrained, merge)
-    model.pretrained_cfg["input_size"] = (3, *model.patch_embed.input_size)
-    return model
+    return registry.build(VideoMamba, name, {**MODELS[name], **kwargs}, fit_clips, pretrained, merge)
 
 
 def build_released(

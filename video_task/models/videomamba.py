@@ -11,7 +11,7 @@ from rmeeto.nn.layers import grid_size
 
 
 class TubeletEmbed(nn.Module):
-    """Clip to tokens by one strided convolution, frame by frame: (B, 3, T, H, W) -> (B, P, C).
+    """Clip to tokens by one strided convolution, frame by frame: (B, in_chans, T, H, W) -> (B, P, C).
 
     Args:
         num_frames: T.
@@ -19,13 +19,24 @@ class TubeletEmbed(nn.Module):
         tubelet_size: frames that a token covers.
         patch_size: side of the square that it covers.
         embed_dim: channels C.
+        in_chans: channels of a frame.
+
+    Attributes:
+        input_size: frames, height and width of the clip.
+        grid_size: frames, rows and columns of tokens.
 
     Raises:
         ValueError: frames that do not fill whole tubelets, or an image smaller than a patch.
     """
 
     def __init__(
-        self, num_frames: int, img_size: tuple[int, int], tubelet_size: int, patch_size: int, embed_dim: int
+        self,
+        num_frames: int,
+        img_size: tuple[int, int],
+        tubelet_size: int,
+        patch_size: int,
+        embed_dim: int,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         if tubelet_size < 1 or num_frames < 1 or num_frames % tubelet_size:
@@ -35,14 +46,15 @@ class TubeletEmbed(nn.Module):
         self.input_size = (num_frames, *img_size)
         self.grid_size = (num_frames // tubelet_size, *grid_size(img_size, patch_size, patch_size))
         kernel = (tubelet_size, patch_size, patch_size)
-        self.proj = nn.Conv3d(3, embed_dim, kernel_size=kernel, stride=kernel)
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=kernel, stride=kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 5 or x.shape[1] != 3 or tuple(x.shape[2:]) != self.input_size:
-            frames, *size = self.input_size
+        expected = (self.proj.in_channels, *self.input_size)
+        if tuple(x.shape[1:]) != expected:
+            shape = ", ".join(map(str, expected))
             raise ValueError(
-                f"tubelet embedding: got input of shape {tuple(x.shape)}; expected (B, 3, {frames}, {size[0]}, "
-                f"{size[1]}); make the model with the num_frames and img_size of the clips"
+                f"tubelet embedding: got input of shape {tuple(x.shape)}; expected (B, {shape}); make the model with "
+                "the num_frames, img_size and in_chans of the clips"
             )
         return self.proj(x).flatten(2).transpose(1, 2)
 
@@ -64,6 +76,7 @@ class VideoMamba(VisionMamba):
         merge: how to merge, or None for the dense model.
         num_frames: frames of a clip.
         tubelet_size: frames that a token covers.
+        in_chans: channels of a frame.
 
     Source: VideoMamba, arXiv 2403.06977.
 
@@ -85,10 +98,11 @@ class VideoMamba(VisionMamba):
         merge: MergeConfig | None = None,
         num_frames: int = 8,
         tubelet_size: int = 1,
+        in_chans: int = 3,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         super().__init__(
-            TubeletEmbed(num_frames, size, tubelet_size, patch_size, embed_dim),
+            TubeletEmbed(num_frames, size, tubelet_size, patch_size, embed_dim, in_chans),
             class_index=0,
             embed_dim=embed_dim,
             depth=depth,

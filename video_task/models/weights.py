@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from rmeeto import weights
 from rmeeto.errors import UserError
 from rmeeto.nn.layers import resize_pos_embed
-from rmeeto.weights import LoadReport
-
-_HEAD = ("head.weight", "head.bias")
+from rmeeto.weights import HEAD, LoadReport, keep_head
 
 
 def load_weights(
@@ -43,14 +41,11 @@ def load_weights(
     Raises:
         UserError: as `rmeeto.weights.load_weights`, or a ``head_map`` that does not fit.
     """
-    return weights.load_weights(model, path, ema, partial(fit_clips, head_map=head_map, new_head=new_head))
+    return weights.load_weights(model, path, ema, partial(fit_clips, head_map=head_map), new_head=new_head)
 
 
 def fit_clips(
-    state: dict[str, Tensor],
-    model: nn.Module,
-    head_map: Sequence[int] | None = None,
-    new_head: bool = False,
+    state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int] | None = None
 ) -> tuple[str, ...]:
     """Make the tensors of a checkpoint fit a video model, in ``state``; returns the keys that were changed."""
     own, given = dict(model.state_dict(keep_vars=True)), dict(state)
@@ -59,10 +54,8 @@ def fit_clips(
     _fit_spatial(state, model)
     if head_map is not None:
         _map_head(state, model, head_map)
-    elif new_head or (from_image and len(state.get("head.bias", ())) != model.num_classes):
-        for key in _HEAD:
-            state.pop(key, None)
-        state.update({key: own[key] for key in _HEAD if key in own})
+    elif from_image and len(state.get("head.bias", ())) != model.num_classes:
+        keep_head(state, model)
     changed = [key for key in given if key in state and state[key] is not given[key]]
     return tuple(key for key in changed if state[key] is not own.get(key))
 
@@ -110,7 +103,7 @@ def resize_temporal(embedding: Tensor, frames: int) -> Tensor:
 
 
 def _map_head(state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int]) -> None:
-    if not all(key in state for key in _HEAD):
+    if not state.keys() >= set(HEAD):
         raise UserError("weights: the checkpoint has no head to map classes of; leave out head_map")
     classes = state["head.weight"].shape[0]
     if len(head_map) != model.num_classes or not all(0 <= index < classes for index in head_map):
@@ -118,7 +111,7 @@ def _map_head(state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int
             f"weights: head_map has {len(head_map)} entries up to {max(head_map, default=0)}; expected one for each of "
             f"the model's {model.num_classes} classes, from 0 to {classes - 1}: the classes of the checkpoint"
         )
-    for key in _HEAD:
+    for key in HEAD:
         state[key] = state[key][torch.tensor(head_map)]
 
 

@@ -1,0 +1,121 @@
+"""The notebooks of the video task run from top to bottom, and show what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+pytest.importorskip("av")
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "video_task" / "example").glob("*.ipynb"))
+# In place of what the cell tagged "parameters" says.
+TINY = {
+    "speed": {"MODEL": "videomamba_video_nano_patch4_32", "FRAMES": 4, "SIZE": 32, "R": [40], "RUNS": 5},
+    "visualize": {"CLIPS": 2},
+}
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(path: Path) -> str:
+    """All text of the stored outputs."""
+    return "".join(
+        line for cell in code_cells(path) for out in cell["outputs"] for line in out.get("text", ())
+    )
+
+
+def execute(path: Path) -> dict[str, Any]:
+    """Run the cells in this process with tiny settings; what they define."""
+    matplotlib.use("Agg")
+    names: dict[str, Any] = {}
+    for cell in code_cells(path):
+        lines = [line for line in cell["source"] if not line.startswith("%")]
+        exec(compile("".join(lines), path.name, "exec"), names)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            replaced = TINY[path.stem]
+            assert replaced.keys() <= names.keys()
+            names |= replaced
+    return names
+
+
+def test_every_notebook_is_tested():
+    assert [path.stem for path in NOTEBOOKS] == list(TINY)
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
+    names = execute(NOTEBOOKS[0])
+    assert list(names["models"]) == ["dense", "r = 40, exact", "r = 40, window"]
+    for dense, exact, window in names["theory"].values():
+        assert dense == 1 and exact < window
+    assert names["practice"][0] == 1 and min(names["practice"]) > 0 and names["bars"].min() >= 0
+    assert "r = 40, window  257 tokens in the first block, 177 in the last" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsys):
+    names = execute(NOTEBOOKS[1])
+    assert {file.suffix for file in names["files"]} == {".mp4"} and len(names["files"]) == len(
+        names["labels"]
+    )
+    assert names["places"].shape == (24, 43, 4, 6, 6)
+    assert (names["places"].sum(1) == 1).all()  # every patch is in one group
+    assert 0.4 < names["across"] < 1
+    right = {name: int((p.argmax(1) == names["labels"]).sum()) for name, p in names["probabilities"].items()}
+    assert min(right["dense"], right["merged, re-trained"]) > right["merged"] > 12
+    assert "24 files, the first of 16 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_stored_outputs_are_of_one_clean_run(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "display_data"} | (
+        {"execute_result"} if path.stem == "visualize" else set()
+    )
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < 200_000
+
+
+def test_the_stored_counts_are_those_of_the_recorded_result():
+    (file,) = (ROOT / "benchmarks" / "results").glob("window-fp32-cpu-*.json")
+    recorded = {
+        (row["r"], tuple(row["window"] or ())): [row["paper"], row["matching"], row["full"], row["matching"]]
+        for row in json.loads(file.read_text())["cost"]
+        if row["model"] == "tiny"
+    }
+    stored = re.findall(r"^(dense|r = (\d+), (exact|window)) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$",
+                        printed(NOTEBOOKS[0]), re.MULTILINE)  # fmt: skip
+    assert len(stored) == 5
+    for _, r, kind, *counts in stored:
+        expected = recorded[int(r or 0), (2, 3, 3) if kind == "window" else ()]
+        assert [float(count) for count in counts] == pytest.approx(expected, abs=0.001)
+
+
+def test_the_stored_seconds_say_what_was_measured_where():
+    (line,) = re.findall(r"^.*batch 1, 8 frames of 224 px.*$", printed(NOTEBOOKS[0]), re.MULTILINE)
+    assert re.search(r"videomamba_video_tiny_patch16_224, .* fp32, torch [\d.]+.*, .+, \d+ thread\(s\)", line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_kernel_runs_the_notebook(path, tmp_path, monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    assert any(
+        "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
+    )

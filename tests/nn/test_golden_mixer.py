@@ -43,6 +43,6 @@ def test_a_float64_mixer_does_not_pass_through_float32():
     mixer, x = BiMamba(16).double(), torch.randn(1, 9, 16, dtype=torch.float64)
     with torch.no_grad():
         before = mixer(x)
-        mixer.A_log += 1e-10
+        mixer.A_log += 1e-8
         after = mixer(x)
-    assert 1e-14 < (after - before).abs().max() < 1e-9
+    assert 1e-13 < (after - before).abs().max() < 1e-9

@@ -68,7 +68,7 @@ def test_shipped_weights_have_the_recorded_accuracy(name, merged, clips, tmp_pat
     weights = ["--model_pth", str(RECIPES / f"{name}.safetensors"), "--eval", "--output_dir", str(tmp_path)]
     one_view = ["--data_path", str(clips), "--test_num_segment", "1", "--test_num_crop", "1"]
     result = run(parse([*quickstart.MODEL, *one_view, *weights, *merged])[0])
-    recorded = json.loads((RECIPES / "results" / f"{name}-seed0" / "result.json").read_text())["validation"]
+    recorded = json.loads((RECIPES / "results" / f"{name}-seed1" / "result.json").read_text())["validation"]
     assert result["count"] == recorded["count"] == 300
     # Two of 300 videos may fall the other way on another machine's arithmetic.
     assert result["top1"] == pytest.approx(recorded["top1"], abs=0.67)
@@ -84,10 +84,16 @@ def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypat
     (folder / "mine.txt").write_text("keep me")
     assert quickstart.main(["--output_dir", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["dense"] >= summary["training_free"] + 10
+    for arm in ("dense", "training_free", "retrained", "control"):
+        assert summary[arm] == json.loads((folder / arm / "result.json").read_text())["top1"]
+    assert summary["dense"] > summary["training_free"]
     assert summary["token_counts"] == [145, 145, 85, 85, 43, 43]  # no merge takes more than half
     assert {"dense", "merged", "ratio", "input"} <= set(summary["throughput"])
-    assert summary["retrained"] != summary["training_free"]
+    losses = [
+        json.loads((folder / arm / "result.json").read_text())["loss"]
+        for arm in ("training_free", "retrained")
+    ]
+    assert losses[0] != losses[1]  # two steps are enough to differ
     views = folder / "retrained" / "views" / "rank0.npz"
     assert views.exists()
     assert (folder / "merged.png").stat().st_size > 5_000

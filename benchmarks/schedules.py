@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,19 @@ from rmeeto import MergeConfig
 from rmeeto.measure import benchmark
 from rmeeto.merge.least_harm import harm
 from rmeeto.merge.schedule import fit, merging_blocks
+from video_task.config import VideoDataConfig
+from video_task.data import build_data as build_clips
+from video_task.data.digits import EMBEDDED, write_digits
+from video_task.models import load_weights as load_clip_weights
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
+CLIP_WEIGHTS = ROOT / "video_task" / "exp_sh" / "digits" / "dense.safetensors"
 MODEL, BATCH = "vim_nano_patch2_16", 64
-CONSTANT = {2: (4, 8, 12, 16, 20), 1: (2, 4, 6, 8, 10)}  # interval: r
+CLIP_MODEL, CLIP_EDGE = "videomamba_video_nano_patch4_32", 24
+# interval: r. On the digits the objective of fitting was chosen; the clips had no part in that.
+CONSTANT = {2: (4, 8, 12, 16, 20), 1: (2, 4, 6, 8, 10)}
+CLIP_CONSTANT = {2: (10, 20, 30, 40, 60), 1: (4, 8, 12, 16, 24)}
 CLOSE, TRIES = 0.01, 4  # a fitted model may be so much slower; until it is not, more is asked of it
 RANDOM = 60  # schedules
 LARGE, LARGE_BATCH, RATIOS = "vim_tiny_patch16_224", 8, (1.1, 1.2, 1.3)
@@ -31,14 +41,19 @@ LARGE, LARGE_BATCH, RATIOS = "vim_tiny_patch16_224", 8, (1.1, 1.2, 1.3)
 
 def measure(device: torch.device, runs: int, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Rows: how well the harm that fitting makes small orders random schedules; each constant schedule on the digits
-    (training-free) beside the fitted one that is as fast; how near a fitted full-size model comes to its aim.
+    and on the clips of moving digits (training-free) beside the fitted one that is as fast; how near a fitted
+    full-size model comes to its aim.
     """
     images, labels = _digits(device)
     model = _trained(device)
     yield from _orders(model, images, 5 if quick else RANDOM)
-    for interval, values in CONSTANT.items():
-        for r in values[-1:] if quick else values:
-            yield from _compare(model, images, labels, interval, r, runs)
+    subjects = [("digits", model, images, labels, CONSTANT)]
+    if not quick:
+        subjects.append(("clips", *_clips(device), CLIP_CONSTANT))
+    for name, model, x, labels, constant in subjects:
+        for interval, values in constant.items():
+            for r in values[-1:] if quick else values:
+                yield from _compare(f"{name}, interval {interval}", model, x, labels, interval, r, runs)
     if not quick:
         yield from _reached(device, runs)
 
@@ -69,22 +84,22 @@ def _log_probabilities(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _compare(
-    model: nn.Module, images: Tensor, labels: Tensor, interval: int, r: int, runs: int
+    what: str, model: nn.Module, x: Tensor, labels: Tensor, interval: int, r: int, runs: int
 ) -> Iterator[dict[str, Any]]:
-    batch = images[:BATCH]
+    batch = x[:BATCH]
     constant = models.merged(model, 0)
     constant.merge_config = MergeConfig(r=r, interval=interval)
     ways = {"dense": model, "constant": constant}
     try:
         ways["fitted"] = _as_fast(ways, interval, batch, runs)
     except ValueError as reason:
-        yield {"what": f"digits, interval {interval}", "way": "fitted", "skipped": str(reason)}
+        yield {"what": what, "way": "fitted", "skipped": str(reason)}
     found = benchmark(ways, batch, runs=runs)  # anew: the fitted one was chosen for its time
     for way, twin in ways.items():
         speed_up, spread = timing.ratio(found["dense"].seconds, found[way].seconds)
         merge = twin.merge_config
-        row = {"what": f"digits, interval {interval}", "way": way, "r": merge.to_dict()["r"] if merge else 0}
-        row |= {"tokens": twin.num_tokens, "top1": _top1(twin, images, labels), **timing.times(found[way])}
+        row = {"what": what, "way": way, "r": merge.to_dict()["r"] if merge else 0}
+        row |= {"tokens": twin.num_tokens, "top1": _top1(twin, x, labels), **timing.times(found[way])}
         yield row | {"speed_up": speed_up, "speed_up_spread": spread}
 
 
@@ -101,7 +116,7 @@ def _as_fast(ways: dict[str, nn.Module], interval: int, batch: Tensor, runs: int
         fitted.merge_config = MergeConfig(interval=interval)
         fitted.merge_config = fit(
             fitted,
-            batch.shape[-1],
+            tuple(batch.shape[1:]),
             batch.device,
             target_ratio=max(1.0, ratio),
             batch_size=len(batch),
@@ -151,6 +166,19 @@ def _digits(device: torch.device) -> tuple[Tensor, Tensor]:
     data = build_data(DataConfig(num_workers=0), img_size=16, rank=0, world_size=1, seed=0, train=False)
     images, labels = zip(*data.eval_batches())
     return torch.cat(images).to(device), torch.cat(labels).to(device)
+
+
+def _clips(device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    """The shipped video model, and the validation clips of moving digits with their labels."""
+    with TemporaryDirectory() as folder:
+        write_digits(folder, **{**EMBEDDED, "num_train": 0})
+        config = VideoDataConfig(data_set="folder", data_path=folder, short_side_size=32, num_workers=0)
+        data = build_clips(config, img_size=CLIP_EDGE, rank=0, world_size=1, seed=0, train=False)
+        clips, labels = (torch.cat(parts) for parts in zip(*data.eval_batches()))
+    settings = {"img_size": CLIP_EDGE, "tubelet_size": 2, "num_classes": data.num_classes}
+    model = models.create(CLIP_MODEL, torch.device("cpu"), **settings)
+    load_clip_weights(model, str(CLIP_WEIGHTS))
+    return model.to(device), clips.to(device), labels.to(device)
 
 
 @torch.inference_mode()

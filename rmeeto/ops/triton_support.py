@@ -16,6 +16,7 @@ from rmeeto.ops.backend import BackendUnavailable
 
 OLDEST = (3, 6)
 DEFAULT_SMS = 132
+STORAGE = (torch.float32, torch.bfloat16, torch.float16)  # types of the tensors that kernels take
 
 
 @cache

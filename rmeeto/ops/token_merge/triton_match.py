@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmeeto.ops.register import operator
-from rmeeto.ops.token_merge import naive
-from rmeeto.ops.triton_support import contiguous_rows, dispatch_keys, on_device, power_of_two
+from rmeeto.ops.token_merge.registered import match_fake, matching
+from rmeeto.ops.triton_support import STORAGE, contiguous_rows, dispatch_keys, on_device, power_of_two
 
 # Up to this many sources one program matches an image from its scores to its plan. Beyond, the scores of an image
 # are shared out over programs and a second kernel ranks them.
@@ -183,26 +182,12 @@ def match_kernel(
             tl.store(new_index + batch, place)
 
 
-def match_tokens(
-    metric: Tensor, r: int, class_index: int | Tensor, exact: bool = False
-) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
-    """Same function as `naive_match_tokens`; float64 goes to it."""
-    if metric.dtype == torch.float64:
-        return naive.naive_match_tokens(metric, r, class_index, exact)
-    given, index = (None, class_index) if isinstance(class_index, int) else (class_index, 0)
-    keep, source, destination, place = _match(metric, r, given, index, exact)
-    if exact:
-        return keep, source, destination, place
-    num_tokens = metric.shape[1]
-    return keep, source, destination, class_index * (num_tokens - r) // num_tokens
-
-
 def _forward(
     metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (metric,) = contiguous_rows(metric)
     batch, length, channels = metric.shape
-    outputs = keep, source, destination, place = _forward_fake(metric, r, class_index, index, exact)
+    outputs = keep, source, destination, place = match_fake(metric, r, class_index, index, exact)
     num_sources = length // 2
     score = metric.new_empty((batch, num_sources), dtype=torch.float32)
     pick, rank = torch.empty_like(score, dtype=torch.int32), torch.empty_like(score, dtype=torch.int32)
@@ -221,20 +206,4 @@ def _forward(
     return outputs
 
 
-def _forward_fake(
-    metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def long(*shape: int) -> Tensor:
-        return metric.new_empty(shape, dtype=torch.long)
-
-    batch, num_tokens, _ = metric.shape
-    return long(batch, num_tokens - r), long(batch, r), long(batch, r), long(batch if exact else 0)
-
-
-_match = operator(
-    "triton_match_tokens",
-    "(Tensor metric, SymInt r, Tensor? class_index, SymInt index, bool exact) -> (Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    keys=dispatch_keys(),
-)
+match_tokens = matching("triton_match_tokens", _forward, STORAGE, dispatch_keys())

@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmeeto.ops.register import operator
-from rmeeto.ops.token_merge import naive
-from rmeeto.ops.triton_support import contiguous_rows, dispatch_keys, on_device, power_of_two
+from rmeeto.ops.token_merge.registered import merge_backward_fake, merge_fake, merging
+from rmeeto.ops.triton_support import STORAGE, contiguous_rows, dispatch_keys, on_device, power_of_two
 
 TILE = {"T": 8, "W": 256, "num_warps": 4}  # tokens x channels of a program
 
@@ -122,23 +121,6 @@ def merge_bwd_kernel(
         n = next_source(targets, order, n, first, r, T)
 
 
-def merge_tokens(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Same function as `naive_merge_tokens`; float64 goes to it. Sizes are fp32."""
-    wide = residual is not None and residual.dtype != torch.float32
-    if hidden.dtype == torch.float64 or wide:
-        return naive.naive_merge_tokens(hidden, residual, size, keep, source, destination)
-    size = None if size is None else size.float()
-    merged, new_size = _merge(hidden, residual, size, keep, source, destination)
-    return merged, new_size
-
-
 def _forward(
     hidden: Tensor,
     residual: Tensor | None,
@@ -149,7 +131,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     (hidden,) = contiguous_rows(hidden)
     (stream,) = contiguous_rows(hidden if residual is None else residual)
-    merged, new_size = _forward_fake(hidden, residual, size, keep, source, destination)
+    merged, new_size = merge_fake(hidden, residual, size, keep, source, destination)
     with on_device(hidden):
         merge_fwd_kernel[_grid(merged)](
             hidden, stream, _contiguous(size, new_size), keep.contiguous(), source.contiguous(),
@@ -159,7 +141,7 @@ def _forward(
     return merged, new_size
 
 
-def _backward_kernel(
+def _backward(
     dmerged: Tensor,
     size: Tensor | None,
     new_size: Tensor,
@@ -170,7 +152,7 @@ def _backward_kernel(
     has_residual: bool,
 ) -> tuple[Tensor, Tensor]:
     dmerged = dmerged.contiguous()
-    dhidden, dresidual = _backward_fake(
+    dhidden, dresidual = merge_backward_fake(
         dmerged, size, new_size, keep, source, destination, dtype, has_residual
     )
     with on_device(dmerged):
@@ -180,47 +162,6 @@ def _backward_kernel(
             **_constants(dhidden, has_residual, size, source),
         )  # fmt: skip
     return dhidden, dresidual
-
-
-def _forward_fake(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-) -> tuple[Tensor, Tensor]:
-    dtype = hidden.dtype if residual is None else torch.float32
-    shape = *keep.shape, hidden.shape[2]
-    return hidden.new_empty(shape, dtype=dtype), hidden.new_empty((*keep.shape, 1), dtype=torch.float32)
-
-
-def _backward_fake(
-    dmerged: Tensor,
-    size: Tensor | None,
-    new_size: Tensor,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-    dtype: torch.dtype,
-    has_residual: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, kept, channels = dmerged.shape
-    shape = batch, kept + source.shape[1], channels
-    dresidual = dmerged.new_empty(shape if has_residual else (0,), dtype=torch.float32)
-    return dmerged.new_empty(shape, dtype=dtype), dresidual
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    hidden, residual, size, keep, source, destination = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.arguments = hidden.dtype, residual is not None
-    ctx.save_for_backward(size, output[1], keep, source, destination)
-
-
-def _backward(ctx: Any, dmerged: Tensor, _: Tensor) -> tuple:
-    dhidden, dresidual = _merge_backward(dmerged, *ctx.saved_tensors, *ctx.arguments)
-    return dhidden, dresidual if ctx.arguments[1] else None, None, None, None, None
 
 
 def _grid(merged: Tensor) -> tuple[int, int, int]:
@@ -237,21 +178,4 @@ def _contiguous(tensor: Tensor | None, instead: Tensor) -> Tensor:
     return instead if tensor is None else tensor.contiguous()
 
 
-_merge = operator(
-    "triton_merge_tokens",
-    "(Tensor hidden, Tensor? residual, Tensor? size, Tensor keep, Tensor source, Tensor destination) "
-    "-> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    _setup_context,
-    _backward,
-    dispatch_keys(),
-)
-_merge_backward = operator(
-    "triton_merge_tokens_backward",
-    "(Tensor dmerged, Tensor? size, Tensor new_size, Tensor keep, Tensor source, Tensor destination, "
-    "ScalarType dtype, bool has_residual) -> (Tensor, Tensor)",
-    _backward_kernel,
-    _backward_fake,
-    keys=dispatch_keys(),
-)
+merge_tokens = merging("triton_merge_tokens", _forward, _backward, STORAGE, dispatch_keys())

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.window`: what it writes, and that agreement means agreement."""
+"""`python benchmarks/window.py`: what it writes, and that agreement means agreement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from benchmarks import window  # noqa: E402
+from benchmarks import windows as window  # noqa: E402
 from rmeeto.nn import block  # noqa: E402
 
 

@@ -44,7 +44,6 @@ def test_every_kernel_compiles_for_hopper_and_keeps_its_state_in_registers():
         assert report["stack"] <= (512 if report["kernel"] == "scan_bwd_kernel" else 128), report
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 120])
 def test_every_kernel_compiles_for_ampere_and_blackwell(capability):
     assert {report["kernel"] for report in compiled(capability, "vim_tiny", "vim_tiny_evaluation")} == KERNELS

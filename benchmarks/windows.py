@@ -1,0 +1,181 @@
+"""Local against exact matching: cost, time and agreement (`python benchmarks/window.py`).
+
+Agreement needs no trained video model: at every merge of the exact model's forward pass both matchings see the same
+metric. What a window does to an accuracy is shown on the one trained model that there is, the digits'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import results
+from image_task.config import DataConfig
+from image_task.data import build_data
+from image_task.models import load_weights
+from rmeeto import MergeConfig
+from rmeeto.engine import World, evaluate
+from rmeeto.errors import UserError
+from rmeeto.measure import benchmark, count_flops
+from rmeeto.merge import MergePlan, match
+from rmeeto.nn import block
+from rmeeto.ops import match_tokens
+from video_task.config import VideoDataConfig
+from video_task.data import read_frames
+from video_task.data.transforms import ViewTransform
+from video_task.throughput import made_up
+
+MODEL = "videomamba_video_tiny_patch16_224"
+WINDOWS = ((1, 14, 14), (2, 14, 14), (2, 3, 3), (2, 5, 5), (3, 3, 3))
+FRAMES = (8, 16, 32, 64)
+DIGITS = Path(__file__).parents[1] / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
+DIGITS_R = (8, 12, 16)
+DIGITS_WINDOWS = ((1, 2, 2), (1, 3, 3), (1, 4, 4))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write the result file.
+
+    Returns:
+        The exit code: 0, or 2 for a user error.
+    """
+    parser = argparse.ArgumentParser(prog="benchmarks/window.py", description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--runs", type=int, default=7, help="timed runs of each matching")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the result file")
+    parser.add_argument("--force", action="store_true", help="replace a result file that exists")
+    options = parser.parse_args(argv)
+    device = torch.device(options.device)
+    path = results.path_of(options.out, "window", "fp32", device)
+    try:
+        results.check_free(path, options.force)
+        result = results.begin("window", "fp32", device, runs=options.runs)
+        for name, rows in (
+            ("cost", cost()),
+            ("time", time_by_frames(device, options.runs)),
+            ("agreement", agreement(device)),
+            ("digits", digits_accuracy()),
+        ):
+            result[name] = []
+            for row in rows:
+                print(name, *(f"{key}={value}" for key, value in row.items()), flush=True)
+                result[name].append(row)
+        results.write(path, result)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+def cost() -> Iterator[dict[str, Any]]:
+    """Multiply-accumulates of the video models (G), dense, exact and local."""
+    for size in ("tiny", "small", "middle"):
+        with torch.device("meta"):
+            model = timm.create_model(f"videomamba_video_{size}_patch16_224")
+        for r in (0, 40, 88):
+            for window in (None, *WINDOWS) if r else (None,):
+                model.merge_config = MergeConfig(r=r, window=window) if r else None
+                counted = {c: count_flops(model, (8, 224, 224), c) for c in ("paper", "full")}
+                totals = {c: round(counted[c].total / 1e9, 3) for c in counted}
+                matching = round(counted["full"].parts["matching"] / 1e9, 3)
+                yield {"model": size, "r": r, "window": window, **totals, "matching": matching}
+
+
+def time_by_frames(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
+    """Milliseconds of one matching of 192 channels and r = 88, by the number of frames."""
+    for frames in FRAMES:
+        grid = (frames, 14, 14)
+        metric = torch.randn(1, frames * 196 + 1, 192, device=device)
+        ways = {
+            "exact, torch": lambda m: match(m, 88, 0),
+            "exact, fast path": lambda m: match_tokens(m, 88, 0),
+        }
+        for window in WINDOWS:
+            ways[f"window {window}"] = lambda m, w=window, g=grid: match(m, 88, 0, window=w, grid=g)
+        timed = benchmark(ways, metric, runs=runs)
+        medians = {name: round(1e3 * timing.median_s, 3) for name, timing in timed.items()}
+        yield {"frames": frames, "tokens": metric.shape[1], **medians}
+
+
+def agreement(device: torch.device) -> Iterator[dict[str, Any]]:
+    """What local matching chooses where exact matching has chosen, on a panned photograph and untrained weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = made_up(Path(folder) / "pan.mp4")
+        frames = [read_frames(file, range(start, start + 64, 8)) for start in (0, 60, 150, 220)]
+    torch.manual_seed(0)
+    model = timm.create_model(MODEL).to(device).eval()
+    view = ViewTransform(VideoDataConfig(), model.pretrained_cfg["input_size"][-1])
+    clips = torch.cat([view(clip) for clip in frames]).to(device)
+    for r in (40, 88):
+        model.merge_config = MergeConfig(r=r, window=model.patch_embed.grid_size)  # exact, with positions
+        with _compared() as found, torch.inference_mode():
+            model(clips)
+        for window, rows in found.items():
+            same, sources, exact, local = np.mean(rows, axis=0).round(3).tolist()
+            yield {"r": r, "window": window, "same_pairs": same, "same_sources": sources,
+                   "similarity_exact": exact, "similarity_local": local}  # fmt: skip
+
+
+@contextmanager
+def _compared() -> Iterator[dict[tuple[int, int, int], list[tuple[float, ...]]]]:
+    """Match locally beside every exact matching of a block."""
+    exact, found = block.plan_merge, {window: [] for window in WINDOWS}
+
+    def both(
+        metric: Tensor, r: int, class_index: int, config: MergeConfig, grid: Any, position: Tensor
+    ) -> MergePlan:
+        plan = exact(metric, r, class_index, config, grid, position)
+        pairs = _pairs(plan)
+        for window, rows in found.items():
+            local = match(metric, r, class_index, window=window, grid=grid, position=position)
+            theirs = _pairs(local)
+            same = (pairs.unsqueeze(2) == theirs.unsqueeze(1)).all(-1).any(2).float().mean()
+            sources = (pairs[..., 0].unsqueeze(2) == theirs[..., 0].unsqueeze(1)).any(2).float().mean()
+            rows.append(
+                (same.item(), sources.item(), _similarity(metric, pairs), _similarity(metric, theirs))
+            )
+        return plan
+
+    block.plan_merge = both
+    try:
+        yield found
+    finally:
+        block.plan_merge = exact
+
+
+def _pairs(plan: MergePlan) -> Tensor:
+    """(B, r, 2): source and destination of each merge, by their positions before it."""
+    return torch.stack([plan.source, plan.keep.gather(1, plan.destination)], dim=-1)
+
+
+def _similarity(metric: Tensor, pairs: Tensor) -> float:
+    metric = F.normalize(metric.float(), dim=-1)
+    a, b = (
+        metric.gather(1, index.unsqueeze(-1).expand(-1, -1, metric.shape[-1])) for index in pairs.unbind(-1)
+    )
+    return (a * b).sum(-1).mean().item()
+
+
+def digits_accuracy() -> Iterator[dict[str, Any]]:
+    """Training-free top-1 of the shipped digits model (64 patches of an image), merged exactly and locally."""
+    data = build_data(DataConfig(num_workers=0), img_size=16, rank=0, world_size=1, seed=0, train=False)
+    model = timm.create_model("vim_nano_patch2_16")
+    load_weights(model, DIGITS)
+    world = World(torch.device("cpu"))
+    settings = [None, *(MergeConfig(r=r, window=w) for r in DIGITS_R for w in (None, *DIGITS_WINDOWS))]
+    for merge in settings:
+        model.merge_config = merge
+        top1 = round(evaluate(model, data, world)["top1"], 2)
+        yield {"r": merge.r if merge else 0, "window": merge.window if merge else None, "top1": top1}

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pytest
+
+from tests.notebooks import ROOT, check_in_a_kernel, check_stored_run, code_cells, execute
 
 pytest.importorskip("av")
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "video_task" / "example").glob("*.ipynb"))
 # In place of what the cell tagged "parameters" says.
 TINY = {
     "speed": {"MODEL": "videomamba_video_nano_patch4_32", "FRAMES": 4, "SIZE": 32, "R": [40], "RUNS": 5},
     "visualize": {"CLIPS": 2},
 }
-
-
-def code_cells(path: Path) -> list[dict[str, Any]]:
-    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
 def printed(path: Path) -> str:
@@ -32,27 +27,13 @@ def printed(path: Path) -> str:
     )
 
 
-def execute(path: Path) -> dict[str, Any]:
-    """Run the cells in this process with tiny settings; what they define."""
-    matplotlib.use("Agg")
-    names: dict[str, Any] = {}
-    for cell in code_cells(path):
-        lines = [line for line in cell["source"] if not line.startswith("%")]
-        exec(compile("".join(lines), path.name, "exec"), names)
-        if "parameters" in cell["metadata"].get("tags", ()):
-            replaced = TINY[path.stem]
-            assert replaced.keys() <= names.keys()
-            names |= replaced
-    return names
-
-
 def test_every_notebook_is_tested():
     assert [path.stem for path in NOTEBOOKS] == list(TINY)
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
-    names = execute(NOTEBOOKS[0])
+    names = execute(NOTEBOOKS[0], TINY["speed"])
     assert list(names["models"]) == ["dense", "r = 40, exact", "r = 40, window"]
     for dense, exact, window in names["theory"].values():
         assert dense == 1 and exact < window
@@ -62,7 +43,7 @@ def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsys):
-    names = execute(NOTEBOOKS[1])
+    names = execute(NOTEBOOKS[1], TINY["visualize"])
     assert {file.suffix for file in names["files"]} == {".mp4"} and len(names["files"]) == len(
         names["labels"]
     )
@@ -76,15 +57,7 @@ def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsy
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_stored_outputs_are_of_one_clean_run(path):
-    cells = code_cells(path)
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output for cell in cells for output in cell["outputs"]]
-    assert {output["output_type"] for output in outputs} == {"stream", "display_data"} | (
-        {"execute_result"} if path.stem == "visualize" else set()
-    )
-    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert path.stat().st_size < 200_000
+    check_stored_run(path)
 
 
 def test_the_stored_counts_are_those_of_the_recorded_result():
@@ -110,12 +83,4 @@ def test_the_stored_seconds_say_what_was_measured_where():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_kernel_runs_the_notebook(path, tmp_path, monkeypatch):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    assert any(
-        "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
-    )
+    check_in_a_kernel(path, tmp_path, monkeypatch)

@@ -61,7 +61,7 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            f"--aa is {config.aa!r}, which timm refuses ({error}); give such as {DataConfig.aa}, v0, none."
+            f"--aa is {config.aa!r}, which is no policy of timm; give such as {DataConfig.aa}, v0, none."
         ) from error
     if img_size <= SMALL:
         transform.transforms[:1] = [_fit(img_size), RandomCrop(img_size, padding=img_size // 8)]

@@ -57,7 +57,7 @@ class VideoDataConfig(cli.DataConfig):
         "", "folder with train.csv, val.csv, test.csv, the set's own lists, or the videos"
     )
     prefix: str = setting("", "folder that the paths in the lists start from; none: --data_path")
-    split: str = setting(" ", "separator between path and class number in the .csv lists")
+    split: str = setting(" ", "separator between path and class number in the .csv lists; \\t: a tab")
     fold: int = setting(1, "which of the three official splits of UCF101 and HMDB51")
     num_frames: int = setting(8, "frames of a clip")
     sampling: str | None = setting(

@@ -226,7 +226,7 @@ def make_weights(kind: str, path: Path, good: Path) -> None:
         ("--data-set IMNET --data-path .", "train"),
         ("--data-set Imagenette", "Imagenette"),
         ("--data-set Imagenette --dry_run", "Imagenette"),
-        ("--data-set IMNET --aa foo --dry_run", "--aa is 'foo', which timm refuses"),
+        ("--data-set IMNET --aa foo --dry_run", "--aa is 'foo', which is no policy of timm"),
         ("--batch-size 15 --dry_run", "--batch-size is 15, but mixup pairs"),
         ("--nb-classes 1000", "--nb_classes is 1000, but digits has 10 classes"),
         ("--model_pth absent.pth", "absent.pth does not exist"),

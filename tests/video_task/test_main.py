@@ -218,7 +218,7 @@ def test_run_returns_what_it_records(weights, clips):
         ("--tubelet_size 3", "expected frames that fill whole tubelets"),
         ("--data_set Imagenette --dry_run", "--data_set is 'Imagenette'; known are Kinetics"),
         ("--decoder foo --dry_run", "--decoder is 'foo'; expected one of pyav, torchcodec"),
-        ("--aa foo --dry_run", "--aa is 'foo', which timm refuses"),
+        ("--aa foo --dry_run", "--aa is 'foo', which is no policy of timm"),
         ("--short_side_size 16 --dry_run", "--short_side_size is 16"),
         ("--data_path nowhere", "no folder; give the one that holds the lists"),
         ("{clips} --batch_size 2 --nb_classes 400", "--nb_classes is 400, but folder has 2 classes"),

@@ -121,7 +121,7 @@ class _RandAugment:
             self.policy = rand_augment_transform(config.aa, settings)
         except (AssertionError, KeyError, ValueError) as error:
             raise UserError(
-                f"--aa is {config.aa!r}, which timm refuses ({error}); give such as {VideoDataConfig.aa}, or none."
+                f"--aa is {config.aa!r}, which is no policy of timm; give such as {VideoDataConfig.aa}, or none."
             ) from error
         allow_black(self.policy)
 

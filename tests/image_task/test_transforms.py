@@ -65,5 +65,5 @@ def test_digits_are_not_flipped_and_stay_in_range(caplog):
 
 @pytest.mark.parametrize("wrong", [{"aa": "rand-z9"}, {"aa": "magic"}])
 def test_an_unknown_augmentation_is_refused(wrong):
-    with pytest.raises(UserError, match="--aa is .* timm refuses"):
+    with pytest.raises(UserError, match="--aa is .* no policy of timm"):
         train_transform(DataConfig(data_set="IMNET", **wrong), 48)

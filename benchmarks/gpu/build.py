@@ -11,6 +11,7 @@ import shutil
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,28 @@ EXTENSIONS = {  # name of the extension: sdist, folder of its sources
 
 
 def main(sdists: Path, out: Path) -> None:
-    """Unpack, compile, and write what came of it to build.json, last."""
+    """Unpack, compile both at once, and write what came of it to build.json, last."""
     out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"error": None}
+    for wheel in sdists.glob("*.whl"):
+        shutil.copy(wheel, out)
+    with ThreadPoolExecutor() as pool:  # the compilers are processes of their own
+        reports = dict(zip(EXTENSIONS, pool.map(lambda name: compiled(name, sdists, out), EXTENSIONS)))
+    errors = [f"{name}: {report['error']}" for name, report in reports.items() if report["error"]]
+    report = {"error": "; ".join(errors) or None} | reports
+    temporary = out / "build.tmp"
+    temporary.write_text(json.dumps(report, indent=1))
+    temporary.replace(out / "build.json")  # whoever waits for it reads all of it
+
+
+def compiled(name: str, sdists: Path, out: Path) -> dict[str, Any]:
+    """Seconds that an extension took, and what went wrong: the benchmark then goes on without upstream."""
+    start, error = time.perf_counter(), None
+    package, folder = EXTENSIONS[name]
     try:
-        for wheel in sdists.glob("*.whl"):
-            shutil.copy(wheel, out)
-        for name, (package, folder) in EXTENSIONS.items():
-            start = time.perf_counter()
-            compile_extension(name, unpack(sdists, package, out), folder, out)
-            report[name] = {"seconds": round(time.perf_counter() - start, 1)}
-    except Exception as error:  # whatever fails, the benchmark goes on without upstream
-        report["error"] = f"{type(error).__name__}: {error}"[-2000:]
-    (out / "build.json").write_text(json.dumps(report, indent=1))
+        compile_extension(name, unpack(sdists, package, out), folder, out)
+    except Exception as caught:  # a compiler's failure comes as any type
+        error = f"{type(caught).__name__}: {caught}"[-2000:]
+    return {"error": error, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def unpack(sdists: Path, package: str, out: Path) -> Path:
@@ -67,6 +77,7 @@ def compile_extension(name: str, source: Path, folder: str, out: Path) -> None:
     files = sorted(path for path in (source / folder).iterdir() if path.suffix in (".cpp", ".cu"))
     build = out / f"{name}_build"
     build.mkdir(exist_ok=True)
+    (build / "lock").unlink(missing_ok=True)  # of a build that was stopped; torch would wait for it for ever
     cpp_extension.load(
         name=name,
         sources=[str(path) for path in files],

@@ -55,10 +55,10 @@ class Inputs:
             features, B, C = make(batch, length, self.rank + 2 * STATES, dtype=half).split(
                 [self.rank, STATES, STATES], -1
             )
-            A = -torch.rand(inner, STATES, device=setting.device) * 8 - 0.1
+            log_A = (torch.rand(inner, STATES, device=setting.device) * 8 + 0.1).log()
             weight, bias = make(inner, self.rank, dtype=half), make(inner)
             u = make(batch, length, inner, dtype=half)
-            self.directions.append((u, (features, weight), A, B, C, make(inner), bias))
+            self.directions.append((u, (features, weight), log_A, B, C, make(inner), bias))
 
     def norm(self) -> Any:
         return add_rms_norm(self.hidden, self.residual, self.weight)
@@ -67,7 +67,7 @@ class Inputs:
         return bidirectional_conv1d(self.u, *self.taps)
 
     def scan(self) -> Any:
-        return bidirectional_scan(*self.directions, self.z, True)
+        return bidirectional_scan(*self.directions, self.z, True, log_A=True)
 
     def upstream_conv(self, kernels: Kernels) -> Callable[[], Any]:
         x = self.u.transpose(1, 2).contiguous()
@@ -76,8 +76,8 @@ class Inputs:
 
     def upstream_scan(self, kernels: Kernels) -> Callable[[], Any]:
         """Both directions' calls, the step sizes given, layouts as upstream wants them; no flips."""
-        u, (features, weight), A, B, C, D, bias = self.directions[0]
-        delta = features @ weight.t()
+        u, (features, weight), log_A, B, C, D, bias = self.directions[0]
+        A, delta = -log_A.exp(), features @ weight.t()
         u, delta, B, C, z = (t.transpose(1, 2).contiguous() for t in (u, delta, B, C, self.z))
         return lambda: [
             kernels.scan(u, delta, A, B, C, D=D, z=z, delta_bias=bias, delta_softplus=True) for _ in range(2)

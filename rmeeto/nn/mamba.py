@@ -101,10 +101,11 @@ class BiMamba(nn.Module):
         delta_f, B_f, C_f = self._project(u_f, self.x_proj, self.dt_proj)
         delta_b, B_b, C_b = self._project(u_b, self.x_proj_b, self.dt_proj_b)
         y = bidirectional_scan(
-            (u_f, delta_f, _decay(self.A_log), B_f, C_f, self.D, self.dt_proj.bias),
-            (u_b, delta_b, _decay(self.A_b_log), B_b, C_b, self.D_b, self.dt_proj_b.bias),
+            (u_f, delta_f, self.A_log, B_f, C_f, self.D, self.dt_proj.bias),
+            (u_b, delta_b, self.A_b_log, B_b, C_b, self.D_b, self.dt_proj_b.bias),
             z,
             self.average,
+            log_A=True,
         )
         out = self.out_proj(y)
         if not return_ssm:
@@ -124,8 +125,3 @@ class BiMamba(nn.Module):
             backward = backward.flip(1, 2)
         total = forward + backward
         return total / 2 if self.average else total
-
-
-def _decay(log: Tensor) -> Tensor:
-    """A from its logarithm, in float32 at least: a half format would round it to three digits."""
-    return -torch.exp(log if log.dtype == torch.float64 else log.float())

@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import floors, run
+from benchmarks.gpu import build, floors, run
 from benchmarks.gpu.run import DRY, PARTS, main
 from rmeeto.ops import triton_support
 
@@ -177,3 +178,33 @@ def test_floors_at_batch_128_on_one_h200(embed, r, fused, upstream):
     for layout, expected in (("fused", fused), ("upstream", upstream)):
         seconds = floors.forward(128, counts, embed, floors.H200, layout)
         assert seconds * 1e3 == pytest.approx(expected, rel=0.08)
+
+
+def test_the_build_of_upstream_reports_each_extension_and_survives_a_stopped_one(tmp_path, monkeypatch):
+    sdists, out = tmp_path / "from", tmp_path / "to"
+    sdists.mkdir()
+    (sdists / "einops-1-py3-none-any.whl").write_bytes(b"")
+    for sdist, source in (("causal_conv1d-1", "csrc"), ("mamba_ssm-2", "csrc/selective_scan")):
+        (tmp_path / sdist / source).mkdir(parents=True)
+        (tmp_path / sdist / source / "kernel.cu").write_text("")
+        with tarfile.open(sdists / f"{sdist}.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / sdist, sdist)
+    lock = out / "selective_scan_cuda_build" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()  # what a build leaves behind that was stopped; torch would wait for it
+
+    def load(name, sources, extra_cuda_cflags, build_directory, **_):
+        assert [Path(source).name for source in sources] == ["kernel.cu"]
+        assert extra_cuda_cflags[-1] == "-gencode=arch=compute_90,code=sm_90"
+        if name == "causal_conv1d_cuda":
+            raise RuntimeError("the compiler's message")
+        assert not lock.exists()
+        (Path(build_directory) / f"{name}.so").touch()
+
+    monkeypatch.setattr("torch.utils.cpp_extension.load", load)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    build.main(sdists, out)
+    report = json.loads((out / "build.json").read_text())
+    assert report["error"] == "causal_conv1d_cuda: RuntimeError: the compiler's message"
+    assert report["causal_conv1d_cuda"]["error"] and report["selective_scan_cuda"]["error"] is None
+    assert (out / "selective_scan_cuda.so").exists() and (out / "einops-1-py3-none-any.whl").exists()

@@ -223,6 +223,19 @@ def test_under_autocast_and_in_inference_mode(backend):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_A_may_be_given_as_its_logarithm(backend, dtype):
+    tensors, z = direction(1, 9, 5, 3, torch.float32), gate(1, 9, 5)
+    log = (-tensors[2]).log().to(dtype)
+    tensors[2] = -log.to(torch.promote_types(dtype, torch.float32)).exp()  # never rounded to a half format
+    given = [*tensors[:2], log, *tensors[3:]]
+    out = bidirectional_scan(tuple(given), tuple(given), z, backend=backend, log_A=True)
+    assert_close_rms(
+        out, bidirectional_scan(tuple(tensors), tuple(tensors), z, backend=backend), tolerance=1e-7
+    )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_samples(backend):
     tensors = [t[:0] if t.ndim == 3 else t for t in direction(1, 5, 6, 3)]

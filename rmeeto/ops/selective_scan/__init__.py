@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
 from rmeeto.ops.selective_scan import cpp, eager, naive, upstream
+from rmeeto.ops.selective_scan.naive import plain_direction
 
 _TRITON = "rmeeto.ops.selective_scan.triton_scan"
 
@@ -82,7 +82,12 @@ def selective_scan(
 
 
 def bidirectional_scan(
-    forward: tuple, backward: tuple, z: Tensor, average: bool = False, backend: str = "auto"
+    forward: tuple,
+    backward: tuple,
+    z: Tensor,
+    average: bool = False,
+    backend: str = "auto",
+    log_A: bool = False,
 ) -> Tensor:
     """Sum (or mean) of a forward and a backward scan that share one gate, token-major and without flips.
 
@@ -94,19 +99,15 @@ def bidirectional_scan(
         z: (B, L, D) gate, applied as ``silu(z)``.
         average: halve the sum.
         backend: as in `selective_scan`.
+        log_A: A holds log(-A), as a mixer's parameters do: the Triton kernel takes the exponential itself.
 
     Returns:
         (B, L, D).
     """
     implementation = BIDIRECTIONAL.implementation(z.device.type, backend)
-    if not getattr(implementation, "projects_delta", False):
-        forward, backward = _projected(forward), _projected(backward)
-    return implementation(forward, backward, z, average)
-
-
-def _projected(direction: tuple) -> tuple:
-    u, delta, *others = direction
-    return (u, F.linear(*delta) if isinstance(delta, tuple) else delta, *others)
+    if getattr(implementation, "takes_parameters", False):
+        return implementation(forward, backward, z, average, log_A)
+    return implementation(plain_direction(forward, log_A), plain_direction(backward, log_A), z, average)
 
 
 def _check(

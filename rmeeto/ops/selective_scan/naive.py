@@ -65,3 +65,19 @@ def naive_bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average
     u, delta, A, B, C, D, bias = backward
     y = y + naive_selective_scan(u, delta, A, B, C, D, z, bias, reverse=True)
     return y / 2 if average else y
+
+
+def plain_direction(direction: tuple, log_A: bool) -> tuple:
+    """A direction with its step sizes and its A, for a scan that does not derive them from the parameters itself.
+
+    Args:
+        direction: ``(u, delta, A, B, C, D, delta_bias)``; delta (B, L, D) or a pair (features (B, L, R), weight
+            (D, R)).
+        log_A: A is log(-A). Its exponential is taken in float32 at least: a half format would round it to three digits.
+    """
+    u, delta, A, *others = direction
+    if isinstance(delta, tuple):
+        delta = F.linear(*delta)
+    if log_A:
+        A = -torch.exp(A.to(torch.promote_types(A.dtype, torch.float32)))
+    return u, delta, A, *others

@@ -32,7 +32,7 @@ def scan_bwd_kernel(
     CHANNELS: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    T: tl.constexpr, G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
+    LOG_A: tl.constexpr, T: tl.constexpr, G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one direction of `scan_fwd_kernel`, tile by tile from the last token scanned to the first.
 
@@ -41,7 +41,8 @@ def scan_bwd_kernel(
       du, ddelta (directions, B, L, D): the latter before softplus and before the projection;
       dz (B, L, D), by the first direction;
       dBC (directions, spans, B, L, 2, N) fp32, summed over the span's channels;
-      dA (directions, B, D, N) and dvectors (directions, B, 2, D) fp32: of A, D and the bias, one for each image.
+      dA (directions, B, D, N) and dvectors (directions, B, 2, D) fp32: of A (LOG_A: of log(-A)), D and the
+        bias, one for each image.
 
     h_t = m_t + x_t B_t with m_t = a_t h_{t-1}, x_t = delta_t u_t; g_t = dL/dh_t = C_t dy_t + a_{t+1} g_{t+1}.
     """
@@ -72,7 +73,7 @@ def scan_bwd_kernel(
     while group < tl.minimum((tl.program_id(0) + 1) * span, num_groups):
         channels = (group * G + tl.arange(0, G))[:, None] * W + tl.arange(0, W)[None, :]
         inside = channels < CHANNELS
-        A = load_A(tl.where(first, A0, A1), channels, inside, STATES, N)
+        A = load_A(tl.where(first, A0, A1), channels, inside, LOG_A, STATES, N)
         bias = load_vector(tl.where(first, bias0, bias1), channels, inside, HAS_BIAS)
         skip = load_vector(tl.where(first, D0, D1), channels, inside, HAS_D)
         weight = load_weight(tl.where(first, weight0, weight1), delta, group, CHANNELS, RANK, R, G, W)
@@ -143,7 +144,11 @@ def scan_bwd_kernel(
             index -= 1
 
         there = (row * CHANNELS + channels[:, None, :]) * STATES + state[None, :, None]
-        tl.store(dA + there, sum_A, mask=inside[:, None, :] & (state < STATES)[None, :, None])
+        tl.store(
+            dA + there,
+            sum_A * A if LOG_A else sum_A,
+            mask=inside[:, None, :] & (state < STATES)[None, :, None],
+        )
         tl.store(dvectors + row * (2 * CHANNELS) + channels, sum_D, mask=inside)
         tl.store(dvectors + row * (2 * CHANNELS) + CHANNELS + channels, sum_bias, mask=inside)
         tl.debug_barrier()  # the next group adds to the dB and dC that other threads of this program have written

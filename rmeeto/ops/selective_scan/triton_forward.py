@@ -99,12 +99,13 @@ def load_vector(pointer, channels, inside, GIVEN: tl.constexpr):
 
 
 @triton.jit
-def load_A(pointer, channels, inside, STATES: tl.constexpr, N: tl.constexpr):
-    """(G, N, W) of A."""
+def load_A(pointer, channels, inside, LOG_A: tl.constexpr, STATES: tl.constexpr, N: tl.constexpr):
+    """(G, N, W) of A, which LOG_A gives as log(-A)."""
     state = tl.arange(0, N)
     mask = inside[:, None, :] & (state < STATES)[None, :, None]
     offsets = channels[:, None, :] * STATES + state[None, :, None]
-    return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    tile = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    return -tl.exp2(tile * LOG2E) if LOG_A else tile
 
 
 @triton.jit
@@ -123,7 +124,7 @@ def scan_state_fwd_kernel(
     u_batch, u_row, delta_batch, delta_row, B_batch, B_row,
     CHANNELS: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    T: tl.constexpr, G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
+    LOG_A: tl.constexpr, T: tl.constexpr, G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """The state that each chunk of tokens ends with when it starts from zero, and the sum of its step sizes.
@@ -143,7 +144,7 @@ def scan_state_fwd_kernel(
     u = tl.where(first, u0, u1) + batch * u_batch
     delta = tl.where(first, delta0, delta1) + batch * delta_batch
     B = tl.where(first, B0, B1) + batch * B_batch
-    A = load_A(tl.where(first, A0, A1), channels, inside, STATES, N) * LOG2E
+    A = load_A(tl.where(first, A0, A1), channels, inside, LOG_A, STATES, N) * LOG2E
     bias = load_vector(tl.where(first, bias0, bias1), channels, inside, HAS_BIAS)
     weight = load_weight(tl.where(first, weight0, weight1), delta, group, CHANNELS, RANK, R, G, W)
 
@@ -182,7 +183,7 @@ def scan_fwd_kernel(
     CHANNELS: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, KEEP: tl.constexpr, SPLIT: tl.constexpr,
-    T: tl.constexpr, G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
+    LOG_A: tl.constexpr, T: tl.constexpr, G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """Scan a chunk of tokens (all of them unless SPLIT) in one or both directions, add, gate.
@@ -209,7 +210,7 @@ def scan_fwd_kernel(
         delta = tl.where(first, delta0, delta1) + batch * delta_batch
         B = tl.where(first, B0, B1) + batch * B_batch
         C = tl.where(first, C0, C1) + batch * C_batch
-        A = load_A(tl.where(first, A0, A1), channels, inside, STATES, N) * LOG2E
+        A = load_A(tl.where(first, A0, A1), channels, inside, LOG_A, STATES, N) * LOG2E
         bias = load_vector(tl.where(first, bias0, bias1), channels, inside, HAS_BIAS)
         skip = load_vector(tl.where(first, D0, D1), channels, inside, HAS_D)
         weight = load_weight(tl.where(first, weight0, weight1), delta, group, CHANNELS, RANK, R, G, W)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rmeeto.ops.register import operator
 from rmeeto.ops.selective_scan import eager
+from rmeeto.ops.selective_scan.naive import plain_direction
 from rmeeto.ops.selective_scan.triton_backward import scan_bwd_kernel
 from rmeeto.ops.selective_scan.triton_forward import scan_fwd_kernel, scan_state_fwd_kernel
 from rmeeto.ops.triton_support import (
@@ -42,9 +42,19 @@ _DIRECTION = (
 )
 _INPUTS = (
     f"{_DIRECTION.format('', '')}, {_DIRECTION.format('?', '2')}, Tensor? z, "
-    "bool softplus, bool reverse, bool average"
+    "bool softplus, bool reverse, bool average, bool log_A"
 )
 _PER_DIRECTION, _NUM_TENSORS = 8, 17
+
+
+class _Flags(NamedTuple):
+    softplus: bool
+    reverse: bool
+    average: bool
+    log_A: bool
+
+
+_NUM_FLAGS = len(_Flags._fields)
 
 
 def selective_scan(
@@ -62,28 +72,28 @@ def selective_scan(
     """Same function as `naive_selective_scan`; float64 goes to the eager loop."""
     if u.dtype == torch.float64:
         return eager.eager_selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    return _scan([(u, delta, A, B, C, D, delta_bias)], z, delta_softplus, reverse, False)
+    return _scan([(u, delta, A, B, C, D, delta_bias)], z, delta_softplus, reverse, False, False)
 
 
-def bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool = False) -> Tensor:
+def bidirectional_scan(
+    forward: tuple, backward: tuple, z: Tensor, average: bool = False, log_A: bool = False
+) -> Tensor:
     """Same function as `naive_bidirectional_scan`; float64 goes to the eager loop.
 
-    A direction's ``delta`` may be a pair (features (B, L, R), weight (D, R)): the kernel then projects it.
+    A direction's ``delta`` may be a pair (features (B, L, R), weight (D, R)), which the kernel then projects, and its
+    ``A`` may be log(-A), of which the kernel then takes the exponential.
     """
     if forward[0].dtype == torch.float64:
-        forward, backward = (
-            (u, F.linear(*delta) if isinstance(delta, tuple) else delta, *others)
-            for u, delta, *others in (forward, backward)
-        )
+        forward, backward = (plain_direction(direction, log_A) for direction in (forward, backward))
         return eager.eager_bidirectional_scan(forward, backward, z, average)
-    return _scan([forward, backward], z, True, False, average)
+    return _scan([forward, backward], z, True, False, average, log_A)
 
 
-bidirectional_scan.projects_delta = True  # type: ignore[attr-defined]
+bidirectional_scan.takes_parameters = True  # type: ignore[attr-defined]
 
 
 def _scan(
-    directions: Sequence[tuple], z: Tensor | None, softplus: bool, reverse: bool, average: bool
+    directions: Sequence[tuple], z: Tensor | None, softplus: bool, reverse: bool, average: bool, log_A: bool
 ) -> Tensor:
     """Bring the tensors to one storage type (fp32 unless all sequences are bf16, or all fp16), and call the kernel."""
     out_dtype = directions[0][0].dtype
@@ -99,7 +109,7 @@ def _scan(
     tensors += [None] * (_NUM_TENSORS - 1 - len(tensors))
     tensors.append(None if z is None else z.to(storage))
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    return _operator(*tensors, softplus, reverse, average, keep)[0].to(out_dtype)
+    return _operator(*tensors, softplus, reverse, average, log_A, keep)[0].to(out_dtype)
 
 
 def num_chunks(programs: int, tiles: int, sms: int) -> int:
@@ -121,7 +131,7 @@ def num_chunks(programs: int, tiles: int, sms: int) -> int:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, keep = arguments
-    tensors, (softplus, reverse, average) = _prepared(inputs)
+    tensors, flags = _prepared(inputs)
     u, z = tensors[0], tensors[-1]
     batch, length, channels = u.shape
     directions = 1 if tensors[_PER_DIRECTION] is None else 2
@@ -130,7 +140,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     chunks = 1 if keep else num_chunks(groups * batch, tiles, num_sms(u.device))
     chunk = -(-tiles // chunks)
     chunks = -(-tiles // chunk)
-    constants = _constants(tensors, softplus, reverse)
+    constants = _constants(tensors, flags)
     strides = _strides(tensors)
     settings = {
         "DIRECTIONS": directions,
@@ -165,13 +175,13 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         }
         scan_fwd_kernel[(groups, batch, chunks)](
             *first, *second, _given(z, u), out, ungated, states, ends, steps,
-            length, chunk * TOKENS, *strides, 0.5 if average else 1.0, **constants, **settings,
+            length, chunk * TOKENS, *strides, 0.5 if flags.average else 1.0, **constants, **settings,
         )  # fmt: skip
     return out, ungated, states
 
 
 def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    tensors, (softplus, reverse, average) = _prepared(inputs)
+    tensors, flags = _prepared(inputs)
     u, z = tensors[0], tensors[-1]
     batch, length, channels = u.shape
     du, ddelta, dz, dBC, dA, dvectors = gradients = _backward_fake(dout, ungated, states, *inputs)
@@ -189,8 +199,8 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
         scan_bwd_kernel[(spans, batch, directions)](
             *first, *second, _given(z, u), dout, ungated, states,
             du, ddelta, dz, partial_BC, partial_A, partial_vectors, length, span,
-            *_strides(tensors), dout.stride(0), dout.stride(1), 0.5 if average else 1.0,
-            **_constants(tensors, softplus, reverse), HAS_D=tensors[7] is not None, HAS_Z=z is not None, num_warps=1,
+            *_strides(tensors), dout.stride(0), dout.stride(1), 0.5 if flags.average else 1.0,
+            **_constants(tensors, flags), HAS_D=tensors[7] is not None, HAS_Z=z is not None, num_warps=1,
         )  # fmt: skip
     torch.sum(partial_BC, 1, out=dBC)
     torch.sum(partial_A, 1, out=dA)
@@ -251,19 +261,19 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
         dbias = None if bias is None else dvectors[k, 1].to(bias.dtype)
         dD = None if D is None else dvectors[k, 0].to(D.dtype)
         gradients += [du[k], ddirection, dweight, dbias, dA[k].to(A.dtype), dB, dC, dD]
-    return (*gradients, None if z is None else dz, None, None, None, None)
+    return (*gradients, None if z is None else dz, *[None] * (_NUM_FLAGS + 1))
 
 
-def _prepared(inputs: Sequence[Any]) -> tuple[list[Any], tuple[bool, ...]]:
+def _prepared(inputs: Sequence[Any]) -> tuple[list[Any], _Flags]:
     """The tensors as the kernels take them: last dimension contiguous, the same strides in both directions."""
-    tensors, flags = list(inputs[:_NUM_TENSORS]), inputs[_NUM_TENSORS : _NUM_TENSORS + 3]
+    tensors, flags = list(inputs[:_NUM_TENSORS]), inputs[_NUM_TENSORS : _NUM_TENSORS + _NUM_FLAGS]
     for i in range(_PER_DIRECTION):
         places = [k for k in (i, i + _PER_DIRECTION) if tensors[k] is not None]
         for k, tensor in zip(places, contiguous_rows(*(tensors[k] for k in places))):
             tensors[k] = tensor if i in (0, 1, 5, 6) else tensor.contiguous()
     if tensors[-1] is not None:
         (tensors[-1],) = contiguous_rows(tensors[-1])
-    return tensors, tuple(flags)
+    return tensors, _Flags(*flags)
 
 
 def _given(tensor: Tensor | None, instead: Tensor) -> Tensor:
@@ -282,15 +292,16 @@ def _strides(tensors: Sequence[Any]) -> list[int]:
     return [stride for t in (u, delta, B, C, _given(tensors[-1], u)) for stride in t.stride()[:2]]
 
 
-def _constants(tensors: Sequence[Any], softplus: bool, reverse: bool) -> dict[str, Any]:
+def _constants(tensors: Sequence[Any], flags: _Flags) -> dict[str, Any]:
     u, _, weight, bias, A, *_ = tensors
     rank = 0 if weight is None else weight.shape[1]
     return {
         "CHANNELS": u.shape[2],
         "STATES": A.shape[1],
         "RANK": rank,
-        "REVERSE": int(reverse),
-        "SOFTPLUS": softplus,
+        "REVERSE": int(flags.reverse),
+        "SOFTPLUS": flags.softplus,
+        "LOG_A": flags.log_A,
         "HAS_BIAS": bias is not None,
         "T": TOKENS,
         "G": GROUPS,

@@ -81,7 +81,7 @@ def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool) -
     u, z = make(1, tokens, 2 * inner, of=dtype).chunk(2, dim=-1)
     taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)
     forward, backward = bidirectional_conv1d(u, *taps)
-    y = bidirectional_scan(direction(forward), direction(backward), z, True)
+    y = bidirectional_scan(direction(forward), direction(backward), z, True, log_A=True)
     if training:
         outputs = [merged, normed, total, y]
         torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.library import opcheck
 from torch.nn import functional as F
 
 from rmeeto.ops.selective_scan import triton_scan
-from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
+from rmeeto.ops.selective_scan.naive import (
+    naive_bidirectional_scan,
+    naive_selective_scan,
+    plain_direction,
+)
 from rmeeto.ops.triton_math import exp2_polynomial
-from tests.helpers import rms_ratio
+from tests.helpers import assert_close_rms, rms_ratio
 from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
 
 triton = pytest.importorskip("triton")
@@ -94,6 +100,24 @@ def test_half_precision_storage(sizes, dtype, device):
 def test_both_directions_with_the_step_size_given(average, device):
     tensors = both((2, 10, 20, 16, 5), device, torch.float32)
     compare(run(triton_scan.bidirectional_scan, average), run(naive_bidirectional_scan, average), tensors)
+
+
+@pytest.mark.parametrize("sizes", [(2, 13, 20, 16, 5), slow((1, 9, 17, 5, 4)), large((8, 197, 768, 16, 24))])
+def test_A_given_as_its_logarithm(sizes, device, monkeypatch):
+    tensors = both(sizes, device, torch.float32)
+    tensors |= {name: (-tensors[name]).log() for name in ("A", "A_b")}
+
+    def naive(forward, backward, z, average):
+        forward, backward = (plain_direction(d, log_A=True) for d in (forward, backward))
+        return naive_bidirectional_scan(forward, backward, z, average)
+
+    call = run(partial(triton_scan.bidirectional_scan, log_A=True), projected=False)
+    compare(call, run(naive), tensors)
+    monkeypatch.setattr(
+        triton_scan, "num_chunks", lambda *_: 2
+    )  # its kernel of the chunks' states reads A too
+    with torch.no_grad():
+        assert_close_rms(call(*tensors.values()), run(naive)(*tensors.values()))
 
 
 @pytest.mark.parametrize("reverse", [slow(False), True])
@@ -190,7 +214,7 @@ def test_registration(checks, device):
 
     inputs = [*ordered(*forward), *ordered(*backward), z]
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
-    opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True), test_utils=checks)
+    opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True, True), test_utils=checks)
 
 
 def test_a_compiled_function_has_no_graph_break(device):

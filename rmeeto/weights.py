@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +106,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             return dict(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, OSError,
-            KeyError, ValueError, IndexError, AttributeError, TypeError) as error:  # fmt: skip
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        if reason.startswith("Weights only load failed"):
-            reason = "it is no checkpoint of torch, or holds objects besides tensors and plain options"
+    except Exception as error:  # unpickling a damaged or foreign file raises nearly anything
         raise UserError(
-            f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {reason}\n"
+            f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {why_unreadable(error)}\n"
             "expected a whole checkpoint file; it may be truncated or of another kind: fetch it again"
         ) from None
     if not isinstance(content, dict):
@@ -122,10 +116,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def why_unreadable(error: Exception) -> str:
+    """What reading a checkpoint file has raised, as a reason in one line."""
+    if isinstance(error, OSError | RuntimeError | SafetensorError) and str(error).strip():
+        return str(error).strip().splitlines()[0][:160]
+    return "it is no checkpoint of torch, or holds objects besides tensors and plain options"
+
+
 def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[str, Tensor], str]:
     plain = next((key for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
     averaged = "model_ema" if isinstance(content.get("model_ema"), dict) else None
     if ema is True and averaged is None:
+        if "model_ema" in content:
+            raise UserError(
+                f"weights: {path} has no averaged weights: its run kept none (--model_ema); load the plain ones"
+            )
         raise UserError(
             f"weights: {path} has no entry model_ema; it has {_names(content)}; load it without EMA"
         )

@@ -96,7 +96,7 @@ def work(config: VideoConfig, parts: Parts, world: World, folder: RunFolder) -> 
         )
         trained = {"epochs": validation["epochs"], "steps": validation["steps"], "validation": validation}
         if config.run.test_best:
-            best = world.together(lambda: checkpoint.load(folder.path / "best.pt"))
+            best = world.together(lambda: checkpoint.load(folder.path / "best.pt", "model"))
             model.load_state_dict(best["model"])
     result = evaluate_views(model, data, world, folder.path, amp_dtype(config.run.amp, world.device))
     folder.log("test", {"epoch": trained.get("epochs", 0), "step": trained.get("steps", 0)}, result)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from rmeeto.errors import UserError
+from rmeeto.weights import why_unreadable
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -40,19 +39,29 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *entries: str) -> dict[str, Any]:
     """Read a checkpoint of `save` onto the CPU; nothing that the file brings is executed.
 
+    Args:
+        path: of the file.
+        entries: that it needs to have.
+
     Raises:
-        UserError: the file is missing, truncated or not a checkpoint.
+        UserError: the file is missing, truncated or not such a checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a damaged or foreign file raises nearly anything
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason}); start anew with another --name."
+            f"{path} cannot be read as a checkpoint ({why_unreadable(error)}); start anew with another --name."
         ) from None
+    missing = [name for name in entries if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise UserError(
+            f"{path} is another file than this run's: it has no {', '.join(missing)}. Put the right one there, or "
+            "start anew with another --name."
+        )
+    return state
 
 
 def _sync_folder(folder: Path) -> None:

@@ -214,10 +214,15 @@ class Training:
         self.save()
 
     def save(self) -> None:
-        """Write last.pt. The schedule is a function of the position, so it has no state of its own."""
+        """Write last.pt."""
         self.stop_if_not_finite()
+        state = self.state()
+        self.world.on_main(lambda: checkpoint.save(self.folder.path / "last.pt", state))
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds. The schedule is a function of the position, so it has no state of its own."""
         own = {"rng": checkpoint.rng_state(self.world.device), "means": self.means.state()}
-        state = {
+        return {
             "model": self.model.state_dict(),
             "model_ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -229,7 +234,6 @@ class Training:
             "log_size": self.folder.log_size(),
             "batches_per_epoch": self.data.batches_per_epoch,
         }
-        self.world.on_main(lambda: checkpoint.save(self.folder.path / "last.pt", state))
 
     def resume(self) -> None:
         """Put back all that `save` wrote, or start anew where there is nothing."""
@@ -237,7 +241,8 @@ class Training:
         if not world.on_main(path.exists):
             self.folder.start()
             return
-        state = world.together(lambda: checkpoint.load(path))
+        entries = list(self.state())
+        state = world.together(lambda: checkpoint.load(path, *entries))
         here = len(state["ranks"]), state["batches_per_epoch"]
         if here != (world.size, self.data.batches_per_epoch):
             raise UserError(
@@ -245,11 +250,17 @@ class Training:
                 f"{world.size} with {self.data.batches_per_epoch}. Start as many on the same data, or a new run "
                 "under another --name."
             )
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["model_ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["model_ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is of another run: its state does not fit this one's ({str(error).splitlines()[0]}). Put "
+                "the right one there, or start anew with another --name."
+            ) from None
         self.at = Position(**state["position"])
         self.accuracy, self.best = state["accuracy"], state["best"]
         own = state["ranks"][world.rank]

@@ -175,6 +175,34 @@ def test_resuming_on_other_data_is_refused(tmp_path, first, second):
         train(tmp_path, data=ToyData(**second), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        (lambda folder: (folder / "last.pt").write_text("hello"), "no checkpoint of torch"),
+        (lambda folder: (folder / "best.pt").replace(folder / "last.pt"), "has no model_ema, optimizer, "),
+        (lambda folder: torch.save([1], folder / "last.pt"), "has no model, "),
+    ],
+    ids=["text", "best.pt", "list"],
+)
+def test_resuming_from_a_foreign_file_is_refused(tmp_path, foreign, message):
+    train(tmp_path, OptimConfig(epochs=1))
+    foreign(tmp_path / "toy")
+    with pytest.raises(UserError, match=message) as caught:
+        train(tmp_path, OptimConfig(epochs=1), resume=True)
+    assert "another --name" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "optim"),
+    [(torch.nn.Linear(3, 3), {}), (None, {"model_ema": True})],
+    ids=["another model", "without the average"],
+)
+def test_resuming_from_another_runs_checkpoint_is_refused(tmp_path, model, optim):
+    train(tmp_path, OptimConfig(epochs=1))
+    with pytest.raises(UserError, match="its state does not fit this one's.*another --name"):
+        train(tmp_path, OptimConfig(epochs=2, **optim), model=model, resume=True)
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_loss_that_is_not_finite_skips_the_optimizer_step_and_stops(tmp_path, accumulation):
     optim = OptimConfig(lr=1e-2, epochs=1, accumulation=accumulation)

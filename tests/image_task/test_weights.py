@@ -151,6 +151,19 @@ def test_files_without_weights(tmp_path, content, message):
         load_weights(small(), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("text", ["hello", "<!DOCTYPE html>", "(lp0\n", "\0"])
+def test_a_text_file_is_no_checkpoint(tmp_path, text):
+    (tmp_path / "w.pth").write_text(text)
+    with pytest.raises(UserError, match="cannot be read: it is no checkpoint of torch"):
+        load_weights(small(), tmp_path / "w.pth")
+
+
+def test_a_run_without_an_average_is_named(tmp_path):
+    torch.save({"model": small().state_dict(), "model_ema": None}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="its run kept none .--model_ema."):
+        load_weights(small(), tmp_path / "last.pt", ema=True)
+
+
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_weights(small(), tmp_path / "none.pth")

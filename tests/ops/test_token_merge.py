@@ -101,6 +101,30 @@ def test_out_of_range(backend, r, class_index, message):
         match_tokens(randn(1, 9, 4), r, class_index, backend=backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("class_index", "message"),
+    [
+        ([3], r"shape \(1,\); expected \(4,\)"),
+        ([[3], [3], [3], [3]], r"shape \(4, 1\); expected \(4,\)"),
+        ([0, 3, 100000, 3], "from 0 to 100000; expected 0 to 8"),
+        ([0, -1, 3, 3], "from -1 to 3; expected 0 to 8"),
+    ],
+)
+def test_a_class_index_of_each_sample_that_is_none(backend, dtype, class_index, message):
+    with pytest.raises(ValueError, match=message):
+        match_tokens(randn(4, 9, 4).to(dtype), 2, torch.tensor(class_index), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_graph_takes_a_class_index_of_each_sample(backend):
+    metric, index = randn(3, 21, 8), torch.tensor([0, 7, 20])
+    compiled = torch.compile(match_tokens, fullgraph=True, backend="eager")
+    expected = match(metric, 6, index, class_position="exact")
+    assert_same_plan(compiled(metric, 6, index, True, backend), expected)
+
+
 def inputs(batch=2, tokens=37, channels=20, residual=True, size=True, hidden=torch.float32):
     sizes = torch.randint(1, 6, (batch, tokens, 1), generator=torch.Generator().manual_seed(2)).float()
     return (

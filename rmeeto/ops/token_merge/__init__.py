@@ -54,17 +54,22 @@ def match_tokens(
         new class index: a (B,) tensor if ``exact`` or if it was one, else an int.
 
     Raises:
-        ValueError: r or the class index is out of range.
+        ValueError: r or the class index is out of range (values on a GPU are not read), or there is not one class
+            index per sample.
 
     Source: R-MeeTo, arXiv 2412.12496, section 3.
     """
-    num_tokens = metric.shape[1]
+    batch, num_tokens = metric.shape[:2]
     if not 1 <= r <= (num_tokens - 1) // 2:
         raise ValueError(
             f"match_tokens: r={r}; expected 1 to {(num_tokens - 1) // 2} for {num_tokens} tokens"
         )
     if isinstance(class_index, int) and not 0 <= class_index < num_tokens:
         raise ValueError(f"match_tokens: class_index={class_index}; expected 0 to {num_tokens - 1}")
+    if isinstance(class_index, Tensor) and class_index.shape != (batch,):
+        raise ValueError(
+            f"match_tokens: class_index has shape {tuple(class_index.shape)}; expected ({batch},), one per sample"
+        )
     return MATCH.implementation(metric.device.type, backend)(metric.detach(), r, class_index, exact)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rmeeto.ops import build
+from rmeeto.ops.token_merge.naive import check_range
 from rmeeto.ops.token_merge.registered import (
     match_fake,
     matching,
@@ -33,7 +34,9 @@ def _match(
     metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     metric = _rows(metric)
-    class_index = None if class_index is None else class_index.long().contiguous()
+    if class_index is not None:
+        check_range(class_index, metric.shape[1])  # the kernel writes there
+        class_index = class_index.long().contiguous()
     outputs = keep, source, destination, place = match_fake(metric, r, class_index, index, exact)
     fields = [*metric.shape, r, metric.data_ptr(), *metric.stride()[:2], build.pointer(class_index), index]
     fields += [place.data_ptr() if exact else 0, keep.data_ptr(), source.data_ptr(), destination.data_ptr()]

@@ -87,8 +87,8 @@ def merging(
         destination: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Same function as `naive_merge_tokens`. Sizes are fp32."""
-        wide = residual is not None and residual.dtype != torch.float32
-        if hidden.dtype not in storage or wide:
+        is_fp32 = residual is None or residual.dtype == torch.float32
+        if hidden.dtype not in storage or not is_fp32:
             return naive.naive_merge_tokens(hidden, residual, size, keep, source, destination)
         size = None if size is None else size.float()
         return registered(hidden, residual, size, keep, source, destination)

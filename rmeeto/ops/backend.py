@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rmeeto.errors import UserError
+
 NAMES = ("naive", "torch", "cpp", "triton", "upstream", "auto")
 ENVIRONMENT = "RMEETO_BACKEND"
 
@@ -57,11 +59,11 @@ class Operator:
 
         Args:
             device_type: ``cpu``, ``cuda``, ...
-            requested: a backend's name, or ``auto``: the one that ``RMEETO_BACKEND`` names if this operator has it,
-                else the best that runs here.
+            requested: a backend's name, or ``auto``: the one that ``RMEETO_BACKEND`` names if this operator has it on
+                any device, else the best that runs here.
 
         Raises:
-            ValueError: an unknown name, or a backend that cannot run here.
+            UserError: an unknown name, or a backend that is not for this device or cannot run here.
         """
         return self._loaded[_choose(self._index, device_type, requested)]
 
@@ -86,24 +88,24 @@ class Operator:
     def _resolve(self, device_type: str, requested: str, forced: str) -> tuple[str, Callable]:
         for name, where in ((requested, "backend"), (forced, ENVIRONMENT)):
             if name not in NAMES:
-                raise ValueError(f"{where}={name!r}; expected one of {NAMES}")
-        name = requested if requested != "auto" else forced
+                raise UserError(f"{where}={name!r}; expected one of {NAMES}")
+        name, where = requested, "backend"
+        if requested == "auto" and any(backend.name == forced for backend in self.backends):
+            name, where = forced, ENVIRONMENT  # one that only other operators have forces nothing here
         usable = [b for b in self.backends if device_type in b.devices or "any" in b.devices]
         if name != "auto":
             named = [backend for backend in usable if backend.name == name]
-            if (
-                not named and requested == "auto"
-            ):  # the environment names a backend that only other operators have
-                return self._resolve(device_type, "auto", "auto")
             if not named:
                 has = ", ".join(backend.name for backend in usable)
-                raise ValueError(
-                    f"{self.name}: no backend {name!r} for {device_type}; this operator has {has}"
+                raise UserError(
+                    f"{where}={name!r}: {self.name} has no backend {name!r} for {device_type}; this operator has {has}"
                 )
             try:
                 return name, named[0].load()
             except BackendUnavailable as reason:
-                raise ValueError(f"{self.name}: backend {name!r} cannot run here: {reason}") from reason
+                raise UserError(
+                    f"{where}={name!r}: that backend of {self.name} cannot run here: {reason}"
+                ) from reason
         for backend in usable:
             if not backend.automatic:
                 continue
@@ -111,7 +113,7 @@ class Operator:
                 return backend.name, backend.load()
             except BackendUnavailable:
                 continue
-        raise ValueError(f"{self.name}: no backend runs on {device_type!r}")
+        raise UserError(f"{self.name}: no backend runs on {device_type!r}")
 
 
 @torch.compiler.assume_constant_result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rmeeto.errors import UserError
 from rmeeto.ops.add_norm import ADD_NORM
 from rmeeto.ops.backend import Backend, BackendUnavailable, Operator
 from rmeeto.ops.conv1d import CONV1D
@@ -86,5 +87,19 @@ def test_a_request_that_cannot_be_met_says_why(device, request_, message):
 
 def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("RMEETO_BACKEND", "fastest")
-    with pytest.raises(ValueError, match="RMEETO_BACKEND='fastest'"):
+    with pytest.raises(UserError, match="RMEETO_BACKEND='fastest'"):
         operator().implementation("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("triton", "example has no backend 'triton' for cpu; this operator has upstream, naive, torch"),
+        ("upstream", "that backend of example cannot run here: because"),
+    ],
+)
+def test_what_the_environment_forces_and_cannot_be_is_an_error(name, message, monkeypatch):
+    monkeypatch.setenv("RMEETO_BACKEND", name)
+    with pytest.raises(UserError, match=f"RMEETO_BACKEND='{name}': {message}"):
+        operator().implementation("cpu")
+    assert operator().implementation("cpu", "naive") == "the definition"

@@ -15,7 +15,7 @@ from torch import nn
 
 from rmeeto.cli.config import TaskConfig
 from rmeeto.engine import RunFolder, World, start
-from rmeeto.engine.dist import RankError
+from rmeeto.engine.dist import RankError, speaks
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.record import read_json, state_of
 from rmeeto.errors import UserError
@@ -37,7 +37,7 @@ def run_command(
     Returns:
         The exit code: 0, 1 when nobody reads the output any more, 2 for a user error, 130 after Ctrl-C.
     """
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = speaks()
     config = None
     try:
         config, dry_run, notices = parse(sys.argv[1:] if argv is None else argv)

@@ -79,6 +79,12 @@ class World:
         return result  # type: ignore[return-value]
 
 
+def speaks() -> bool:
+    """Whether this process reports for all, as the launcher's environment says before `start` has checked it."""
+    size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+    return not (size.isdecimal() and int(size) > 1 and rank.isdecimal() and int(rank) > 0)
+
+
 @contextmanager
 def start(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started (its environment variables), or be the only one.

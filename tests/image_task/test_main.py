@@ -253,6 +253,9 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(line, message, weights, 
 def test_processes_beside_the_main_one_are_quiet_about_errors(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert call("--bogus") == 2
+    assert "unknown flag" in capsys.readouterr().err, "a rank alone makes no second process"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call("--bogus") == 2
     assert capsys.readouterr().err == ""
 
     def fail(config):

@@ -17,7 +17,7 @@ import torch
 
 from rmeeto import __version__
 from rmeeto.engine.dist import World
-from rmeeto.engine.flags import expect_at_least, expect_one_of, setting
+from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 from rmeeto.engine.precision import AMP
 from rmeeto.errors import UserError
 
@@ -58,7 +58,9 @@ class RunConfig:
             raise UserError(f"--device is {self.device!r}; expected auto, cpu or cuda.")
         expect_one_of(self, "amp", *AMP)
         expect_at_least(self, 1, "log_every")
-        expect_at_least(self, 0, "checkpoint_every", "seed")
+        expect_at_least(self, 0, "checkpoint_every")
+        # NumPy takes 32 bits, and each process adds its rank.
+        expect(self, ("seed",), lambda seed: 0 <= seed < 2**31, f"0 to {2**31 - 1}")
 
 
 def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
@@ -146,6 +148,8 @@ class RunFolder:
     def _create(self, config: Mapping[str, Any], world: World) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (self.path / "config.json").exists():
                 _write_json(self.path / "config.json", config)
             env_file, now = self.path / "env.json", environment(world)
@@ -153,8 +157,6 @@ class RunFolder:
                 first = read_json(env_file)
                 now = {**first, "resumed": [*first.get("resumed", []), now]}
             _write_json(env_file, now)
-            self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-            fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
         except OSError as error:

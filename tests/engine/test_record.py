@@ -107,10 +107,12 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path, capfd):
             os.write(1, str(error).encode())
 
     with RunFolder(tmp_path, CONFIG, cpu()):
+        before = (tmp_path / "env.json").read_bytes()
         process = multiprocessing.get_context("fork").Process(target=second)
         process.start()
         process.join(timeout=60)
     assert "another process is writing" in capfd.readouterr().out
+    assert (tmp_path / "env.json").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):

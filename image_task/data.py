@@ -75,7 +75,7 @@ class ImageData:
         self._train_source = train_source
         self.batches_per_epoch = 0
         if train_source:
-            self._mixup = build_mixup(config, self.num_classes, config.batch_size)
+            self._mixup = build_mixup(config, self.num_classes, config.batch_size, img_size)
             self._train_transform = train_transform(config, img_size)
             self.batches_per_epoch = self._count_batches()
         indices = shard_indices(self.num_eval, rank, world_size)

@@ -155,8 +155,9 @@ def check(config: Config) -> list[str]:
     if name.partition("/")[0] not in {known.partition("/")[0] for known in KNOWN.split()}:
         raise UserError(f"--data_set is {name!r}; known are {KNOWN}.")
     if not config.run.eval:
-        train_transform(config.data, model.pretrained_cfg["input_size"][-1])
-        build_mixup(config.data, config.model.nb_classes or 1, config.data.batch_size)
+        img_size = model.pretrained_cfg["input_size"][-1]
+        train_transform(config.data, img_size)
+        build_mixup(config.data, config.model.nb_classes or 1, config.data.batch_size, img_size)
     return merge_notes(config.model.model, model, config.merge)
 
 

@@ -78,6 +78,12 @@ class DataConfig:
         expect_at_least(self, 0, "num_workers", "mixup", "cutmix", "max_train_batches", "max_eval_batches")
         expect_one_of(self, "remode", "pixel", "rand", "const")
         expect_one_of(self, "mixup_mode", "batch", "pair", "elem")
+        expect(
+            self,
+            ("cutmix_minmax",),
+            lambda two: two is None or (len(two) == 2 and 0 <= two[0] < two[1] <= 1),
+            "two shares, the smaller one first, in [0, 1], or none",
+        )
         expect(self, ("input_size",), lambda value: value is None or value >= 1, "an edge in pixels")
 
     @property

@@ -11,16 +11,17 @@ from timm.data import Mixup
 from rmeeto.errors import UserError
 
 
-def build_mixup(config: Any, num_classes: int, batch_size: int) -> Mixup | None:
+def build_mixup(config: Any, num_classes: int, batch_size: int, img_size: int) -> Mixup | None:
     """Mixup and cutmix with label smoothing over whole batches, or None where both are off.
 
     Args:
         config: settings of timm's names; `mixes` says whether any of them is on.
         num_classes: of the soft targets.
         batch_size: of what is mixed.
+        img_size: its edge in pixels.
 
     Raises:
-        UserError: an odd batch, whose middle sample has no partner.
+        UserError: an odd batch, whose middle sample has no partner, or edges of cutmix within one pixel.
     """
     if not config.mixes:
         return None
@@ -29,6 +30,13 @@ def build_mixup(config: Any, num_classes: int, batch_size: int) -> Mixup | None:
             f"--batch-size is {batch_size}, but mixup pairs the samples of a batch; give an even one, "
             "or --mixup 0 --cutmix 0."
         )
+    if config.cutmix_minmax is not None:
+        smallest, largest = (int(share * img_size) for share in config.cutmix_minmax)
+        if smallest == largest:  # timm draws from [smallest, largest)
+            raise UserError(
+                f"--cutmix_minmax is {config.cutmix_minmax}, both {smallest} of {img_size} pixels; give shares "
+                "further apart."
+            )
     return Mixup(
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,

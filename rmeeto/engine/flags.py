@@ -211,8 +211,10 @@ def from_plain(config_class: type, values: Mapping[str, Any], section: str) -> A
     """A config from its plain form (as JSON holds it: lists for tuples).
 
     Raises:
-        UserError: for a field that the class does not have, or a value that it refuses.
+        UserError: no section of fields, a field that the class does not have, or a value that it refuses.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{section} is {values!r}; expected its fields, as in a run's config.json.")
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -220,9 +222,8 @@ def from_plain(config_class: type, values: Mapping[str, Any], section: str) -> A
     hints = get_type_hints(config_class)
     for name, value in values.items():
         if not _accepts(hints[name], value):
-            raise UserError(
-                f"{section}.{name} is {value!r}; expected {getattr(hints[name], '__name__', hints[name])}."
-            )
+            expected = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise UserError(f"{section}.{name} is {value!r}; expected {expected}.")
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return config_class(**plain)
@@ -231,8 +232,14 @@ def from_plain(config_class: type, values: Mapping[str, Any], section: str) -> A
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    python = {float: (float, int), tuple: (tuple, list)}
-    origins = [get_origin(kind) or kind for kind in kinds]
-    expected = tuple(kind for origin in origins for kind in python.get(origin, (origin,)))
-    return isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
+    kinds = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_accepts(kind, value) for kind in kinds)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        return len(value) == len(kinds) and all(map(_accepts, kinds, value))
+    expected = (float, int) if hint is float else hint
+    return isinstance(value, expected) and (hint is bool or not isinstance(value, bool))

@@ -86,8 +86,12 @@ def test_mixup_is_built_only_where_it_is_on_and_the_batch_is_even():
         "mixup_switch_prob": 0.5,
     }
     config = SimpleNamespace(mixes=True, mixup_mode="batch", smoothing=0.1, **settings)
-    assert build_mixup(config, 10, 4).num_classes == 10
+    assert build_mixup(config, 10, 4, 16).num_classes == 10
     with pytest.raises(UserError, match="even"):
-        build_mixup(config, 10, 3)
+        build_mixup(config, 10, 3, 16)
+    config.cutmix_minmax = (0.5, 0.51)
+    assert build_mixup(config, 10, 4, 224).num_classes == 10
+    with pytest.raises(UserError, match="both 8 of 16 pixels; give shares further apart"):
+        build_mixup(config, 10, 4, 16)
     config.mixes = False
-    assert build_mixup(config, 10, 3) is None
+    assert build_mixup(config, 10, 3, 16) is None

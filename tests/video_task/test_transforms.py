@@ -110,7 +110,7 @@ def test_mixing_treats_all_frames_alike_and_targets_accordingly(mode, kind):
         "cutmix": {"mixup": 0.0},
         "minmax": {"mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": (0.3, 0.7)},
     }[kind]
-    mix = ClipMixup(replace(CONFIG, mixup_mode=mode, smoothing=0.0, **settings), 4)
+    mix = ClipMixup(replace(CONFIG, mixup_mode=mode, smoothing=0.0, **settings), 4, 16)
     values = torch.arange(4.0)
     clips = values.view(4, 1, 1, 1, 1).expand(4, 3, 5, 16, 16).contiguous()
     with preserved_globals():
@@ -125,7 +125,7 @@ def test_mixing_treats_all_frames_alike_and_targets_accordingly(mode, kind):
 
 
 def test_mixed_targets_are_smoothed():
-    targets = ClipMixup(replace(CONFIG, mixup_prob=0.0), 4)(torch.zeros(2, 3, 2, 8, 8), torch.tensor([0, 1]))[
+    targets = ClipMixup(replace(CONFIG, mixup_prob=0.0), 4, 8)(torch.zeros(2, 3, 2, 8, 8), torch.tensor([0, 1]))[
         1
     ]
     assert torch.allclose(targets[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))

@@ -29,7 +29,7 @@ def check_data(config: VideoDataConfig, *, img_size: int, train: bool = True) ->
         config, img_size, train: as of `build_data`.
 
     Raises:
-        UserError: a data set or decoder that is unknown or does not load, an augmentation that timm does not know,
+        UserError: a data set or decoder that is unknown or does not load, an augmentation that timm does not know or cannot draw,
             crops larger than the frames.
     """
     check_data_set(config)
@@ -37,6 +37,7 @@ def check_data(config: VideoDataConfig, *, img_size: int, train: bool = True) ->
     ViewTransform(config, img_size)
     if train and config.augment:
         TrainTransform(config, img_size, flip=False)
+        ClipMixup(config, num_classes=1, size=img_size)
 
 
 def build_data(
@@ -99,7 +100,7 @@ class VideoData:
         self.batches_per_epoch = 0
         if self.num_train:
             self._train = videos["train"]
-            self._mixup = ClipMixup(config, self.num_classes) if config.mixes else None
+            self._mixup = ClipMixup(config, self.num_classes, img_size) if config.mixes else None
             self._train_transform = (
                 TrainTransform(config, img_size, flip=self._flips())
                 if config.augment

@@ -87,8 +87,8 @@ class ViewTransform:
 class ClipMixup:
     """timm's mixup and cutmix for clips (B, 3, T, H, W): one box for all frames."""
 
-    def __init__(self, config: VideoDataConfig, num_classes: int):
-        self._mixup = build_mixup(config, num_classes, config.batch_size * config.num_sample)
+    def __init__(self, config: VideoDataConfig, num_classes: int, size: int):
+        self._mixup = build_mixup(config, num_classes, config.batch_size * config.num_sample, size)
 
     def __call__(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         images, soft_targets = self._mixup(clips.flatten(1, 2), targets)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Parity, then speed of the models on one CUDA GPU: bash benchmarks/gpu.sh [OUT] [--dry-run] [part ...]
-# Needs what a bare machine with torch, timm and pytest has; no network. Writes OUT/<part>.json (OUT: runs/gpu), under
-# 9 minutes a call; call it again to go on where it stopped (exit code 3: parts are left, 1: a part failed, 2: this
-# machine or call cannot be used). PYTHON picks the interpreter.
+# Needs what a bare machine with torch, timm, scikit-learn and pytest has; no network. Writes OUT/<part>.json (OUT:
+# runs/gpu), under 9 minutes a call; call it again to go on where it stopped (exit code 3: parts are left, 1: a part
+# failed, 2: this machine or call cannot be used). PYTHON picks the interpreter; COMMIT names the code in the results
+# where it was copied without its history.
 # UPSTREAM=folder with the sdists of mamba-ssm and causal-conv1d (and a wheel of einops): builds them for this GPU and
 # times them beside ours. --dry-run: a tiny model on the CPU with stand-ins, in seconds.
 set -euo pipefail

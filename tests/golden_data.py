@@ -85,7 +85,7 @@ def fill(module: nn.Module) -> nn.Module:
 def assert_near(actual: Tensor, expected: np.ndarray, bound: float, what: str = "") -> None:
     """max|difference| / max|reference| <= bound."""
     reference = torch.from_numpy(np.asarray(expected)).double()
-    actual = actual.detach().double()
+    actual = actual.detach().double().cpu()
     assert actual.shape == reference.shape, (
         f"{what}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
     )

@@ -1,4 +1,7 @@
-"""Each operator alone, against the least time that its bytes and exponentials take, and against upstream's kernel."""
+"""Each operator alone, by the GPU's time without the host's.
+
+Against the least time that its bytes and exponentials take, and against upstream's kernel.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ VARIANTS = [(0, 128), (0, 168), (0, 255), (4, 168), (8, 168)]
 
 def run(setting: Setting) -> dict[str, Any]:
     """Microseconds, floor and their ratio by model, batch and operator; then the forward scan's variants."""
-    kernels = setting.kernels(wait_s=60)
+    kernels = setting.kernels()
     length = 65 if setting.dry else 197
     table: dict[str, Any] = {"upstream": kernels if isinstance(kernels, str) else kernels.name}
     with torch.no_grad():
@@ -37,13 +40,17 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 class Inputs:
-    """What a block of a model gives its operators, in bf16 with fp32 parameters."""
+    """What a block of a model gives its operators, in bf16 with fp32 parameters.
+
+    Attributes:
+        tensors: all of them, views of one another as in the block, leaves where gradients are asked for.
+    """
 
     def __init__(self, setting: Setting, batch: int, length: int, embed: int, grad: bool = False) -> None:
         inner, self.rank = 2 * embed, -(-embed // 16)
 
         def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.randn(shape, device=setting.device).to(dtype).requires_grad_(grad)
+            return torch.randn(shape, device=setting.device).to(dtype)
 
         half = torch.bfloat16
         self.hidden, self.residual = make(batch, length, embed, dtype=half), make(batch, length, embed)
@@ -59,6 +66,11 @@ class Inputs:
             weight, bias = make(inner, self.rank, dtype=half), make(inner)
             u = make(batch, length, inner, dtype=half)
             self.directions.append((u, (features, weight), log_A, B, C, make(inner), bias))
+        self.tensors = [self.hidden, self.residual, self.weight, self.u, self.z, *self.taps]
+        for u, delta, *others in self.directions:
+            self.tensors += [u, *delta, *others]
+        for tensor in self.tensors:
+            tensor.requires_grad_(grad)
 
     def norm(self) -> Any:
         return add_rms_norm(self.hidden, self.residual, self.weight)
@@ -107,29 +119,29 @@ def forward_rows(
     work = [floors.norm(tokens, embed), floors.conv(tokens, embed), floors.scan(tokens, embed)]
     least = {item.name: item.seconds(rates) for item in [*work, *floors.merge(batch, length, r, embed)]}
     rows = {}
-    for name, seconds in setting.time(calls).items():
+    for name, seconds in setting.device_time(calls).items():
         floor = least[name.split(",")[0]]
         rows[name] = {"us": seconds * 1e6, "floor_us": floor * 1e6, "over_floor": seconds / floor}
     return rows
 
 
 def backward_rows(setting: Setting, batch: int, length: int, embed: int) -> dict[str, dict[str, float]]:
-    """Microseconds of forward and backward together."""
+    """Microseconds of forward and backward together, without the views' gradients and their sums."""
     inputs = Inputs(setting, batch, length, embed, grad=True)
 
     def trained(call: Callable[[], Any]) -> Callable[[], None]:
         outputs = call()
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        seeds = [torch.randn_like(output) for output in outputs]
+        one = isinstance(outputs, Tensor)
+        seeds = [torch.randn_like(output) for output in ([outputs] if one else outputs)]
 
         def both() -> None:
             again = call()
-            torch.autograd.backward([again] if isinstance(again, Tensor) else list(again), seeds)
+            torch.autograd.grad([again] if one else again, inputs.tensors, seeds, allow_unused=True)
 
         return both
 
     calls = {name: trained(getattr(inputs, name)) for name in ("norm", "conv", "scan")}
-    return {name: {"us": seconds * 1e6} for name, seconds in setting.time(calls).items()}
+    return {name: {"us": seconds * 1e6} for name, seconds in setting.device_time(calls).items()}
 
 
 def variants(setting: Setting, batch: int, length: int, embed: int) -> dict[str, float]:
@@ -138,13 +150,14 @@ def variants(setting: Setting, batch: int, length: int, embed: int) -> dict[str,
 
     inputs = Inputs(setting, batch, length, embed)
     shipped = triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS
-    found = {}
+    captured, calls = {}, 10
     try:
         for polynomial, registers in VARIANTS:
             triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS = polynomial, registers
             with torch.no_grad():
-                seconds = setting.time({"scan": inputs.scan})["scan"]
-            found[f"polynomial {polynomial}, registers {registers}"] = seconds * 1e6
+                captured[f"polynomial {polynomial}, registers {registers}"] = setting.replays(
+                    inputs.scan, calls
+                )
     finally:
         triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS = shipped
-    return found
+    return {name: seconds / calls * 1e6 for name, seconds in setting.time(captured).items()}

@@ -9,9 +9,11 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from typing import Any
 PARTS = {  # in this order; name: module and function, seconds that it may take
     "environment": ("environment:run", 60),
     "checks": ("checks:run", 300),
-    "forward_vim_tiny": ("forward:tiny", 120),
-    "forward_vim_small": ("forward:small", 120),
+    "peer": ("checks:peer", 90),
+    "forward_vim_tiny": ("forward:tiny", 150),
+    "forward_vim_small": ("forward:small", 150),
     "forward_vim_base": ("forward:base", 150),
     "training": ("training:run", 200),
     "operators": ("operators:run", 150),
@@ -29,7 +32,9 @@ PARTS = {  # in this order; name: module and function, seconds that it may take
     "compiled_vim_small": ("forward:compiled_small", 240),
     "compiled_vim_base": ("forward:compiled_base", 240),
 }
-NEEDED = ("torch", "timm", "pytest")
+BESIDE_THE_BUILD = ("environment", "checks")  # the others time something, or need what is being built
+GATES = ("checks", "peer")  # what is wrong is not timed
+NEEDED = ("torch", "timm", "pytest", "sklearn")
 DRY = {name: part for name, part in PARTS.items() if "_vim_" not in name} | {
     "forward_vim_nano": ("forward:nano", 60)
 }
@@ -39,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts that have no result yet, each in a process of its own, until the time is used up.
 
     Returns:
-        0 when every part has a result; 3 when some are left for another call; 1 when one failed (the parts behind
-        ``checks`` do not run if those fail: what is wrong is not timed); 2 when this machine or folder cannot be used.
+        0 when every part has a result; 3 when some are left for another call; 1 when one failed (behind a failed check
+        nothing runs but what the call names); 2 when this machine or folder cannot be used.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the results, one JSON file a part")
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="a tiny model on the CPU, stand-ins for the rest"
     )
-    parser.add_argument("--budget", type=float, default=500.0, help="seconds after which no part starts")
+    parser.add_argument("--budget", type=float, default=530.0, help="seconds that a call may take")
     parser.add_argument("--upstream", type=Path, help="folder with upstream's sdists, see build.py")
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # run this one part in this process
     options = parser.parse_intermixed_args(argv)
@@ -62,28 +67,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    start = time.monotonic()
     build = start_build(options)
-    code = 0
+    try:
+        code = run_parts(options, parts, build)
+    finally:
+        stop(build)
+    print(summary(options.out))
+    return code
+
+
+def run_parts(options: argparse.Namespace, parts: dict[str, tuple], build: subprocess.Popen | None) -> int:
+    """Run what has no result yet and fits into the time that is left.
+
+    Returns:
+        The exit code.
+    """
+    end, code, ran = time.monotonic() + options.budget, 0, False
     for name in options.part or parts:
-        if done(options.out / f"{name}.json"):
+        file, seconds = options.out / f"{name}.json", parts[name][1]
+        if done(file):
             continue
-        left = options.budget - (time.monotonic() - start)
-        if left < 5:
+        if build is not None and name not in BESIDE_THE_BUILD:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                build.wait(max(0.0, end - time.monotonic()))
+        left = end - time.monotonic()
+        # A part that is stopped leaves nothing: it starts if it can end, and the first one of a call in any case.
+        if left <= 0 or (ran and left < seconds):
             code = max(code, 3)
+            if name in GATES:
+                break
             continue
         print(f"{name} ...", flush=True)
+        ran = True
         if options.dry_run:
             inside(options, name)
         else:
-            run_part(options, name, min(parts[name][1], left + 30))
-        if not done(options.out / f"{name}.json"):
+            run_part(options, name, seconds)
+        if not done(file):
             code = 1
-            if name == "checks":
+            if name in GATES:
+                print(f"{name} failed, see {file}; parts that are named are timed all the same.")
                 break
-    if build is not None:
-        build.terminate()
-    print(summary(options.out))
     return code
 
 
@@ -145,19 +169,31 @@ def start_build(options: argparse.Namespace) -> subprocess.Popen | None:
     folder.mkdir(exist_ok=True)
     log = (folder / "build.log").open("w")
     command = [sys.executable, "-m", "benchmarks.gpu.build", str(options.upstream), str(folder)]
-    return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).resolve().parents[2])
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=root, start_new_session=True)
+
+
+def stop(process: subprocess.Popen | None) -> None:
+    """End a process and all that it has started (compilers, pytest's workers)."""
+    if process is not None and process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_part(options: argparse.Namespace, name: str, seconds: float) -> None:
     """Run a part in a process of its own; it writes its file itself, unless it crashes or takes too long."""
     command = [sys.executable, "-m", "benchmarks.gpu.run", str(options.out), "--inside", name]
     file = options.out / f"{name}.json"
+    file.unlink(missing_ok=True)  # of a failure: the part is tried again
+    process = subprocess.Popen(command, start_new_session=True)
     try:
-        finished = subprocess.run(command, timeout=seconds)
-        if finished.returncode != 0 and not file.exists():
-            write(file, {"part": name, "error": f"exit code {finished.returncode}", "result": None})
+        code = process.wait(seconds)
+        if not file.exists():
+            write(file, {"part": name, "error": f"exit code {code}", "result": None})
     except subprocess.TimeoutExpired:
         write(file, {"part": name, "error": f"took longer than {seconds:.0f} s", "result": None})
+    finally:
+        stop(process)
 
 
 def inside(options: argparse.Namespace, name: str) -> int:
@@ -175,6 +211,7 @@ def inside(options: argparse.Namespace, name: str) -> int:
             report["result"] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(setting)
     except Exception as error:  # written down, so that the other parts go on
         report["error"] = f"{type(error).__name__}: {error}"[-4000:]
+        report["traceback"] = traceback.format_exc().splitlines()[-60:]
     report["printed"] = printed.getvalue().splitlines()
     report["seconds"] = round(time.perf_counter() - start, 1)
     write(options.out / f"{name}.json", report)
@@ -201,8 +238,9 @@ def summary(out: Path) -> str:
         for key, value in (result.get("ratios") or {}).items():
             lines.append(f"    {key:<52} {value:.2f}")
         for key, value in result.items():
-            if isinstance(value, dict) and "upstream / ours" in value:
-                lines.append(f"    {key}, step: upstream / ours {value['upstream / ours']:.2f}")
+            for ratio in ("upstream / ours", "upstream / ours, graphed"):
+                if isinstance(value, dict) and ratio in value:
+                    lines.append(f"    {key}, step: {ratio:<40} {value[ratio]:.2f}")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -68,19 +69,37 @@ class Setting:
         """Random ones: zeros would run faster than real data."""
         return torch.randn(batch, 3, self.side, self.side, device=self.device, dtype=dtype)
 
-    def kernels(self, wait_s: float = 0.0) -> Kernels | str:
-        """Upstream's kernels, or why they are not there; waits for the build that runs beside the first parts."""
+    def kernels(self) -> Kernels | str:
+        """Upstream's kernels, or why they are not there."""
         if self.dry:
             return stand_ins()
         log = self.out / "upstream" / "build.json"
-        deadline = time.monotonic() + wait_s
-        while log.parent.exists() and not log.exists() and time.monotonic() < deadline:
-            time.sleep(1)
         try:
             return upstream_kernels(log.parent)
         except Exception as error:  # a broken extension can raise anything
             built = json.loads(log.read_text())["error"] if log.exists() else "not built"
             return f"{type(error).__name__}: {error} (build: {built})"
+
+    def replays(self, function: Callable[[], Any], calls: int = 10) -> Callable[[], Any]:
+        """The GPU's work of so many calls, as one CUDA graph: launching small ones takes longer than running them."""
+        if self.dry:
+            return lambda: [function() for _ in range(calls)]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what compiles or allocates at first use does so here
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                function()
+        return graph.replay
+
+    def device_time(self, functions: Mapping[str, Callable[[], Any]], calls: int = 10) -> dict[str, float]:
+        """`time` of the GPU's own work; what fits into its cache stays there from call to call."""
+        captured = {name: self.replays(function, calls) for name, function in functions.items()}
+        return {name: seconds / calls for name, seconds in self.time(captured).items()}
 
     def time(self, functions: Mapping[str, Callable[[], Any]], runs: int = 7) -> dict[str, float]:
         """Median seconds of a call of each, one after the other in every round, over calls that last 20 ms."""
@@ -110,9 +129,8 @@ class Setting:
     def rates(self) -> Rates:
         """Ceilings that the part `environment` measured, else those of an H200."""
         file = self.out / "environment.json"
-        if self.dry or not file.exists():
-            return H200
-        return Rates(**json.loads(file.read_text())["result"]["rates"])
+        result = None if self.dry or not file.exists() else json.loads(file.read_text())["result"]
+        return H200 if result is None else Rates(**result["rates"])
 
 
 def in_bf16(model: nn.Module) -> nn.Module:
@@ -131,14 +149,9 @@ def _wide(name: str) -> bool:
 
 def describe(setting: Setting) -> dict[str, Any]:
     """Versions, device and commit, for every result file."""
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-    )
     about = {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit() or os.environ.get("COMMIT"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": next((d.version for d in metadata.distributions(name="triton")), None),
@@ -153,3 +166,12 @@ def describe(setting: Setting) -> dict[str, Any]:
         "multiprocessors": p.multi_processor_count,
         "cuda": torch.version.cuda,
     }
+
+
+def _commit() -> str | None:
+    """None on a copy without its history, or where there is no git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None

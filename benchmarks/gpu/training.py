@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu.peers import Released
+from benchmarks.gpu.peers import Kernels, Released
 from benchmarks.gpu.setting import Setting
 from rmeeto.engine.distill import DistillLoss
 
@@ -40,7 +40,7 @@ class Step:
 
 def run(setting: Setting) -> dict[str, Any]:
     """Milliseconds of a step, its memory, and the ratio to upstream, of every model at the batch of the recipes."""
-    kernels = setting.kernels(wait_s=60)
+    kernels = setting.kernels()
     batch = setting.batches[-1]
     table: dict[str, Any] = {
         "upstream": kernels if isinstance(kernels, str) else kernels.name,
@@ -48,36 +48,40 @@ def run(setting: Setting) -> dict[str, Any]:
     }
     for name in setting.models:
         rows: dict[str, Any] = {}
-        student, teacher = setting.model(name, r=R[name], drop_path_rate=0.1), setting.model(name)
-        steps: dict[str, Callable] = {"ours": Step(setting, student, teacher, batch)}
-        if not isinstance(kernels, str):
-            peers = Released(student, kernels), Released(teacher, kernels)
-            steps["upstream"] = Step(setting, *peers, batch)
-        for label, step in steps.items():
-            rows[f"{label}, memory"] = peak_memory(setting, step)
-        if not setting.dry:
-            steps["ours, graphed"] = captured(Step(setting, setting.model(name, r=R[name]), teacher, batch))
+        steps: dict[str, Callable] = {}
+        for who in ("ours",) if isinstance(kernels, str) else ("ours", "upstream"):
+            step, rows[f"{who}, memory"] = built(setting, name, None if who == "ours" else kernels, batch)
+            steps[who] = step
+            if not setting.dry:  # a step of its own: a captured one keeps its gradients' memory
+                steps[f"{who}, graphed"] = captured(
+                    built(setting, name, None if who == "ours" else kernels, batch)[0]
+                )
         seconds = setting.time(steps, runs=5)
         rows |= {f"{label}, ms": value * 1e3 for label, value in seconds.items()}
         rows |= {f"{label}, images/s": batch / value for label, value in seconds.items()}
-        if "upstream" in seconds:
-            rows["upstream / ours"] = seconds["upstream"] / seconds["ours"]
+        for mode in ("", ", graphed"):
+            if "upstream" + mode in seconds:
+                rows[f"upstream / ours{mode}"] = seconds["upstream" + mode] / seconds["ours" + mode]
         table[name] = {"r": R[name], **rows}
-        del student, teacher, steps
+        del step, steps
         gc.collect()
         if not setting.dry:
             torch.cuda.empty_cache()
     return table
 
 
-def peak_memory(setting: Setting, step: Callable) -> int | None:
-    """Bytes that a step allocates at its peak, weights and optimizer state included."""
+def built(setting: Setting, name: str, kernels: Kernels | None, batch: int) -> tuple[Step, int | None]:
+    """A step, and the bytes that it allocates at its peak: its weights and optimizer state, and nobody else's."""
+    before = 0 if setting.dry else torch.cuda.memory_allocated()
+    models = setting.model(name, r=R[name], drop_path_rate=0.1), setting.model(name)
+    step = Step(setting, *(model if kernels is None else Released(model, kernels) for model in models), batch)
+    del models  # a peer keeps copies
     step()
     if setting.dry:
-        return None
+        return step, None
     torch.cuda.reset_peak_memory_stats()
     step()
-    return torch.cuda.max_memory_allocated()
+    return step, torch.cuda.max_memory_allocated() - before
 
 
 def captured(step: Step) -> Callable[[], None]:

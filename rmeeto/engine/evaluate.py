@@ -59,9 +59,8 @@ def evaluate(
             with autocast(world.device, dtype):
                 logits = model(images).float()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-            counts += torch.stack(
-                [ranked[:, 0].sum(), ranked.sum(), ranked.new_tensor(len(targets), dtype=torch.int64)]
-            )
+            number = torch.full((), len(targets), device=world.device)  # filled there: a copy would wait for the GPU
+            counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), number])
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
             progress.update()
     model.train(was_training)

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import build, floors, run
+from benchmarks.gpu import build, floors, run, setting
 from benchmarks.gpu.run import DRY, PARTS, main
 from rmeeto.ops import triton_support
 
@@ -208,3 +210,81 @@ def test_the_build_of_upstream_reports_each_extension_and_survives_a_stopped_one
     assert report["error"] == "causal_conv1d_cuda: RuntimeError: the compiler's message"
     assert report["causal_conv1d_cuda"]["error"] and report["selective_scan_cuda"]["error"] is None
     assert (out / "selective_scan_cuda.so").exists() and (out / "einops-1-py3-none-any.whl").exists()
+
+
+@pytest.fixture
+def timed(tmp_path, monkeypatch):
+    """A real run on a clock of its own; every part takes half the time that it may take. Gives (call, parts run)."""
+    clock, ran = [0.0], []
+
+    def run_part(options, name, seconds):
+        clock[0] += seconds / 2
+        ran.append(name)
+        error = "broken" if name in broken else None
+        (options.out / f"{name}.json").write_text(json.dumps({"part": name, "error": error, "result": None}))
+
+    broken: set[str] = set()
+    monkeypatch.setattr(run, "preflight", lambda dry: None)
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run, "run_part", run_part)
+
+    def call(*arguments: str, failing: tuple[str, ...] = ()) -> tuple[int, list[str]]:
+        broken.clear()
+        broken.update(failing)
+        ran.clear()
+        return main([str(tmp_path), *arguments]), list(ran)
+
+    return call
+
+
+def test_no_part_starts_that_the_time_left_may_stop(timed):
+    code, first = timed()
+    assert code == 3 and first[:3] == ["environment", "checks", "peer"]
+    assert sum(PARTS[name][1] / 2 for name in first) <= 530
+    calls = [first]
+    while code == 3:
+        code, ran = timed()
+        assert ran
+        calls.append(ran)
+    assert code == 0 and sorted(sum(calls, [])) == sorted(PARTS)
+
+
+def test_the_first_part_of_a_call_starts_in_any_case(timed):
+    assert timed("--budget", "20") == (3, ["environment"])
+    assert timed("--budget", "20") == (3, ["checks"])
+
+
+def test_nothing_is_timed_behind_a_failed_check_but_what_is_named(timed, capsys):
+    assert timed(failing=("checks",)) == (1, ["environment", "checks"])
+    assert "checks failed, see" in capsys.readouterr().out
+    assert timed("training") == (0, ["training"])
+    assert timed(failing=("peer",)) == (1, ["checks", "peer"])
+
+
+def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
+    child = tmp_path / "child"
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(child)!r}, 'w').write(str(p.pid))\ntime.sleep(60)\n"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        run.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k)
+    )
+    run.run_part(Namespace(out=tmp_path), "training", 3.0)
+    assert json.loads((tmp_path / "training.json").read_text())["error"] == "took longer than 3 s"
+    state = Path(f"/proc/{child.read_text()}/stat")
+    deadline = time.monotonic() + 5
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_without_git_or_measured_rates_a_part_still_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("COMMIT", "abc")
+    assert setting.describe(setting.Setting(tmp_path, dry=True))["commit"] == "abc"
+    (tmp_path / "environment.json").write_text(json.dumps({"error": "broken", "result": None}))
+    assert setting.Setting(tmp_path, dry=False).rates() == floors.H200

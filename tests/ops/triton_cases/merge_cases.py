@@ -19,9 +19,10 @@ SIZES = [  # B, L, C, r, class index
     (3, 41, 70, 20, 40),
     (2, 33, 20, 16, torch.tensor([3, 30])),
     *(large((8, length, 192, r, length // 2)) for length in (76, 186, 197) for r in (5, 11)),
-    large((2, 1569, 192, 88, 0)),
-    large((2, 1569, 576, 784, 784)),
+    large((2, 1569, 64, 88, 0)),
+    large((2, 1569, 256, 784, 784)),
 ]
+EXACT = 1000  # tokens from which on random scores lie within a rounding error of each other
 
 
 def same(got: tuple, expected: tuple) -> bool:
@@ -41,6 +42,8 @@ def on(device, index):
 def test_the_plan_is_that_of_the_definition(sizes, dtype, exact, device):
     b, length, c, r, index = sizes
     metric, index = randn(b, length, c, seed=1, device=device, dtype=dtype), on(device, index)
+    if length >= EXACT:
+        metric = metric.sign()  # in 4**k channels norms, products and sums are exact, in any order
     expected = naive_match_tokens(metric, r, index, exact)
     assert same(triton_match.match_tokens(metric, r, index, exact), expected)
 

@@ -164,7 +164,8 @@ def fit(
         model is left as it was.
 
     Raises:
-        ValueError: no or two targets, one that cannot be reached, or a model that cannot be measured.
+        ValueError: no or two targets, one that cannot be reached, no runs, or a model that cannot be measured or
+            whose blocks never merge.
 
     Example:
         >>> model.merge_config = fit(model, 224, "cpu", target_ratio=1.3)
@@ -175,13 +176,21 @@ def fit(
         raise ValueError(f"fit: {target_ratio=}; expected a speed-up over the dense model, 1 or more")
     if target_latency is not None and not 0 < target_latency < float("inf"):
         raise ValueError(f"fit: {target_latency=}; expected seconds, more than 0")
+    if runs < 1:
+        raise ValueError(f"fit: {runs=}; expected 1 or more rounds of measuring")
     config, depth = _check_measurable(model, torch.device(device)), len(model.layers)
+    blocks = merging_blocks(depth, config.interval, config.odd)
+    if not blocks:
+        raise ValueError(
+            f"fit: none of {depth} blocks merges with interval={config.interval}, odd={config.odd}; expected a "
+            "model of 2 blocks or more, and an interval that reaches one after the first"
+        )
     size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     batch = torch.randn(batch_size, *((3, *size) if len(size) == 2 else size), device=device)
     latency = measure_latency(model, batch, config, runs, timer)
     target = target_latency if target_ratio is None else latency.dense / target_ratio
     assert target is not None
-    r = least_harm(latency, target, depth, merging_blocks(depth, config.interval, config.odd))
+    r = least_harm(latency, target, depth, blocks)
     return dataclasses.replace(config, r=r)
 
 

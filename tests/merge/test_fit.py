@@ -61,8 +61,8 @@ def small(depth, **arguments):
     ).eval()
 
 
-def find(model, clock, **target):
-    return fit(model, 16, "cpu", batch_size=1, runs=1, timer=clock, **target)
+def find(model, clock, runs=1, **target):
+    return fit(model, 16, "cpu", batch_size=1, runs=runs, timer=clock, **target)
 
 
 def harm(config, depth, tokens):
@@ -189,6 +189,10 @@ def final_tokens(model):
     model.merge_config = MergeConfig(final_tokens=9)
 
 
+def interval(model):
+    model.merge_config = MergeConfig(interval=50)
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
@@ -201,6 +205,8 @@ def final_tokens(model):
         (lambda model: model.train(), {"target_ratio": 1.2}, "training mode"),
         (lambda model: model.to("meta"), {"target_ratio": 1.2}, "the model is on meta"),
         (final_tokens, {"target_ratio": 1.2}, "final_tokens=9"),
+        (None, {"target_ratio": 1.2, "runs": 0}, "runs=0; expected 1 or more"),
+        (interval, {"target_ratio": 1.0}, "none of 6 blocks merges with interval=50, odd=False"),
     ],
 )
 def test_what_cannot_be_fitted_is_named(model, change, arguments, message):
@@ -208,6 +214,11 @@ def test_what_cannot_be_fitted_is_named(model, change, arguments, message):
         change(model)
     with pytest.raises(ValueError, match=message):
         find(model, Clock(model), **arguments)
+
+
+def test_one_block_is_too_few():
+    with pytest.raises(ValueError, match="none of 1 blocks merges .* expected a model of 2 blocks or more"):
+        find(small(1), None, target_ratio=1.2)
 
 
 def test_models_of_another_kind_are_refused():

@@ -54,7 +54,8 @@ class MergeConfig:
             (at most half of them; none if there are fewer already).
         shuffle: shuffle before each merge: ``random`` (a share of the tokens) or ``odd-even``
             (even positions first, then odd ones).
-        shuffle_rate: share of the tokens that ``shuffle="random"`` permutes, in [0, 1].
+        shuffle_rate: share of the tokens that ``shuffle="random"`` permutes, in [0, 1]; 0, which the released code was
+            recorded with, leaves them in order.
         window: ``(t, h, w)``: sources look only at destinations fewer than t frames, h rows and w columns away (images
             are one frame), at a cost of O(L) instead of O(L^2). None: at all of them. Needs ordered tokens and
             ``neighbour=1``.
@@ -162,7 +163,8 @@ class MergeConfig:
         """Whether a model differs from the dense one: a merge can remove a token, or tokens are shuffled."""
         values = self.r if isinstance(self.r, tuple) else (self.r,)
         removes = values[0] > 0 if self.inflection is not None else any(value > 0 for value in values)
-        return removes or self.final_tokens is not None or self.shuffle is not None
+        shuffles = self.shuffle == "odd-even" or self.shuffle_rate > 0
+        return removes or self.final_tokens is not None or shuffles
 
     @property
     def needs_ssm(self) -> bool:

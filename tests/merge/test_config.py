@@ -114,6 +114,8 @@ def test_only_a_float_second_value_is_an_inflection(r, inflection):
         ({"r": (4, -1.0)}, True),
         ({"final_tokens": 76}, True),
         ({"shuffle": "odd-even"}, True),
+        ({"shuffle": "random", "shuffle_rate": 0.3}, True),
+        ({"shuffle": "random", "shuffle_rate": 0.0}, False),
     ],
 )
 def test_is_active_says_whether_a_model_differs_from_the_dense_one(fields, active):

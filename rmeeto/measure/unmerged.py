@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from functools import partial
 from itertools import accumulate, chain
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rmeeto.merge import removals
-from rmeeto.nn import Block, MergingTransformer, TokenState, VisionMamba
+from rmeeto.nn import Block, MergingTransformer, VisionMamba
 
 
 def without_merging(model: Any) -> nn.Module | None:
@@ -51,13 +50,8 @@ def without_merging(model: Any) -> nn.Module | None:
 
 
 def _cut_state(tokens: int, block: Block, arguments: tuple) -> tuple:
-    state: TokenState = arguments[0]
-    residual = None if state.residual is None else state.residual[:, :tokens]
-    class_index = min(state.class_index, tokens - 1)
-    state = dataclasses.replace(
-        state, hidden=state.hidden[:, :tokens], residual=residual, class_index=class_index
-    )
-    return state, *arguments[1:]
+    state, *others = arguments
+    return state.cut(tokens), *others
 
 
 class _CutBlock(nn.Module):

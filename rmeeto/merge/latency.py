@@ -55,8 +55,8 @@ def measure_latency(
     are interpolated, and made monotone.
 
     Args:
-        model: with ``layers`` (blocks of one kind, called with a dataclass of (B, L, ...) tensors and a
-            ``class_index``), ``num_tokens`` and ``merge_config``; in evaluation mode.
+        model: with ``layers`` (blocks of one kind, called with a state whose ``cut(n)`` is that of its
+            first n tokens), ``num_tokens`` and ``merge_config``; in evaluation mode.
         batch: its input, on its device.
         config: how it merges.
         runs: rounds.
@@ -127,9 +127,7 @@ def _configured(model: Any, config: MergeConfig | None) -> Iterator[None]:
 def _cut(model: Any, tokens: int) -> Iterator[None]:
     def cut(_: nn.Module, arguments: tuple) -> tuple:
         state, *others = arguments
-        named = ((field.name, getattr(state, field.name)) for field in dataclasses.fields(state))
-        left = {name: value[:, :tokens] for name, value in named if isinstance(value, Tensor)}
-        return dataclasses.replace(state, **left, class_index=min(state.class_index, tokens - 1)), *others
+        return state.cut(tokens), *others
 
     handle = model.layers[0].register_forward_pre_hook(cut)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,16 @@ class TokenState:
     target: Tensor | None = None
     position: Tensor | None = None
     grid: tuple[int, int, int] | None = None
+
+    def each(self, take: Callable[[Tensor], Tensor], **changes: Any) -> TokenState:
+        """The state with ``take`` done to all that its tokens carry, (B, L, ...); and with other changes."""
+        carried = {name: getattr(self, name) for name in ("hidden", "residual", "size", "source", "position")}
+        taken = {name: take(x) for name, x in carried.items() if x is not None}
+        return dataclasses.replace(self, **taken, **changes)
+
+    def cut(self, num_tokens: int) -> TokenState:
+        """The first tokens alone, for timing: the class token is then said to be among them."""
+        return self.each(lambda x: x[:, :num_tokens], class_index=min(self.class_index, num_tokens - 1))
 
 
 class Block(nn.Module):
@@ -145,41 +156,36 @@ def plan_merge(
     )
 
 
-def shuffle_order(config: MergeConfig, num_tokens: int, class_index: int | Tensor) -> Tensor:
+def shuffle_order(
+    config: MergeConfig, num_tokens: int, class_index: int | Tensor, device: torch.device | None = None
+) -> Tensor:
     """Where each token comes from, (L,) or (B, L): new token t is old token ``order[t]``; the class token stays.
 
-    ``random`` draws from torch's global CPU generator: which share of the tokens, then in which order they go.
+    ``random`` draws from torch's global CPU generator, so that a seed gives the same order on every device: which share
+    of the tokens, then in which order they go. The order is then copied to the device, which no CUDA graph can hold.
     """
     patches = num_tokens - 1
-    order = torch.arange(patches)
     if config.shuffle == "random":
-        share = int(config.shuffle_rate * patches)
+        order, share = torch.arange(patches), int(config.shuffle_rate * patches)
         chosen = torch.randperm(patches)[:share]
         order[chosen] = chosen[torch.randperm(share)]
+        order = order.to(device)
     else:
-        order = torch.cat([order[0::2], order[1::2]])
+        order = torch.cat([torch.arange(first, patches, 2, device=device) for first in (0, 1)])
+    index = torch.arange(num_tokens, device=device)
     if isinstance(class_index, int):
-        index = torch.arange(num_tokens)
         positions = torch.cat([index[:class_index], index[class_index + 1 :]])
         return index.scatter(0, positions, positions[order])
-    index = torch.arange(num_tokens, device=class_index.device).expand(class_index.shape[0], -1)
+    index = index.expand(class_index.shape[0], -1)
     positions = index[:, :-1] + (index[:, :-1] >= class_index.unsqueeze(1))
-    return index.scatter(1, positions, positions[:, order.to(class_index.device)])
+    return index.scatter(1, positions, positions[:, order])
 
 
 def shuffle_state(state: TokenState, config: MergeConfig) -> TokenState:
     """The tokens in a new order; parameters of the last mixer (metrics B, C, delta) stay as they are, as released."""
     batch, num_tokens, _ = state.hidden.shape
-    order = shuffle_order(config, num_tokens, state.class_index).to(state.hidden.device).expand(batch, -1)
-
-    def take(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-    return dataclasses.replace(
-        state,
-        hidden=take(state.hidden),
-        residual=take(state.residual),
-        size=take(state.size),
-        source=take(state.source),
+    order = shuffle_order(config, num_tokens, state.class_index, state.hidden.device).expand(batch, -1)
+    return state.each(  # no position, which is (B, L): a window excludes a shuffle
+        lambda x: x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1])),
         target=None if state.target is None else order.argsort(1).gather(1, state.target),
     )

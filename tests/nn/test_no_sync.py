@@ -39,6 +39,8 @@ CONFIGS = {
     "l1, pruned": MergeConfig(r=4, distance="l1", prune=True),
     "amax": MergeConfig(r=4, mode="amax"),
     "unordered and exact": MergeConfig(r=4, keep_order=False, class_position="exact"),
+    "odd-even": MergeConfig(r=4, shuffle="odd-even"),
+    "odd-even and exact": MergeConfig(r=4, shuffle="odd-even", class_position="exact"),
 }
 
 
@@ -78,9 +80,10 @@ def test_a_forward_pass_on_a_gpu_needs_no_value_and_copies_nothing_to_it(name, g
                 self.seen.append(function)
             return result
 
-    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
-        network, images = model(CONFIGS[name]).eval(), torch.randn(4, 3, 16, 16)
-        with Copies() as copies:
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device("cuda"):
+            network, images = model(CONFIGS[name]).eval(), torch.randn(4, 3, 16, 16)
+        with Copies() as copies:  # what the pass makes must ask for the GPU itself
             logits = network(images)
     assert isinstance(logits, FakeTensor) and logits.device.type == "cuda"
     assert not copies.seen

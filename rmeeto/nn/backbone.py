@@ -39,7 +39,8 @@ class VisionMamba(nn.Module):
         merge: how to merge, or None.
 
     Raises:
-        ValueError: a merge configuration that does not fit this model, or a drop path rate outside [0, 1).
+        ValueError: a merge configuration that does not fit this model, a size below 1, or a drop path rate outside
+            [0, 1).
     """
 
     num_prefix_tokens = 1
@@ -59,6 +60,9 @@ class VisionMamba(nn.Module):
     ) -> None:
         super().__init__()
         check_drop_path(type(self).__name__, drop_path_rate)
+        for name, value in (("embed_dim", embed_dim), ("depth", depth), ("d_state", d_state)):
+            if value < 1:
+                raise ValueError(f"{type(self).__name__}: {name}={value}; expected 1 or more")
         self.embed_dim = self.num_features = embed_dim
         self.depth, self.num_classes, self.class_index = depth, num_classes, class_index
         self.patch_embed = patch_embed

@@ -60,12 +60,12 @@ def grid_size(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[
     """Rows and columns of patches.
 
     Raises:
-        ValueError: an image smaller than a patch.
+        ValueError: an image smaller than a patch, or a patch or stride of no pixel.
     """
-    if min(img_size) < patch_size or stride < 1:
+    if not 1 <= patch_size <= min(img_size) or stride < 1:
         raise ValueError(
-            f"img_size={img_size}, patch_size={patch_size}, stride={stride}: expected an image of at least one patch "
-            "and a stride of 1 or more"
+            f"img_size={img_size}, patch_size={patch_size}, stride={stride}: expected an image of at least one patch, "
+            "and a patch and a stride of 1 or more"
         )
     return tuple((side - patch_size) // stride + 1 for side in img_size)  # type: ignore[return-value]
 

@@ -85,6 +85,9 @@ def power_of_two(n: int, least: int = 1) -> int:
 
 def contiguous_rows(*tensors: Tensor) -> list[Tensor]:
     """The tensors with their last dimension contiguous and, as the kernels take one set of strides, all alike."""
+    strides = tensors[0].stride()
+    if strides[-1] == 1 and all(t.stride() == strides for t in tensors[1:]):
+        return list(tensors)
     tensors_ = [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
     if any(t.stride() != tensors_[0].stride() for t in tensors_):
         tensors_ = [t.contiguous() for t in tensors_]

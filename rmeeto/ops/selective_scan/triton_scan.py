@@ -45,6 +45,7 @@ _INPUTS = (
     "bool softplus, bool reverse, bool average, bool log_A"
 )
 _PER_DIRECTION, _NUM_TENSORS = 8, 17
+_SEQUENCES = (0, 1, 5, 6)  # u, delta, B, C
 
 
 class _Flags(NamedTuple):
@@ -101,13 +102,13 @@ def _scan(
     for u, delta, A, B, C, D, bias in directions:
         delta, weight = delta if isinstance(delta, tuple) else (delta, None)
         unpacked.append((u, delta, weight, bias, A, B, C, D))
-    sequences = [direction[i] for direction in unpacked for i in (0, 1, 5, 6)] + ([] if z is None else [z])
-    storage = out_dtype if all(tensor.dtype == out_dtype for tensor in sequences) else torch.float32
-    tensors: list[Tensor | None] = []
-    for u, delta, weight, bias, A, B, C, D in unpacked:
-        tensors += [u.to(storage), delta.to(storage), weight, bias, A, B.to(storage), C.to(storage), D]
+    sequences = [direction[i] for direction in unpacked for i in _SEQUENCES] + ([] if z is None else [z])
+    tensors: list[Tensor | None] = [tensor for direction in unpacked for tensor in direction]
     tensors += [None] * (_NUM_TENSORS - 1 - len(tensors))
-    tensors.append(None if z is None else z.to(storage))
+    tensors.append(z)
+    if any(tensor.dtype != out_dtype for tensor in sequences):
+        for i in (*_SEQUENCES, *(i + _PER_DIRECTION for i in _SEQUENCES), _NUM_TENSORS - 1):
+            tensors[i] = None if tensors[i] is None else tensors[i].float()  # type: ignore[union-attr]
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     return _operator(*tensors, softplus, reverse, average, log_A, keep)[0].to(out_dtype)
 
@@ -268,9 +269,14 @@ def _prepared(inputs: Sequence[Any]) -> tuple[list[Any], _Flags]:
     """The tensors as the kernels take them: last dimension contiguous, the same strides in both directions."""
     tensors, flags = list(inputs[:_NUM_TENSORS]), inputs[_NUM_TENSORS : _NUM_TENSORS + _NUM_FLAGS]
     for i in range(_PER_DIRECTION):
-        places = [k for k in (i, i + _PER_DIRECTION) if tensors[k] is not None]
-        for k, tensor in zip(places, contiguous_rows(*(tensors[k] for k in places))):
-            tensors[k] = tensor if i in (0, 1, 5, 6) else tensor.contiguous()
+        for k in (i, i + _PER_DIRECTION):
+            if i not in _SEQUENCES and tensors[k] is not None:
+                tensors[k] = tensors[k].contiguous()
+    for i in _SEQUENCES:
+        if tensors[i + _PER_DIRECTION] is None:
+            (tensors[i],) = contiguous_rows(tensors[i])
+        else:
+            tensors[i], tensors[i + _PER_DIRECTION] = contiguous_rows(tensors[i], tensors[i + _PER_DIRECTION])
     if tensors[-1] is not None:
         (tensors[-1],) = contiguous_rows(tensors[-1])
     return tensors, _Flags(*flags)

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, logging
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import is_model
 from torch import nn
@@ -42,7 +43,7 @@ def export(model: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         UserError: a model without a registered name, timm's feature extractor around one, or a folder that holds a
-            model already.
+            model already or cannot be written.
     """
     folder = Path(folder)
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
@@ -50,14 +51,17 @@ def export(model: nn.Module, folder: str | Path) -> Path:
         raise UserError(f"export: {type(model).__name__} has no name; make it with timm.create_model")
     if not hasattr(model, "num_classes"):
         raise UserError(f"export: {type(model).__name__} is no whole model; make it without features_only")
-    taken = [file for file in (WEIGHTS, CONFIG) if (folder / file).exists()]
-    if taken:
-        raise UserError(f"export: {folder} has {' and '.join(taken)} already; give another folder")
     text = json.dumps(_description(model, name), indent=2)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(text + "\n")
+    try:
+        taken = [file for file in (WEIGHTS, CONFIG) if (folder / file).exists()]
+        if taken:
+            raise UserError(f"export: {folder} has {' and '.join(taken)} already; give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(text + "\n")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"export: {folder} cannot be written: {error}; give another folder") from None
     return folder
 
 
@@ -102,7 +106,7 @@ def load(source: str | Path) -> nn.Module:
     else:
         config_path, weights_path = Path(source) / CONFIG, Path(source) / WEIGHTS
     config = _read_config(config_path)
-    name, arguments = config["architecture"], dict(config.get("model_args", {}))
+    name, arguments = config["architecture"], config.get("model_args") or {}
     merge = arguments.pop("merge", None)
     try:
         model = timm.create_model(name, pretrained_cfg=config.get("pretrained_cfg"), **arguments)
@@ -158,11 +162,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"load: {path} is not JSON: {error}") from None
-    if not isinstance(config, dict) or "architecture" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise UserError(f"load: {path} names no architecture; expected a model's config as export writes it")
     if not is_model(config["architecture"]):
         raise UserError(
             f"load: {path} names the model {config['architecture']!r}, which is not known here; image_task.models and "
             "video_task.models register theirs when they are imported"
         )
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(
+                f"load: {path} has {key}={config[key]!r}; expected names and values, as export writes them"
+            )
     return config

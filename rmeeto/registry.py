@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
@@ -17,6 +20,8 @@ from rmeeto.merge import MergeConfig
 _FACTORY = (
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir", "features_only", "out_indices",
 )  # fmt: skip
+# What reading weights raises: safetensors, and torch's of a file that is cut or another kind of file.
+_UNREADABLE = (RuntimeError, OSError, EOFError, SafetensorError, UnpicklingError)
 _POOL = "token"  # the only global_pool of a model that does not take the argument
 
 
@@ -43,8 +48,8 @@ def build(
         The model, whose ``pretrained_cfg["input_size"]`` is the shape of its input (a clip's with its frames).
 
     Raises:
-        UserError: an argument that the model does not take, or pre-trained weights that do not exist or cannot be
-            fetched or do not fit.
+        UserError: an argument that the model or its merge does not take, or pre-trained weights that do not exist or
+            cannot be fetched or read or do not fit.
         ValueError: arguments that the model refuses.
     """
     arguments = _known(model_class, name, arguments)
@@ -53,7 +58,7 @@ def build(
         fit(state, model)
         return state
 
-    merge = MergeConfig(**merge) if isinstance(merge, dict) else merge
+    merge = _merge_config(name, merge) if isinstance(merge, dict) else merge
     try:
         model = build_model_with_cfg(
             model_class,
@@ -63,7 +68,7 @@ def build(
             feature_cfg={"out_indices": 3, "feature_cls": "getter"},
             **{**arguments, "merge": merge},
         )
-    except (RuntimeError, OSError) as error:
+    except _UNREADABLE as error:
         if not pretrained:
             raise
         reason = " ".join(str(error).split())[:300]
@@ -96,6 +101,19 @@ def _known(model_class: type[nn.Module], name: str, arguments: dict[str, Any]) -
                 f"{name}: got {key}={value!r}, which it does not take; its arguments are {', '.join(taken)}"
             )
     return known
+
+
+def _merge_config(name: str, merge: dict[str, Any]) -> MergeConfig:
+    """Settings from their plain form.
+
+    Raises:
+        UserError: one that does not exist.
+    """
+    fields = [field.name for field in dataclasses.fields(MergeConfig)]
+    for key, value in merge.items():
+        if key not in fields:
+            raise UserError(f"{name}: merge has {key}={value!r}; expected some of {', '.join(fields)}")
+    return MergeConfig(**merge)
 
 
 def released_merge(

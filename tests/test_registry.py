@@ -85,6 +85,23 @@ def test_pretrained_clips_of_other_channels_are_one_error(tmp_path):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
 
 
+@pytest.mark.parametrize("content", [b"no weights at all", b""])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_pretrained_weights_that_cannot_be_read_are_one_error(file, content, tmp_path):
+    image_task.models.export(small(IMAGES), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{IMAGES}: pre-trained weights could not be loaded: "):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_merge_setting_that_does_not_exist_is_named(name):
+    with pytest.raises(UserError, match=f"^{name}: merge has rr=5; expected some of r, interval, odd"):
+        small(name, merge={"rr": 5})
+    assert small(name, merge={"r": 1}).merge_config == MergeConfig(r=1)
+
+
 MAMBAS = [name for name in KINDS if "deit" not in name]
 
 

@@ -95,6 +95,14 @@ def test_nothing_is_overwritten(tmp_path):
     assert (tmp_path / WEIGHTS).stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["taken", "taken/below"])
+def test_a_folder_that_cannot_be_written_is_one_error(name, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match=f"export: .*{name} cannot be written: .*; give another folder"):
+        export(nano(), tmp_path / name)
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
 def test_a_model_without_a_name_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="Vim has no name; make it with timm.create_model"):
         export(Vim(img_size=32, depth=1), tmp_path / "model")
@@ -184,9 +192,18 @@ def test_a_folder_keeps_the_channels_and_the_pool(tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "names no architecture"),
+        ('{"architecture": ["vim"]}', "names no architecture"),
         ('{"architecture": "vim_huge"}', "names the model 'vim_huge', which is not known here"),
         ('{"architecture": "vim_nano_patch2_16", "model_args": {"width": 3}}', "does not describe a"),
         ('{"architecture": "vim_nano_patch2_16", "model_args": {"merge": {"r": -1}}}', "r=-1"),
+        (
+            '{"architecture": "vim_nano_patch2_16", "model_args": [1]}',
+            r"has model_args=\[1\]; expected names",
+        ),
+        (
+            '{"architecture": "vim_nano_patch2_16", "pretrained_cfg": 3}',
+            "has pretrained_cfg=3; expected names",
+        ),
         ('{"architecture": "vim_nano_patch2_16"}', "does not fit Vim"),
     ],
 )

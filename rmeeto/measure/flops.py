@@ -97,7 +97,7 @@ def _linear(module: nn.Module | None, tokens: int = 1) -> int:
 
 
 def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
-    """Patches of an input, which the model's own grid must agree with where it has one."""
+    """Patches of an input, which the model's own grid and size must agree with where it has them."""
     conv = model.patch_embed.proj
     sizes = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     n = min(len(sizes), len(conv.kernel_size))  # without batch and channels
@@ -112,6 +112,13 @@ def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
         raise UserError(
             f"count_flops: input_size={input_size!r} gives {given} patches, but this {type(model).__name__} takes "
             f"{grid}; give the size that it was made for"
+        )
+    # Pixels that fill no patch leave the grid as it is.
+    takes = getattr(model.patch_embed, "input_size", None) or getattr(model.patch_embed, "img_size", None)
+    if takes and sizes[-n:][-len(takes) :] != tuple(takes)[-n:]:
+        raise UserError(
+            f"count_flops: input_size={input_size!r}, but this {type(model).__name__} takes {tuple(takes)}; give the "
+            "size that it was made for"
         )
     return math.prod(grid)
 

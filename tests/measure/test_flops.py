@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import rmeeto
+import video_task.models  # noqa: F401  (registers the models)
 from image_task.models import Deit, VideoMamba, Vim
+from rmeeto.errors import UserError
 from rmeeto.measure import count_flops, released_counters, token_reduction_ratio
 from rmeeto.merge import MergeConfig
 from rmeeto.nn import VisionMamba
@@ -290,6 +292,19 @@ def test_errors_say_what_was_got_and_expected(arguments, got, expected):
         count_flops(make("vim", "tiny"), *arguments)
     assert got in str(error.value) and expected in str(error.value)
     assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "name", ["vim_nano_patch2_16", "vit_tiny_patch16_224", "videomamba_video_nano_patch4_32"]
+)
+def test_a_size_that_the_model_refuses_is_refused_though_it_has_as_many_patches(name):
+    model = timm.create_model(name)
+    *frames, height, width = getattr(model.patch_embed, "input_size", (224, 224))
+    assert count_flops(model, (*frames, height, width)) == count_flops(model, (height, width))
+    with pytest.raises(
+        UserError, match=rf"input_size=.*{width + 1}\), but this .* takes .*{height}, {width}\)"
+    ):
+        count_flops(model, (*frames, height, width + 1))
 
 
 def test_wrong_frames_are_refused():

@@ -115,10 +115,11 @@ def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
         )
     # Pixels that fill no patch leave the grid as it is.
     takes = getattr(model.patch_embed, "input_size", None) or getattr(model.patch_embed, "img_size", None)
-    if takes and sizes[-n:][-len(takes) :] != tuple(takes)[-n:]:
+    takes = (takes, takes) if isinstance(takes, int) else tuple(takes or ())
+    if takes and sizes[-n:][-len(takes) :] != takes[-n:]:
         raise UserError(
-            f"count_flops: input_size={input_size!r}, but this {type(model).__name__} takes {tuple(takes)}; give the "
-            "size that it was made for"
+            f"count_flops: input_size={input_size!r}, but this {type(model).__name__} takes {takes}; give the size "
+            "that it was made for"
         )
     return math.prod(grid)
 

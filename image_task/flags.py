@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from image_task.config import Config, smoke
-from image_task.models.registry import ALIASES, MODELS
+from image_task.models.registry import ALIASES, MODELS, default_cfgs
+from image_task.transforms import SMALL
 from rmeeto.cli.command import Command
 from rmeeto.cli.merging import MERGE_FLAGS, Effects
 from rmeeto.engine.flags import Flag, Ignored, parse_bool
@@ -84,6 +85,18 @@ def _effects(config: Config) -> Effects:
         yield ["data.inat_category"], "it belongs to --data_set INAT", True
     if data.data_set != "SUBIMNET" and not config.run.eval:
         yield ["data.data_ratio"], "it belongs to --data_set SUBIMNET", True
+    augments = data.augment and not config.run.eval
+    img_size = data.input_size or default_cfgs[config.model.model]["input_size"][-1]
+    if data.data_set == "digits" or config.run.smoke:
+        yield ["data.eval_crop_ratio"], "the digits are not cropped", False
+        if augments:
+            own = ("aa", "color_jitter", "train_interpolation")
+            yield [f"data.{name}" for name in own], "the digits have an augmentation of their own", False
+    elif img_size <= SMALL:
+        yield ["data.eval_crop_ratio"], f"images of up to {SMALL} pixels are not cropped", False
+        if augments and data.aa in ("", "none"):  # else the policy interpolates
+            padded = f"images of up to {SMALL} pixels are cropped from padded ones"
+            yield ["data.train_interpolation"], padded, False
     if config.run.smoke:
         yield ["model.pretrained"], "--smoke takes no weights", False
         images = ("data_set", "data_path", "data_ratio", "batch_size", "num_workers")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from timm.data import create_transform
@@ -21,7 +20,6 @@ from image_task.config import DataConfig
 from rmeeto.engine.augment import allow_black
 from rmeeto.errors import UserError
 
-logger = logging.getLogger(__name__)
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
 
 
@@ -71,8 +69,6 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
 
 
 def _digits_train(config: DataConfig, img_size: int) -> Compose:
-    if config.aa != DataConfig.aa or config.color_jitter != DataConfig.color_jitter:
-        logger.warning("digits have an augmentation of their own: --aa and --color-jitter are ignored")
     turn = RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
     erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
     return Compose([_fit(img_size), turn, *_digits_to_tensor(), erase])

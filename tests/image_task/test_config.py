@@ -231,12 +231,40 @@ def test_mistakes_are_one_clear_error(line, message):
         ("--mixup 0 --cutmix 0 --mixup_prob 0.5", "--mixup_prob has no effect: neither --mixup nor --cutmix"),
         ("--model_ema_decay 0.9", "--model_ema_decay has no effect: there is no --model_ema"),
         ("--num_prune 5", "without --if_order the merged tokens lose their order"),
+        ("--eval_crop_ratio 0.9", "--eval_crop_ratio has no effect: the digits are not cropped"),
+        (
+            "--aa none --color_jitter 0 --train_interpolation random",
+            "--aa, --color_jitter, --train_interpolation have no effect: the digits have an augmentation of",
+        ),
+        (
+            "--smoke --data_set IMNET --aa none",
+            "--aa has no effect: the digits have an augmentation of their",
+        ),
+        (
+            "--data_set CIFAR --eval --eval_crop_ratio 0.9",
+            "--eval_crop_ratio has no effect: images of up to 32",
+        ),
+        (
+            "--data_set IMNET --model RMeeTo_tiny --input_size 32 --aa none --train_interpolation random",
+            "--train_interpolation has no effect: images of up to 32 pixels are cropped from padded ones",
+        ),
         ("--smoke --model_pth x.pth", "--model_pth has no effect: --smoke takes no weights"),
     ],
 )
 def test_flags_without_effect_are_named(line, notice):
     notices = parse(line.split())[2]
     assert any(notice in line for line in notices), notices
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--data_set IMNET --model RMeeTo_tiny --eval_crop_ratio 0.9 --aa none --train_interpolation random",
+        "--data_set CIFAR --train_interpolation bilinear",
+    ],
+)
+def test_flags_with_effect_are_not(line):
+    assert parse(line.split())[2] == []
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,7 @@ def test_run_returns_what_it_records(weights, clips):
         ("--decoder foo --dry_run", "--decoder is 'foo'; expected one of pyav, torchcodec"),
         ("--aa foo --dry_run", "--aa is 'foo', which is no policy of timm"),
         ("--short_side_size 16 --dry_run", "--short_side_size is 16"),
+        ("--eval", "--data_path is not given; give the folder that holds Kinetics_sparse"),
         ("--data_path nowhere", "no folder; give the one that holds the lists"),
         ("{clips} --batch_size 2 --nb_classes 400", "--nb_classes is 400, but folder has 2 classes"),
         ("{clips} --batch_size 2 --model_pth absent.pth", "absent.pth does not exist"),

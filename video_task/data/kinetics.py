@@ -29,8 +29,8 @@ def check_data(config: VideoDataConfig, *, img_size: int, train: bool = True) ->
         config, img_size, train: as of `build_data`.
 
     Raises:
-        UserError: a data set or decoder that is unknown or does not load, an augmentation that timm does not know or cannot draw,
-            crops larger than the frames.
+        UserError: a data set or decoder that is unknown or does not load, an augmentation that timm does not know or
+            cannot draw, crops larger than the frames.
     """
     check_data_set(config)
     check_backend(config.decoder)

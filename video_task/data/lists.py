@@ -57,6 +57,8 @@ def load_videos(
     """
     folder = Path(config.data_path)
     check_data_set(config)
+    if not config.data_path:  # Path("") would be the current folder
+        raise UserError(f"--data_path is not given; give the folder that holds {config.data_set}.")
     if not folder.is_dir():
         raise UserError(f"--data_path {config.data_path!r} is no folder; give the one that holds the lists.")
     listed = config.data_set != "folder" and any((folder / f"{split}.csv").exists() for split in SPLITS)

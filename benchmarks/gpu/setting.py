@@ -21,6 +21,7 @@ from torch import nn
 import image_task.models  # noqa: F401  (registers the models)
 from benchmarks.gpu.floors import H200, Rates
 from benchmarks.gpu.peers import Kernels, stand_ins, upstream_kernels
+from rmeeto.measure.graphs import Captured
 from rmeeto.merge import MergeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,17 +85,7 @@ class Setting:
         """The GPU's work of so many calls, as one CUDA graph: launching small ones takes longer than running them."""
         if self.dry:
             return lambda: [function() for _ in range(calls)]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what compiles or allocates at first use does so here
-            for _ in range(3):
-                function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                function()
-        return graph.replay
+        return Captured(lambda: [function() for _ in range(calls)])
 
     def device_time(self, functions: Mapping[str, Callable[[], Any]], calls: int = 10) -> dict[str, float]:
         """`time` of the GPU's own work; what fits into its cache stays there from call to call."""

@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.gpu.peers import Kernels, Released
 from benchmarks.gpu.setting import Setting
 from rmeeto.engine.distill import DistillLoss
+from rmeeto.measure.graphs import Captured
 
 R = {"vim_tiny": 5, "vim_small": 11, "vim_base": 11, "vim_nano": 8}
 
@@ -53,9 +54,8 @@ def run(setting: Setting) -> dict[str, Any]:
             step, rows[f"{who}, memory"] = built(setting, name, None if who == "ours" else kernels, batch)
             steps[who] = step
             if not setting.dry:  # a step of its own: a captured one keeps its gradients' memory
-                steps[f"{who}, graphed"] = captured(
-                    built(setting, name, None if who == "ours" else kernels, batch)[0]
-                )
+                twin, _ = built(setting, name, None if who == "ours" else kernels, batch)
+                steps[f"{who}, graphed"] = Captured(twin)
         seconds = setting.time(steps, runs=5)
         rows |= {f"{label}, ms": value * 1e3 for label, value in seconds.items()}
         rows |= {f"{label}, images/s": batch / value for label, value in seconds.items()}
@@ -82,17 +82,3 @@ def built(setting: Setting, name: str, kernels: Kernels | None, batch: int) -> t
     torch.cuda.reset_peak_memory_stats()
     step()
     return step, torch.cuda.max_memory_allocated() - before
-
-
-def captured(step: Step) -> Callable[[], None]:
-    """The step as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay

@@ -59,7 +59,9 @@ def evaluate(
             with autocast(world.device, dtype):
                 logits = model(images).float()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-            number = torch.full((), len(targets), device=world.device)  # filled there: a copy would wait for the GPU
+            number = torch.full(
+                (), len(targets), device=world.device
+            )  # filled there: a copy would wait for the GPU
             counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), number])
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
             progress.update()

@@ -11,11 +11,44 @@ from torch import Tensor, nn
 from rmeeto.errors import UserError
 
 
+class Captured:
+    """One call as a CUDA graph; calling it replays the work and gives the result, which the next replay overwrites.
+
+    It keeps what it was made of: a graph knows the memory of weights and compiled code, and does not hold it.
+
+    Args:
+        run: work on the current device.
+        warmup: calls before, on a side stream as a capture needs them: kernels compile and libraries allocate there.
+
+    Raises:
+        RuntimeError: it waits for the GPU, or does something else that a graph cannot hold.
+    """
+
+    def __init__(self, run: Callable[[], Any], warmup: int = 3) -> None:
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(warmup):
+                run()
+        current.wait_stream(side)
+        self._run, self._graph = run, torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._graph):
+                self._output = run()
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # torch may leave the capture's own stream behind
+            raise
+
+    def __call__(self) -> Any:
+        self._graph.replay()
+        return self._output
+
+
 class Graphed:
     """A captured forward pass; see `graphed`."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, batch: Tensor, output: Any) -> None:
-        self._graph, self._batch, self._output = graph, batch, output
+    def __init__(self, captured: Captured, batch: Tensor) -> None:
+        self._captured, self._batch = captured, batch
 
     def __call__(self, batch: Tensor) -> Any:
         """Run the pass on a batch of the captured shape; the next call overwrites the result.
@@ -29,8 +62,7 @@ class Graphed:
                 f"{tuple(self._batch.shape)} of {self._batch.dtype}. Capture another for it, or pad the batch."
             )
         self._batch.copy_(batch, non_blocking=True)
-        self._graph.replay()
-        return self._output
+        return self._captured()
 
 
 def graphed(
@@ -68,19 +100,11 @@ def graphed(
             return model(static)
 
     with torch.inference_mode(), torch.cuda.device(batch.device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(warmup):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                output = run()
+            captured = Captured(run, warmup)
         except RuntimeError as error:
             raise UserError(
                 f"graphed: the model cannot be captured: {str(error).splitlines()[0]}\n"
                 "A pass that waits for the GPU or whose shapes depend on data cannot be a graph."
             ) from error
-    return Graphed(graph, static, output)
+    return Graphed(captured, static)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
+from rmeeto.measure.graphs import Captured
 from rmeeto.measure.unmerged import without_merging
 
 MIN_RUNS = 5
@@ -188,7 +189,7 @@ def _prepare(
     if not cuda_graph:
         return run, memory
     try:
-        replay = _captured(run)
+        replay = Captured(run)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"benchmark: {name} cannot be captured as a CUDA graph: {reason}") from error
@@ -210,19 +211,6 @@ def _own_code(model: Callable) -> Callable:
     return types.FunctionType(
         forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__
     )
-
-
-def _captured(run: Callable[[], Any]) -> Callable[[], None]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # a capture needs passes on a side stream first
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 def _peak_memory(run: Callable[[], Any], model: Callable, batch: Tensor) -> int | None:

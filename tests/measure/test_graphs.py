@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import timm
 import torch
@@ -10,6 +14,7 @@ import image_task.models  # noqa: F401  (registers the models)
 from rmeeto import MergeConfig
 from rmeeto.errors import UserError
 from rmeeto.measure import graphed
+from rmeeto.measure.graphs import Captured
 
 
 def merged_model():
@@ -19,6 +24,51 @@ def merged_model():
 def test_without_cuda_one_error_says_what_to_do():
     with pytest.raises(UserError, match="need a CUDA device; this batch is on cpu"):
         graphed(merged_model(), torch.zeros(2, 3, 16, 16))
+
+
+class Stand:
+    """As much of a stream and of a graph as capturing asks for."""
+
+    def wait_stream(self, other):
+        pass
+
+    def replay(self):
+        pass
+
+
+@pytest.fixture
+def cuda_stands_in(monkeypatch):
+    for name in ("current_stream", "Stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, Stand)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+
+
+def test_what_a_graph_works_on_lives_as_long_as_the_graph(cuda_stands_in):
+    model = merged_model()
+    alive = weakref.ref(model)
+    batch = torch.zeros(2, 3, 16, 16)
+    captured = Captured(lambda model=model: model(batch))
+    del model
+    gc.collect()
+    assert alive() is not None and captured().shape == (2, 10)
+    del captured
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_capture_that_fails_gives_back_the_stream(cuda_stands_in, monkeypatch):
+    calls, left = [], []
+
+    def run():
+        calls.append(None)
+        if len(calls) > 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "set_stream", left.append)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Captured(run)
+    assert len(calls) == 4 and len(left) == 1
 
 
 @pytest.mark.gpu

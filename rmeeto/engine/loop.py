@@ -193,15 +193,28 @@ class Training:
         step, rank = divmod(failed, self.world.size)
         raise UserError(
             f"the loss is not finite on rank {rank} at step {step + 1} (epoch {self.at.epoch + 1}); that optimizer "
-            "step was skipped and nothing was saved since.\nTry a lower --lr, --clip-grad 1 or --amp off."
+            f"step was skipped and nothing was saved since.\n{self.advice()}"
         )
+
+    def advice(self) -> str:
+        """What to try against numbers that are not finite."""
+        options = {"a lower --lr": True, "--clip-grad 1": not self.optim.clip_grad, "--amp off": self.dtype}
+        return f"Try {' or '.join(option for option, is_open in options.items() if is_open)}."
 
     def evaluate_epoch(self) -> None:
         at, began = self.at, time.perf_counter()
         weights = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
         improved = None
         for name, model in weights.items():
-            self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, f"evaluating {name}")
+            try:
+                self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, f"evaluating {name}")
+            except UserError as error:
+                if "not finite" not in str(error):
+                    raise
+                raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
+                    f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged."
+                    f"\n{self.advice()}"
+                ) from None
             self.log("eval", {"weights": name, **self.accuracy[name]}, seconds=time.perf_counter() - began)
             if self.best is None or self.accuracy[name]["top1"] > self.best["top1"]:
                 self.best, improved = {"weights": name, "epoch": at.epoch + 1, **self.accuracy[name]}, model

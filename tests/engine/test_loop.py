@@ -237,6 +237,21 @@ def test_after_a_loss_that_is_not_finite_no_step_changes_the_weights(tmp_path, a
     assert not (tmp_path / "toy" / "last.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "amp", "advice"),
+    [
+        ({}, "off", "Try a lower --lr or --clip-grad 1."),
+        ({"clip_grad": 1.0}, "bf16", "Try a lower --lr or --amp off."),
+    ],
+)
+def test_a_training_that_diverges_is_told_what_helps(tmp_path, settings, amp, advice):
+    """One step: its loss is finite, the weights after it are too large for the evaluation."""
+    optim = OptimConfig(lr=1e30, epochs=1, accumulation=1, **settings)
+    with pytest.raises(UserError, match="after epoch 1 .* the training has diverged") as caught:
+        train(tmp_path, optim=optim, data=ToyData(total=1), amp=amp)
+    assert str(caught.value).splitlines()[1] == advice
+
+
 def test_the_average_is_of_the_trained_model_and_is_evaluated_beside_it(tmp_path):
     optim = OptimConfig(lr=1e-2, epochs=2, accumulation=1, model_ema=True, model_ema_decay=0.5)
     start = copy.deepcopy(toy_model().state_dict())

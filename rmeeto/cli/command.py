@@ -90,7 +90,7 @@ class Command:
         for name, reason in self.refused.items():
             if f"refused.{name}" in given:
                 raise UserError(f"--{name} is not supported ({reason}); leave the flag out.")
-        plain = self._starting_point(given.pop("config", None))
+        plain = self._starting_point(given.pop("config", None), given.get("run.resume", False))
         dry_run = given.pop("dry_run", False)
         plain["model"]["model"], kind = self.canonical(given.pop("model.model", plain["model"]["model"]))
         if given.get("model.teacher"):
@@ -118,7 +118,7 @@ class Command:
         """Our name of a model, and what the name fixes; see `merging.canonical`."""
         return canonical(model, self.models, self.aliases)
 
-    def _starting_point(self, path: str | None) -> dict[str, Any]:
+    def _starting_point(self, path: str | None, resume: bool) -> dict[str, Any]:
         plain = self.config(merge=MergeConfig(keep_order=self.keep_order)).to_dict()
         if path is None:
             return plain
@@ -126,7 +126,10 @@ class Command:
         if not isinstance(loaded, dict):
             raise UserError(f"{path} holds a {type(loaded).__name__}; expected a run's config.json.")
         config = self.config.from_dict(loaded)
-        return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=False)).to_dict()
+        name = config.run.name if resume else None  # another run has a folder of its own
+        return dataclasses.replace(
+            config, run=dataclasses.replace(config.run, resume=False, name=name)
+        ).to_dict()
 
     def _shared_effects(self, config: TaskConfig) -> Effects:
         merge, data = config.merge, config.data

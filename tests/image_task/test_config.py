@@ -324,6 +324,11 @@ def test_a_runs_config_starts_another_run(tmp_path):
     assert (other.merge, other.optim.lr, other.run.eval) == (MergeConfig(r=8), 1e-4, True)
     assert other.model == config.model
 
+    named = dataclasses.replace(config, run=dataclasses.replace(config.run, name="mine"))
+    path.write_text(json.dumps(named.to_dict()))
+    assert config_of(f"--config {path} --eval").folder == Path("log/vim_small_patch16_224-r11-eval")
+    assert config_of(f"--config {path} --resume") == named
+
     dense = dataclasses.replace(config, merge=None)
     path.write_text(json.dumps(dense.to_dict()))
     assert config_of(f"--config {path}").merge is None

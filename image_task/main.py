@@ -188,10 +188,11 @@ def describe(config: Config, parts: Parts, world: World) -> str:
         weights = f"official, {official(config.model.model).file}"
     if config.model.delete_head:
         weights += " (head new)"
+    train = "" if config.run.eval else f"{data.num_train} images to train, "
     lines = [
         model_line(config, model),
         f"weights {weights}",
-        f"data    {config.data.data_set}: {data.num_train} images to train, {data.num_eval} to evaluate, "
+        f"data    {config.data.data_set}: {train}{data.num_eval} {'' if train else 'images '}to evaluate, "
         f"{data.num_classes} classes",
         device_line(config, world),
     ]

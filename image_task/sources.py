@@ -44,7 +44,7 @@ class Files:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        with open(self.paths[index], "rb") as file:
+        with open(self.name(index), "rb") as file:  # the decoder's errors quote it
             return _decode(file), int(self.targets[index])
 
     def name(self, index: int) -> str:

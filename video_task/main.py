@@ -222,11 +222,12 @@ def _create(
 def describe(config: VideoConfig, parts: Parts, world: World) -> str:
     """What is about to run, in a few lines."""
     data = parts.data
+    train = "" if config.run.eval else f"{data.num_train} videos to train, {data.num_eval} to validate, "
     lines = [
         model_line(config, parts.model),
         f"weights {parts.weights}",
-        f"data    {config.data.data_set}: {data.num_train} videos to train, {data.num_eval} to validate, "
-        f"{data.num_test} to test on {len(data.views)} views, {data.num_classes} classes",
+        f"data    {config.data.data_set}: {train}{data.num_test} {'' if train else 'videos '}"
+        f"to test on {len(data.views)} views, {data.num_classes} classes",
         device_line(config, world),
     ]
     if not config.run.eval:

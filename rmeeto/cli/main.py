@@ -59,6 +59,14 @@ def run_command(
             file=sys.stderr,
         )
         return 2
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        print(
+            "error: the machine has too little memory; lower --batch-size and raise --accumulation",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -241,6 +241,9 @@ def _check(options: argparse.Namespace) -> None:
             f"--batch_size {options.batch_size} --r {options.r} --runs {options.runs} --warmup {options.warmup}; "
             f"expected at least 1, 0, {MIN_RUNS} and 1."
         )
+    for flag in ("metric", "window"):
+        if options.r == [0] and getattr(options, flag) not in ("X", None):
+            raise UserError(f"--{flag} has no effect: --r 0 merges nothing; leave it out, or give other --r.")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda: torch sees no GPU (python -m rmeeto.doctor says why); use --device cpu."

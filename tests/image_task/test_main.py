@@ -154,8 +154,9 @@ def test_retraining_fills_the_run_folder(weights, capsys):
     assert train["lr"] == pytest.approx(1e-2 * 16 / 512)
 
 
-def test_evaluation_only_reports(weights):
+def test_evaluation_only_reports(weights, capsys):
     assert call(f"{SHORT} {MERGED} --eval --model_pth {weights}") == 0
+    assert "data    digits: 360 images to evaluate, 10 classes" in capsys.readouterr().out
     folder = "log/vim_nano_patch2_16-r12-eval"
     result = result_of(folder)
     assert result["count"] == 32
@@ -266,13 +267,30 @@ def test_processes_beside_the_main_one_are_quiet_about_errors(monkeypatch, capsy
     assert capsys.readouterr().err == "error: rank 1: the disk is gone\n"
 
 
-def test_a_full_gpu_is_one_line(monkeypatch, capsys):
-    def fill(config):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+def out_of_gpu_memory(config):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
+
+@pytest.mark.parametrize(
+    ("fill", "where"),
+    [(out_of_gpu_memory, "GPU"), (lambda config: torch.empty(2**50), "machine")],
+    ids=["gpu", "cpu"],
+)
+def test_a_full_memory_is_one_line(fill, where, monkeypatch, capsys):
     monkeypatch.setattr("image_task.main.run", fill)
     assert call("--num_prune 0") == 2
-    assert capsys.readouterr().err.startswith("error: the GPU has too little memory; lower --batch-size")
+    assert capsys.readouterr().err == (
+        f"error: the {where} has too little memory; lower --batch-size and raise --accumulation\n"
+    )
+
+
+def test_another_runtime_error_stays_a_traceback(monkeypatch):
+    def fail(config):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("image_task.main.run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("--num_prune 0")
 
 
 def test_an_interrupted_run_says_where_to_go_on(monkeypatch, capsys):

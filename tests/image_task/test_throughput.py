@@ -205,6 +205,8 @@ def test_every_registered_name_is_its_own(name):
         ([*NANO, "--batchsize", "2"], "--batchsize", "--help"),
         ([*NANO, "--cuda-graph"], "on cpu", "leave the flag out"),
         ([*NANO, "--output", "speed.csv"], "speed.csv", ".json"),
+        (["--r", "0", "--metric", "foo"], "--metric has no effect", "--r 0 merges nothing"),
+        (["--r", "0", "--window", "1,3,3"], "--window has no effect", "--r 0 merges nothing"),
         ([*NANO, "--metric", "Q", "--output", "missing/a.json"], "metric='Q'", "X, B, C and delta"),
         ([*NANO, "--metric", "Z", "--output", "missing/a.json"], "metric='Z'", "'delta'"),
         (

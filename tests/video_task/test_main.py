@@ -100,9 +100,10 @@ def test_retraining_fills_the_run_folder(weights, clips, capsys):
     assert (events["test"]["epoch"], events["test"]["step"]) == (1, 1)
 
 
-def test_a_test_is_the_same_from_its_files_and_for_two_processes(weights, clips, tmp_path):
+def test_a_test_is_the_same_from_its_files_and_for_two_processes(weights, clips, tmp_path, capsys):
     line = f"{MODEL} {VIEWS} {MERGED} {clips} --eval --model_pth {weights} --batch_size 5 --num_sample 2"
     assert call(f"{line} --name one") == 0
+    assert "data    folder: 6 videos to test on 6 views, 2 classes" in capsys.readouterr().out
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = [*torchrun, "-m", "video_task.main", *line.split(), "--name", "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, why_unreadable
 from rmeeto.nn.layers import resize_pos_embed
 
 # Official files pickle the training script's options beside the weights. Nothing else in a file may run or be built.
@@ -114,13 +113,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"weights: {path} holds a {type(content).__name__}; expected a dictionary of tensors")
     return content
-
-
-def why_unreadable(error: Exception) -> str:
-    """What reading a checkpoint file has raised, as a reason in one line."""
-    if isinstance(error, OSError | RuntimeError | SafetensorError) and str(error).strip():
-        return str(error).strip().splitlines()[0][:160]
-    return "it is no checkpoint of torch, or holds objects besides tensors and plain options"
 
 
 def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[str, Tensor], str]:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmeeto.errors import UserError
-from rmeeto.weights import why_unreadable
+from rmeeto.errors import UserError, why_unreadable
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

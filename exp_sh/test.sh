@@ -2,6 +2,7 @@
 # The tests: sets up the environment once, then lint, types and the CPU suite (under 5 minutes on 2 cores).
 # Further arguments go to pytest: bash exp_sh/test.sh tests/merge
 set -euo pipefail
+flags="" # pytest's
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 export OMP_NUM_THREADS=1

@@ -2,6 +2,22 @@
 # Sourced by quickstart.sh and test.sh: makes the virtual environment ($RMEETO_VENV, default .venv), goes to the
 # repository root and sets PYTHON. An environment whose packages are those of requirements.txt is used as it is.
 
+# Before anything is made: help is the header of the script that sources this, and where that names its `flags` there
+# are no others.
+for argument in "$@"; do
+    case $argument in
+        -h | --help)
+            sed -n '2,/^[^#]/s/^# //p' "$0"
+            exit
+            ;;
+        --*)
+            [[ -z ${flags:-} || " $flags " == *" ${argument%%=*} "* ]] && continue
+            echo "error: unknown flag ${argument%%=*}; there are $flags." >&2
+            exit 2
+            ;;
+    esac
+done
+
 [[ -z ${RMEETO_VENV:-} || $RMEETO_VENV == /* ]] || RMEETO_VENV=$PWD/$RMEETO_VENV
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 RMEETO_VENV=${RMEETO_VENV:-$PWD/.venv}

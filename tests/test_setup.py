@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from rmeeto.cli.quickstart import run_quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,6 +62,49 @@ def test_relative_environment_belongs_to_the_caller(repository):
     assert result.returncode == 1
     assert str(repository.parent / "mine") in result.stderr and "not a virtual environment" in result.stderr
     assert [path.name for path in (repository.parent / "mine").iterdir()] == ["notes.txt"]
+
+
+SCRIPTS = ["exp_sh/quickstart.sh", "video_task/exp_sh/quickstart.sh"]
+
+
+def start(script: str, argument: str, environment: Path) -> subprocess.CompletedProcess:
+    """A script of this repository where there is no environment yet."""
+    return subprocess.run(
+        ["bash", str(ROOT / script), argument],
+        env={**os.environ, "RMEETO_VENV": str(environment), "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "exp_sh/test.sh"])
+@pytest.mark.parametrize("argument", ["-h", "--help"])
+def test_help_installs_nothing(script, argument, tmp_path):
+    result = start(script, argument, tmp_path / "venv")
+    assert (result.returncode, result.stderr) == (0, "")
+    header = [line for line in (ROOT / script).read_text().splitlines()[1:] if line.startswith("# ")]
+    assert result.stdout.splitlines() == [line.removeprefix("# ") for line in header]
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_flag_installs_nothing(script, tmp_path):
+    result = start(script, "--nonsense=3", tmp_path / "venv")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown flag --nonsense; there are --output_dir --seed --weights.\n"
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_the_flags_that_there_are(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_quickstart(["--help"], "", "", Path(), lambda: None)
+    known = set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--help"}
+    text = (ROOT / script).read_text()
+    assert known == set(re.findall("^# (--\\w+)", text, re.MULTILINE))
+    assert known == set(re.search('^flags="(.*)"', text, re.MULTILINE)[1].split())
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_paths_from_the_user_are_relative_to_where_the_user_is(launch, tmp_path)
     assert config.run.output_dir == str(tmp_path / "results" / "tab2")
 
 
+def test_arguments_are_refused(tmp_path):
+    command = ["bash", str(TINY), "--epochs", "3"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "a recipe takes no arguments, and got --epochs 3" in process.stderr
+
+
 def test_released_adds_what_the_recipe_names():
     plain, released = ([config for config, _ in plan(TINY, *set_)] for set_ in ([], ["RELEASED"]))
     assert plain[:2] == released[:2]

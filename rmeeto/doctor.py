@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import pkgutil
@@ -162,4 +163,5 @@ def _item(name: str, value: str, indent: int = 2) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m rmeeto.doctor", description=__doc__).parse_args()
     sys.exit(main())

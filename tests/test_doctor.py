@@ -102,6 +102,14 @@ def test_without_a_compiler_it_says_so_and_ends_well(tmp_path):
     assert "(empty)" in value(lines, "cache") and max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--nonsense", 2)])
+def test_arguments_are_not_ignored(argument, code):
+    command = [sys.executable, "-m", "rmeeto.doctor", argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert "usage: python -m rmeeto.doctor" in done.stdout + done.stderr and "versions" not in done.stdout
+
+
 @pytest.mark.parametrize("missing", ["torch", "timm", "numpy"])
 def test_a_package_that_cannot_be_imported_is_a_finding_and_no_more(missing):
     code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('rmeeto.doctor', run_name='__main__')"

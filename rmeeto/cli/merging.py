@@ -69,7 +69,8 @@ def read_window(text: str) -> tuple[int, int, int] | None:
 
 MERGE_FLAGS = {
     "merge_method": Flag("merge.method", _read_method, "ToMe, or none for the dense model (default: ToMe)"),
-    "num_prune": Flag("merge.r", _read_r, "tokens that each merge removes: 5, or 5,5,6,... (default: 0)", ("r",)),
+    "num_prune": Flag("merge.r", _read_r, "tokens that each merge removes: 5, or 5,5,6,... (default: 0); "
+                      "torchrun takes --r for one of its own flags, so write --num_prune there", ("r",)),
     "merge_interval": Flag("merge.interval", converter(int), "merge in every n-th block (default: 2)"),
     "if_merge_odd": Flag("merge.odd", parse_bool, "merge in the odd blocks", switch=True),
     "metric": Flag("merge.metric", str, "similarity of X, B, C, delta; DeiT: X, Q, K, V (default: X)"),

@@ -147,6 +147,10 @@ def test_every_field_has_a_flag_that_reaches_it(section, field):
         assert getattr(getattr(config, section), field) == value
 
 
+def test_help_says_what_torchrun_does_to_r():
+    assert "so write --num_prune there" in " ".join(build_parser().format_help().split())
+
+
 def test_every_merge_option_has_a_flag():
     reached = {flag.dest.split(".")[1] for flag in MERGE_FLAGS.values()}
     assert reached - {"method"} == {field.name for field in dataclasses.fields(MergeConfig)}

@@ -308,6 +308,16 @@ def test_an_interrupted_run_says_where_to_go_on(monkeypatch, capsys):
     assert result_of("log/a") == result_of("log/b")
 
 
+@pytest.mark.parametrize("module", ["image_task.main", "video_task.main"])
+def test_an_interrupt_while_torch_is_imported_is_one_line(module, tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", module]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (130, "")
+    assert process.stderr == "interrupted before the first checkpoint\n"
+
+
 def test_killed_and_resumed_is_uninterrupted_to_the_last_bit(weights, tmp_path):
     """SIGKILL in the middle of an epoch; drop path, mixup, teacher, average and accumulation are all on."""
     line = (

@@ -16,7 +16,7 @@ fail() { echo "launch: $1" >&2; exit "${2:-2}"; }
 absolute() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; }
 
 (($# == 0)) ||
-    fail "a recipe takes no arguments, and got $*: it reads variables such as SMOKE=1 (exp_sh/README.md lists them)."
+    fail "a recipe takes no arguments, and got $*: it reads variables such as SMOKE=1 (exp_sh/launch.sh lists them)."
 [[ ${RELEASED:-0} != 1 ]] || grep -q "released=" "$0" ||
     fail "RELEASED=1 has no effect: nothing in this recipe rests on the released code's quirks; leave it out."
 

@@ -226,6 +226,8 @@ def scan_fwd_kernel(
                 end = tl.load(ends + (place * tl.num_programs(0) + group) * (G * N * W) + offsets)
                 h = tl.exp2(total[:, None, :] * A) * h + end
                 i += tl.where(reverse, -1, 1)
+            # Through a tile into the layout that tiles are scanned in: else that of `ends` in memory would spread to them.
+            h = take(tl.where(t4 == 0, h[None], 0.0), 0, t4)
         position = c * chunk
         stop = tl.minimum(position + chunk, length)
         if reverse:

@@ -177,6 +177,10 @@ COMPANY = {
     "--teacher-model": "--distill --teacher-path T",
     "--teacher-path": "--distill",
     "--inat-category": "--data-set INAT",
+    **dict.fromkeys(
+        ("--aa", "--color-jitter", "--train-interpolation", "--eval-crop-ratio"),
+        "--model RMeeTo_small --data-set IMNET",
+    ),
 }
 
 # Those that ask for another recipe than this one.

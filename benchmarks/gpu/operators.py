@@ -17,8 +17,13 @@ from benchmarks.gpu.setting import Setting
 from rmeeto.ops import add_rms_norm, bidirectional_conv1d, bidirectional_scan, match_tokens, merge_tokens
 
 STATES = 16
-# Settings of the forward scan that are worth trying where there is a GPU: (POLYNOMIAL, FORWARD_REGISTERS).
-VARIANTS = [(0, 128), (0, 168), (0, 255), (4, 168), (8, 168)]
+# Settings of the forward scan that are worth trying where there is a GPU.
+KNOBS = "POLYNOMIAL", "FORWARD_REGISTERS", "FORWARD_TILE"
+VARIANTS = [
+    *((0, registers, (1, 16)) for registers in (128, 168, 255)),
+    *((polynomial, 168, (1, 16)) for polynomial in (4, 8)),
+    *((0, registers, (2, 8)) for registers in (128, 168, 255)),
+]
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -149,15 +154,16 @@ def variants(setting: Setting, batch: int, length: int, embed: int) -> dict[str,
     from rmeeto.ops.selective_scan import triton_scan
 
     inputs = Inputs(setting, batch, length, embed)
-    shipped = triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS
+    shipped = [getattr(triton_scan, name) for name in KNOBS]
     captured, calls = {}, 10
     try:
-        for polynomial, registers in VARIANTS:
-            triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS = polynomial, registers
+        for values in VARIANTS:
+            for name, value in zip(KNOBS, values):
+                setattr(triton_scan, name, value)
             with torch.no_grad():
-                captured[f"polynomial {polynomial}, registers {registers}"] = setting.replays(
-                    inputs.scan, calls
-                )
+                label = ", ".join(f"{name} {value}" for name, value in zip(KNOBS, values))
+                captured[label] = setting.replays(inputs.scan, calls)
     finally:
-        triton_scan.POLYNOMIAL, triton_scan.FORWARD_REGISTERS = shipped
+        for name, value in zip(KNOBS, shipped):
+            setattr(triton_scan, name, value)
     return {name: seconds / calls * 1e6 for name, seconds in setting.time(captured).items()}

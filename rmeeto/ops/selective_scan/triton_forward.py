@@ -3,7 +3,8 @@
 
 A program is one warp. It scans G * W channels of one image, T tokens at a time: a tile is (T, G, N, W), with tokens and
 groups of channels in each thread's registers and N states and W channels spread over the 32 threads, so that neither
-the recurrence nor the choice of a token leaves a thread. Loops are ``while``: their trip counts are run-time values,
+the recurrence nor the choice of a token leaves a thread. Sums over states pass between fewer threads the larger W is,
+sums over channels the smaller it is. Loops are ``while``: their trip counts are run-time values,
 which Triton's interpreter cannot put into ``range``.
 
 Names: B batch, L tokens, D channels, N states, R rank of the step size (0: the step size itself is given).
@@ -110,9 +111,9 @@ def load_A(pointer, channels, inside, LOG_A: tl.constexpr, STATES: tl.constexpr,
 
 @triton.jit
 def state_offsets(G: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
-    """(G, N, W) places of a state in the buffers that programs leave for each other."""
+    """(G, N, W) places of a state in the buffers that programs leave for each other, whatever their G and W."""
     g, n, w = tl.arange(0, G), tl.arange(0, N), tl.arange(0, W)
-    return g[:, None, None] * (N * W) + n[None, :, None] * W + w[None, None, :]
+    return n[None, :, None] * (G * W) + g[:, None, None] * W + w[None, None, :]
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
@@ -129,7 +130,7 @@ def scan_state_fwd_kernel(
 ):  # fmt: skip
     """The state that each chunk of tokens ends with when it starts from zero, and the sum of its step sizes.
 
-    Grid: groups of channels, B, chunks * directions. Writes ends (directions, B, chunks, groups, G, N, W) and steps
+    Grid: groups of channels, B, chunks * directions. Writes ends (directions, B, chunks, groups, N, G * W) and steps
     (directions, B, chunks, D), both fp32.
     """
     group, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -189,8 +190,8 @@ def scan_fwd_kernel(
     """Scan a chunk of tokens (all of them unless SPLIT) in one or both directions, add, gate.
 
     Grid: groups of channels, B, chunks. The first direction leaves its part where the second picks it up: in
-    ``ungated`` (KEEP) or in ``out``. KEEP also writes the state before each tile, (directions, B, tiles, groups, G, N,
-    W), for the backward pass.
+    ``ungated`` (KEEP) or in ``out``. KEEP also writes the state before each tile, (directions, B, tiles, groups,
+    N, G * W), for the backward pass.
     """
     group, batch, c = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     channels = (group * G + tl.arange(0, G))[:, None] * W + tl.arange(0, W)[None, :]
@@ -226,7 +227,7 @@ def scan_fwd_kernel(
                 end = tl.load(ends + (place * tl.num_programs(0) + group) * (G * N * W) + offsets)
                 h = tl.exp2(total[:, None, :] * A) * h + end
                 i += tl.where(reverse, -1, 1)
-            # Through a tile into the layout that tiles are scanned in: else that of `ends` in memory would spread to them.
+            # Through a tile into the layout that tiles are scanned in: that of `ends` in memory would spread to them.
             h = take(tl.where(t4 == 0, h[None], 0.0), 0, t4)
         position = c * chunk
         stop = tl.minimum(position + chunk, length)

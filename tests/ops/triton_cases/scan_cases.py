@@ -96,6 +96,15 @@ def test_half_precision_storage(sizes, dtype, device):
     )
 
 
+@pytest.mark.parametrize("tiles", [((1, 16), (2, 8)), slow(((2, 8), (4, 4)))])
+def test_tiles_of_any_shape_understand_each_other(tiles, device, monkeypatch):
+    """The backward pass reads states that the forward pass has stored."""
+    monkeypatch.setattr(triton_scan, "FORWARD_TILE", tiles[0])
+    monkeypatch.setattr(triton_scan, "BACKWARD_TILE", tiles[1])
+    tensors = both((2, 13, 40, 16, 5), device, torch.float32)
+    compare(run(triton_scan.bidirectional_scan, projected=False), run(naive_bidirectional_scan), tensors)
+
+
 @pytest.mark.parametrize("average", [slow(False), True])
 def test_both_directions_with_the_step_size_given(average, device):
     tensors = both((2, 10, 20, 16, 5), device, torch.float32)

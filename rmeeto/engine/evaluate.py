@@ -26,6 +26,10 @@ class EvalData(Protocol):
         """How many images this process could not read: "unreadable_eval" in the latest evaluation, ..."""
 
 
+class NotFinite(UserError):
+    """A model whose outputs are not finite was evaluated."""
+
+
 def evaluate(
     model: nn.Module,
     data: EvalData,
@@ -46,7 +50,8 @@ def evaluate(
         count: images, with the unreadable ones, which count as wrong; unreadable: how many those are.
 
     Raises:
-        UserError: the outputs are not finite, or there is nothing to evaluate.
+        NotFinite: the outputs are not finite.
+        UserError: there is nothing to evaluate.
     """
     was_training = model.training
     model.eval()
@@ -74,7 +79,8 @@ def evaluate(
     if not read:
         raise UserError(f"nothing to evaluate: no image could be read, {missing} could not.")
     if not math.isfinite(mean_loss):
-        raise UserError("the model's outputs are not finite in evaluation; try --amp off, or other weights.")
+        half = "" if dtype is None else "--amp off, or "
+        raise NotFinite(f"the model's outputs are not finite in evaluation; try {half}other weights.")
     count = read + missing
     return {
         "top1": 100 * top1 / count,

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import World
-from rmeeto.engine.evaluate import EvalData, evaluate, own_errors
+from rmeeto.engine.evaluate import EvalData, NotFinite, evaluate, own_errors
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.precision import amp_dtype, autocast
 from rmeeto.engine.progress import Progress
@@ -208,9 +208,7 @@ class Training:
         for name, model in weights.items():
             try:
                 self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, f"evaluating {name}")
-            except UserError as error:
-                if "not finite" not in str(error):
-                    raise
+            except NotFinite:
                 raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
                     f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged."
                     f"\n{self.advice()}"

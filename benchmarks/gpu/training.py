@@ -50,12 +50,13 @@ def run(setting: Setting) -> dict[str, Any]:
     for name in setting.models:
         rows: dict[str, Any] = {}
         steps: dict[str, Callable] = {}
-        for who in ("ours",) if isinstance(kernels, str) else ("ours", "upstream"):
-            step, rows[f"{who}, memory"] = built(setting, name, None if who == "ours" else kernels, batch)
-            steps[who] = step
+        sides: dict[str, Kernels | None] = {"ours": None}
+        if not isinstance(kernels, str):
+            sides["upstream"] = kernels
+        for who, used in sides.items():
+            steps[who], rows[f"{who}, memory"] = built(setting, name, used, batch)
             if not setting.dry:  # a step of its own: a captured one keeps its gradients' memory
-                twin, _ = built(setting, name, None if who == "ours" else kernels, batch)
-                steps[f"{who}, graphed"] = Captured(twin)
+                steps[f"{who}, graphed"] = Captured(built(setting, name, used, batch)[0])
         seconds = setting.time(steps, runs=5)
         rows |= {f"{label}, ms": value * 1e3 for label, value in seconds.items()}
         rows |= {f"{label}, images/s": batch / value for label, value in seconds.items()}
@@ -63,7 +64,7 @@ def run(setting: Setting) -> dict[str, Any]:
             if "upstream" + mode in seconds:
                 rows[f"upstream / ours{mode}"] = seconds["upstream" + mode] / seconds["ours" + mode]
         table[name] = {"r": R[name], **rows}
-        del step, steps
+        del steps
         gc.collect()
         if not setting.dry:
             torch.cuda.empty_cache()

@@ -26,9 +26,8 @@ from rmeeto.ops.triton_support import (
     power_of_two,
 )
 
-# A tile is TOKENS x G x N x W, scanned by one warp. TOKENS is also how far apart states are stored. Compiled for sm_90,
-# (1, 16) takes 11.4 instead of 12.4 instructions forward for a state of a channel and token, but spills in some
-# settings, and 45 instead of 36 backward: for a GPU to decide.
+# A tile is TOKENS x G x N x W, scanned by one warp. TOKENS is also how far apart states are stored. (1, 16) compiles to
+# fewer instructions forward, but spills in some settings: for a GPU to decide, see benchmarks/gpu/operators.py.
 TOKENS, BLOCK = 8, 16
 FORWARD_TILE, BACKWARD_TILE = (2, 8), (2, 8)  # G, W; their product is BLOCK
 # Registers of a forward thread: 12 warps then fit a multiprocessor. The backward kernel needs all 255.

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from image_task.sources import Source
-from rmeeto.engine.loading import Unreadable
-from rmeeto.engine.sampler import draw_seeds, preserved_globals, seed_globals
+from rmeeto.data.loading import Unreadable
+from rmeeto.data.sampler import draw_seeds, preserved_globals, seed_globals
 
 
 class TrainBatches(Dataset):

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from rmeeto.cli import config as cli
-from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 from rmeeto.errors import UserError
+from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
 
 
 @dataclass(frozen=True)

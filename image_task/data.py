@@ -13,9 +13,9 @@ from image_task.config import DataConfig
 from image_task.datasets import load_sources
 from image_task.sources import Source
 from image_task.transforms import eval_transform, train_transform
-from rmeeto.engine.augment import build_mixup
-from rmeeto.engine.loading import Unread, load_batches
-from rmeeto.engine.sampler import (
+from rmeeto.data.augment import build_mixup
+from rmeeto.data.loading import Unread, load_batches
+from rmeeto.data.sampler import (
     repeated_augmentation_indices,
     shard_indices,
     shuffled_indices,

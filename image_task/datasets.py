@@ -13,7 +13,7 @@ import numpy as np
 
 from image_task.config import DataConfig
 from image_task.sources import Arrays, Files, Reader, Shards, Source, numbered
-from rmeeto.engine.sampler import subset_indices
+from rmeeto.data.sampler import subset_indices
 from rmeeto.errors import UserError
 
 KNOWN = "digits IMNET SUBIMNET CIFAR CIFAR10 CIFAR100 INAT INAT18 INAT19 folder tar wds hfds/<name>"

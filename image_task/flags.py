@@ -8,8 +8,8 @@ from image_task.config import Config, smoke
 from image_task.models.registry import ALIASES, MODELS, default_cfgs
 from image_task.transforms import SMALL
 from rmeeto.cli.command import Command
+from rmeeto.cli.flags import Flag, Ignored, parse_bool
 from rmeeto.cli.merging import MERGE_FLAGS, Effects
-from rmeeto.engine.flags import Flag, Ignored, parse_bool
 
 __all__ = ["IGNORED_FLAGS", "MERGE_FLAGS", "build_parser", "parse"]
 

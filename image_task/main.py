@@ -26,8 +26,8 @@ from image_task.models.pretrained import load_official, official
 from image_task.transforms import train_transform
 from rmeeto.cli.main import create_model, device_line, model_line, run_command, run_in_folder
 from rmeeto.cli.merging import merge_notes
+from rmeeto.data.augment import build_mixup
 from rmeeto.engine import DistillLoss, RunFolder, World, evaluate, fit, scaled_lr
-from rmeeto.engine.augment import build_mixup
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig

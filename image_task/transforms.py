@@ -17,7 +17,7 @@ from torchvision.transforms import (
 )
 
 from image_task.config import DataConfig
-from rmeeto.engine.augment import allow_black
+from rmeeto.data.augment import allow_black
 from rmeeto.errors import UserError
 
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped

@@ -40,7 +40,9 @@ ALLOWED = {
     "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
     "rmeeto.ops.token_merge": {"rmeeto.ops", "rmeeto.errors", "rmeeto.merge"},  # whose fast path it is
     "rmeeto.nn": {"rmeeto.nn", "rmeeto.merge", "rmeeto.ops", "rmeeto.errors"},
-    "rmeeto.engine": {"rmeeto.engine", "rmeeto.errors", "rmeeto.__version__"},
+    "rmeeto.settings": {"rmeeto.errors"},
+    "rmeeto.data": {"rmeeto.data", "rmeeto.errors"},
+    "rmeeto.engine": {"rmeeto.engine", "rmeeto.settings", "rmeeto.errors", "rmeeto.__version__"},
     "rmeeto.measure": {"rmeeto.measure", "rmeeto.merge", "rmeeto.nn", "rmeeto.errors"},
     "rmeeto": {"rmeeto"},
     "image_task": {"image_task", "rmeeto"},
@@ -102,6 +104,18 @@ def test_imports_go_one_way():
         if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in PACKAGES:
             violations += import_violations(path.read_text(), module_name(path), path.name == "__init__.py")
     assert not violations
+
+
+def test_only_the_command_lines_read_arguments():
+    readers = {
+        module_name(path)
+        for path in project_files()
+        if path.suffix == ".py"
+        and path.relative_to(ROOT).parts[0] == "rmeeto"
+        and "argparse" in imported(path.read_text(), module_name(path), path.name == "__init__.py")
+    }
+    allowed = {"rmeeto.cli", "rmeeto.doctor", "rmeeto.weights"}  # the last: checkpoints hold a Namespace
+    assert {name for name in readers if not within(name, allowed)} == set()
 
 
 @pytest.mark.parametrize(

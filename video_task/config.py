@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from rmeeto.cli import config as cli
-from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
+from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
 from video_task.optim import VideoOptimConfig
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rmeeto.cli.command import Command
+from rmeeto.cli.flags import Flag, Ignored, parse_bool
 from rmeeto.cli.merging import MERGE_FLAGS, Effects
-from rmeeto.engine.flags import Flag, Ignored, parse_bool
 from video_task.config import VideoConfig, smoke
 from video_task.models.registry import ALIASES, MODELS
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from rmeeto.engine.flags import setting
 from rmeeto.engine.optim import OptimConfig
 from rmeeto.errors import UserError
+from rmeeto.settings import setting
 
 # The rates are for this many clips in an optimizer step, over all processes and micro-batches.
 REFERENCE_BATCH = 256

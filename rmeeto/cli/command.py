@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rmeeto.cli.config import TaskConfig
+from rmeeto.cli.flags import Flag, FlagParser, Ignored
 from rmeeto.cli.merging import MERGE_FLAGS, Effects, canonical, merge_settings
 from rmeeto.engine.distill import DistillConfig
-from rmeeto.engine.flags import Flag, FlagParser, Ignored
 from rmeeto.engine.record import read_json
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig

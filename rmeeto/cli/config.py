@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from rmeeto.engine.distill import DistillConfig
-from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, from_plain, setting
 from rmeeto.engine.optim import OptimConfig
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
+from rmeeto.settings import expect, expect_at_least, expect_one_of, from_plain, setting
 
 
 @dataclass(frozen=True)

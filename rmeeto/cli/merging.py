@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rmeeto.engine.flags import Flag, converter, parse_bool
+from rmeeto.cli.flags import Flag, converter, parse_bool
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 from rmeeto.merge.config import final_tokens_from_compare, parse_choose

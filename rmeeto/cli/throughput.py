@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from rmeeto.cli.flags import normalise
 from rmeeto.cli.main import create_model
 from rmeeto.cli.merging import read_window
 from rmeeto.cli.speed_plot import draw, title, window_of
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
-from rmeeto.engine.flags import normalise
 from rmeeto.engine.record import environment
 from rmeeto.errors import UserError
 from rmeeto.measure import Timing, benchmark, count_flops, token_reduction_ratio

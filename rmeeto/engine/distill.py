@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmeeto.engine.flags import setting
 from rmeeto.errors import UserError
+from rmeeto.settings import setting
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
+from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
 
 SCHEDULES = ("released", "cosine", "iteration")
 

@@ -17,9 +17,9 @@ import torch
 
 from rmeeto import __version__
 from rmeeto.engine.dist import World
-from rmeeto.engine.flags import expect, expect_at_least, expect_one_of, setting
 from rmeeto.engine.precision import AMP
 from rmeeto.errors import UserError
+from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
 
 _ROOT = Path(__file__).resolve().parents[2]
 

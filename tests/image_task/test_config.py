@@ -158,7 +158,7 @@ def test_every_merge_option_has_a_flag():
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
 def test_every_field_is_read_by_the_code(section, field):
-    folders = (ROOT / "rmeeto" / "engine", ROOT / "rmeeto" / "cli", ROOT / "image_task")
+    folders = (*(ROOT / "rmeeto" / room for room in ("engine", "data", "cli")), ROOT / "image_task")
     files = [file for folder in folders for file in folder.glob("*.py")]
     # Checks in __post_init__ say self.<field>: reading means <something else>.<field>.
     read = re.compile(rf"(?<!\bself)\.{field}\b(?!\s*=[^=])")

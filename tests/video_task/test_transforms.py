@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmeeto.engine.sampler import preserved_globals, seed_globals
+from rmeeto.data.sampler import preserved_globals, seed_globals
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
 from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rmeeto.engine.loading import Unreadable
-from rmeeto.engine.sampler import draw_seeds, preserved_globals, seed_globals
+from rmeeto.data.loading import Unreadable
+from rmeeto.data.sampler import draw_seeds, preserved_globals, seed_globals
 from video_task.config import VideoDataConfig
 from video_task.data.decode import Indices, UnreadableVideo, read_frames
 from video_task.data.lists import Videos

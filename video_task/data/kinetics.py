@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rmeeto.engine.loading import Unread, load_batches
-from rmeeto.engine.sampler import shard_indices, shuffled_indices
+from rmeeto.data.loading import Unread, load_batches
+from rmeeto.data.sampler import shard_indices, shuffled_indices
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
 from video_task.data.batches import TrainBatches, ViewBatches

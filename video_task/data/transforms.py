@@ -14,8 +14,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from rmeeto.engine.augment import allow_black, build_mixup
-from rmeeto.engine.sampler import seed_globals
+from rmeeto.data.augment import allow_black, build_mixup
+from rmeeto.data.sampler import seed_globals
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
 from video_task.data.sampling import crop_corners

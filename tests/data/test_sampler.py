@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmeeto.engine import sampler
+from rmeeto.data import sampler
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ra_sampler.npz")
 CASES = sorted({name.split("/")[0] for name in GOLDEN.files})

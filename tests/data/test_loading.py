@@ -9,8 +9,8 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import Dataset
 
-from rmeeto.engine.augment import allow_black, build_mixup
-from rmeeto.engine.loading import Unread, Unreadable, load_batches
+from rmeeto.data.augment import allow_black, build_mixup
+from rmeeto.data.loading import Unread, Unreadable, load_batches
 from rmeeto.errors import UserError
 
 

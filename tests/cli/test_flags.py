@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from rmeeto.engine.flags import Flag, FlagParser, Ignored, from_plain, normalise, parse_bool, setting
+from rmeeto.cli.flags import Flag, FlagParser, Ignored, normalise, parse_bool
 from rmeeto.errors import UserError
+from rmeeto.settings import setting
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,3 @@ def test_ignored_flags_are_named():
 def test_only_names_are_normalised():
     assert normalise("--a-b=c-d") == "--a_b=c-d"
     assert normalise("a-b") == "a-b" and normalise("-1") == "-1"
-
-
-def test_plain_values_become_a_config_again():
-    assert from_plain(Sample, {"betas": [0.5, 0.6], "steps": 1}, "sample") == Sample(
-        betas=(0.5, 0.6), steps=1
-    )
-    with pytest.raises(UserError, match="unknown field sample.stepps; expected some of betas"):
-        from_plain(Sample, {"stepps": 1}, "sample")

@@ -1,0 +1,1 @@
+"""What data sets of both tasks share: which samples, in which order, loaded and augmented how."""

@@ -36,13 +36,20 @@ PACKAGES = {"rmeeto", "image_task", "video_task"}
 # DESIGN section 1: what each part may import of this project. The longest matching name decides.
 ALLOWED = {
     "rmeeto.errors": set(),
+    "rmeeto.json_file": {"rmeeto.errors"},
     "rmeeto.merge": {"rmeeto.merge"},
     "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
     "rmeeto.ops.token_merge": {"rmeeto.ops", "rmeeto.errors", "rmeeto.merge"},  # whose fast path it is
     "rmeeto.nn": {"rmeeto.nn", "rmeeto.merge", "rmeeto.ops", "rmeeto.errors"},
     "rmeeto.settings": {"rmeeto.errors"},
     "rmeeto.data": {"rmeeto.data", "rmeeto.errors"},
-    "rmeeto.engine": {"rmeeto.engine", "rmeeto.settings", "rmeeto.errors", "rmeeto.__version__"},
+    "rmeeto.engine": {
+        "rmeeto.engine",
+        "rmeeto.settings",
+        "rmeeto.errors",
+        "rmeeto.json_file",
+        "rmeeto.__version__",
+    },
     "rmeeto.measure": {"rmeeto.measure", "rmeeto.merge", "rmeeto.nn", "rmeeto.errors"},
     "rmeeto": {"rmeeto"},
     "image_task": {"image_task", "rmeeto"},

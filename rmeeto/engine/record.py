@@ -19,6 +19,7 @@ from rmeeto import __version__
 from rmeeto.engine.dist import World
 from rmeeto.engine.precision import AMP
 from rmeeto.errors import UserError
+from rmeeto.json_file import read_json, write_json
 from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -111,24 +112,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 class RunFolder:
     """The files of one run. Only the main process writes; on the others every method does nothing.
 
@@ -151,12 +134,12 @@ class RunFolder:
             self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
             fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (self.path / "config.json").exists():
-                _write_json(self.path / "config.json", config)
+                write_json(self.path / "config.json", config)
             env_file, now = self.path / "env.json", environment(world)
             if env_file.exists():
                 first = read_json(env_file)
                 now = {**first, "resumed": [*first.get("resumed", []), now]}
-            _write_json(env_file, now)
+            write_json(env_file, now)
         except BlockingIOError:
             raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
         except OSError as error:
@@ -203,7 +186,7 @@ class RunFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as done."""
         if self._writes:
-            _write_json(self.path / "result.json", result)
+            write_json(self.path / "result.json", result)
 
     def close(self) -> None:
         """Let go of the files."""

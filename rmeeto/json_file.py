@@ -1,0 +1,94 @@
+"""JSON files that others may have written: read within bounds, written whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from rmeeto.errors import UserError
+
+LARGEST = 16 * 2**20  # bytes of a file; the largest that the project writes has some thousand
+
+
+def read_json(path: str | Path, kind: type | None = dict, largest: int = LARGEST) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of a regular file, or a link to one (a pipe or device would never end).
+        kind: what the content has to be: dict, list, ...; None for anything.
+        largest: bytes that the file may have.
+
+    Raises:
+        UserError: it is missing, no regular file, too large, nested too deeply, no strict JSON (`NaN`, `Infinity` and
+            numbers beyond a float's range are none), or of another kind.
+    """
+    try:
+        content = parse_json(_read(Path(path), largest))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
+    if kind is not None and type(content) is not kind:
+        raise UserError(
+            f"{path} cannot be read as JSON of its kind: it holds a {type(content).__name__}; expected a "
+            f"{kind.__name__}."
+        )
+    return content
+
+
+def parse_json(text: bytes) -> Any:
+    """The content of strict JSON in UTF-8.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        content = json.loads(text.decode(), parse_constant=_refuse, parse_float=_finite)
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # half a surrogate pair can be parsed but not printed
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return content
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON so that `path` holds the old content or the new one, whole.
+
+    Raises:
+        OSError: the disk refuses.
+        ValueError: a number that is not finite.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with open_new(path.with_name(path.name + ".tmp")) as file:
+        file.write(text.encode())
+    os.replace(file.name, path)
+
+
+def open_new(path: Path) -> Any:
+    """A file of our own to write bytes to: what stood there is removed, and where it was a link, not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
+def _read(path: Path, largest: int) -> bytes:
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        text = file.read(largest + 1)
+    if len(text) > largest:
+        raise ValueError(f"it has more than {largest} bytes")
+    return text
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number[:20]} is beyond the range of a float")
+    return value

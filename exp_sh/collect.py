@@ -16,6 +16,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # started as `python exp_sh/collect.py`
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rmeeto.errors import shown
+
 HERE = Path(__file__).resolve().parent
 MISSING = "not yet measured"
 CELL = re.compile(r"(?P<open><!-- ours: (?P<patterns>[^>]*?) -->).*?(?P<close><!-- /ours -->)")
@@ -47,7 +52,7 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
     args = parser.parse_args(argv)
     absent = [str(folder) for folder in args.folders if not folder.is_dir()]
     if absent:
-        print(f"error: {absent[0]} is no folder; give one that holds run folders.", file=sys.stderr)
+        print(f"error: {shown(absent[0])} is no folder; give one that holds run folders.", file=sys.stderr)
         return 2
 
     found, skipped = collect(args.folders)
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
     if args.write:
         lines += write(found, here)
     try:
-        print("\n".join(lines), flush=True)
+        print(*map(shown, lines), sep="\n", flush=True)
     except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

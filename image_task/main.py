@@ -184,7 +184,7 @@ def _create(
     )
 
 
-def describe(config: Config, parts: Parts, world: World) -> str:
+def describe(config: Config, parts: Parts, world: World) -> list[str]:
     """What is about to run, in a few lines."""
     model, _, data = parts
     weights = config.model.model_pth or f"drawn from seed {config.run.seed}"
@@ -205,7 +205,7 @@ def describe(config: Config, parts: Parts, world: World) -> str:
         rises = " (it rises: --min_lr lies above)" if lr < lowest else ""
         teacher = "a dense teacher" if config.distill.distill else "no teacher"
         lines.append(f"train   {config.optim.epochs} epochs, rate {lr:.3g} to {lowest:.3g}{rises}, {teacher}")
-    return "\n".join([*lines, f"folder  {config.folder}"])
+    return [*lines, f"folder  {config.folder}"]
 
 
 if __name__ == "__main__":

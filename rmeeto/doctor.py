@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from rmeeto.errors import shown
+
 WIDTH = 80
 # distribution -> (module, what it is for when it may be left out)
 PACKAGES = {
@@ -158,7 +160,7 @@ def _reason(error: BaseException) -> str:
 def _item(name: str, value: str, indent: int = 2) -> str:
     start = f"{' ' * indent}{name:<{28 - indent}} "
     return textwrap.fill(
-        value, WIDTH, initial_indent=start, subsequent_indent=" " * 29, break_on_hyphens=False
+        shown(value), WIDTH, initial_indent=start, subsequent_indent=" " * 29, break_on_hyphens=False
     )
 
 

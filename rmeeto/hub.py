@@ -139,7 +139,7 @@ def fetch(repository: str, file: str, advice: str = "") -> Path:
         advice = advice or (
             f"without a network, put {file} (of huggingface.co/{name}) into a folder and give that folder or file"
         )
-        raise UserError(f"hub: {file} of {name} could not be fetched: {reason}\n{advice}") from None
+        raise UserError(f"hub: {file} of {name} could not be fetched: {reason}", advice) from None
     finally:
         logging.set_verbosity(verbosity)
 

@@ -107,8 +107,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a damaged or foreign file raises nearly anything
         raise UserError(
-            f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {why_unreadable(error)}\n"
-            "expected a whole checkpoint file; it may be truncated or of another kind: fetch it again"
+            f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {why_unreadable(error)}",
+            "expected a whole checkpoint file; it may be truncated or of another kind: fetch it again",
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"weights: {path} holds a {type(content).__name__}; expected a dictionary of tensors")
@@ -191,7 +191,7 @@ def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
         if heads and len(shaped) <= 2 and not missing and not unexpected
         else "give the checkpoint of this model, or the model of this checkpoint"
     )
-    raise UserError(f"weights: {path} does not fit {type(model).__name__}: {'; '.join(parts)}\n{advice}")
+    raise UserError(f"weights: {path} does not fit {type(model).__name__}: {'; '.join(parts)}", advice)
 
 
 def _names(keys: Any) -> str:

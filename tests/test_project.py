@@ -140,6 +140,29 @@ def test_an_import_the_wrong_way_is_seen(source, module):
     assert import_violations(source, module)
 
 
+def lines_in_errors(source: str) -> list[int]:
+    """Where a UserError's text has a line end, which would be shown as \\n."""
+    return [
+        part.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error")
+        for argument in node.args
+        for part in ast.walk(argument)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value.endswith("\n")
+    ]
+
+
+def test_lines_of_an_error_are_arguments_of_their_own():
+    assert lines_in_errors('UserError(f"{a} is wrong\\n" f"{advice}")')
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in project_files()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in PACKAGES | {"benchmarks"}
+        for line in lines_in_errors(path.read_text())
+    ]
+    assert not found
+
+
 def requirements() -> dict[str, Requirement]:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]

@@ -223,7 +223,7 @@ def _create(
     )
 
 
-def describe(config: VideoConfig, parts: Parts, world: World) -> str:
+def describe(config: VideoConfig, parts: Parts, world: World) -> list[str]:
     """What is about to run, in a few lines."""
     data = parts.data
     train = "" if config.run.eval else f"{data.num_train} videos to train, {data.num_eval} to validate, "
@@ -239,7 +239,7 @@ def describe(config: VideoConfig, parts: Parts, world: World) -> str:
         lowest = config.optim.min_lr * (peak / config.optim.lr if config.optim.schedule == "iteration" else 1)
         teacher = "a dense teacher" if config.distill.distill else "no teacher"
         lines.append(f"train   {config.optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}, {teacher}")
-    return "\n".join([*lines, f"folder  {config.folder}"])
+    return [*lines, f"folder  {config.folder}"]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from rmeeto.cli.quickstart import (
     run_quickstart,
     write_summary,
 )
+from rmeeto.errors import shown
 from rmeeto.measure import draw_merged, trace
 from rmeeto.measure.visualize import paint
 from rmeeto.weights import read_checkpoint
@@ -75,7 +76,7 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
     folder.mkdir(parents=True)
     clips = folder / "clips"
     write_digits(clips, **EMBEDDED)
-    print(f"  {len(list(clips.rglob('*.mp4')))} clips of moving digits encoded to {clips}", flush=True)
+    print(f"  {len(list(clips.rglob('*.mp4')))} clips of moving digits encoded to {shown(clips)}", flush=True)
     common = [*MODEL, "--data_path", str(clips), "--seed", str(seed), "--output_dir", str(folder)]
     dense = [*common, "--model_pth", weights]
     arms = {

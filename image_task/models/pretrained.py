@@ -67,8 +67,8 @@ def official(name: str) -> Official:
     """
     if name not in OFFICIAL:
         raise UserError(
-            f"--pretrained auto: no official weights of {name} are known; there are those of {', '.join(OFFICIAL)}.\n"
-            "give a file with --model_pth, or leave the flag out"
+            f"--pretrained auto: no official weights of {name} are known; there are those of {', '.join(OFFICIAL)}.",
+            "give a file with --model_pth, or leave the flag out",
         )
     return OFFICIAL[name]
 
@@ -93,8 +93,8 @@ def load_official(
     found = len(model.state_dict().keys() | set(HEAD))  # those of the file, which fits strictly
     if found != entry.num_tensors:
         raise UserError(
-            f"weights: {path} has {found} tensors of {name}; the official file has {entry.num_tensors}\n"
-            "remove it and fetch it again, or give it with --model_pth if it is what you want"
+            f"weights: {path} has {found} tensors of {name}; the official file has {entry.num_tensors}",
+            "remove it and fetch it again, or give it with --model_pth if it is what you want",
         )
     return report
 
@@ -124,7 +124,7 @@ def _checked(path: Path, size: int | None) -> Path:
     found = path.stat().st_size
     if size is not None and found != size:
         raise UserError(
-            f"weights: {path} has {found} bytes; the official file has {size}\n"
-            "it may be truncated or of another kind: remove it, and fetch it again"
+            f"weights: {path} has {found} bytes; the official file has {size}",
+            "it may be truncated or of another kind: remove it, and fetch it again",
         )
     return path

@@ -18,7 +18,7 @@ from rmeeto.engine import RunFolder, World, start
 from rmeeto.engine.dist import RankError, speaks
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.record import read_json, state_of
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, shown
 
 Parse = Callable[[Sequence[str]], tuple[Any, bool, list[str]]]
 
@@ -43,7 +43,7 @@ def run_command(
         config, dry_run, notices = parse(sys.argv[1:] if argv is None else argv)
         notices += check(config)
         for notice in notices if is_main else ():
-            print(f"note: {notice}", file=sys.stderr)
+            print(f"note: {shown(notice)}", file=sys.stderr)
         if dry_run:
             print(json.dumps(config.to_dict(), indent=2), flush=True)
         else:
@@ -79,7 +79,7 @@ def run_command(
 def run_in_folder(
     config: TaskConfig,
     build: Callable[[World], Any],
-    describe: Callable[[Any, World], str],
+    describe: Callable[[Any, World], Sequence[str]],
     work: Callable[[Any, World, RunFolder], dict[str, Any]],
     samples: str,
 ) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def run_in_folder(
             return world.on_main(lambda: read_json(config.folder / "result.json"))
         parts = world.together(lambda: build(world))
         with RunFolder(config.folder, settings, world) as folder:
-            world.print(describe(parts, world))
+            world.print(*describe(parts, world))
             result = work(parts, world, folder)
             folder.finish(result)
         world.print(summary(result, config.folder, samples))
@@ -162,4 +162,4 @@ def summary(result: dict[str, Any], folder: Path, samples: str) -> str:
 def _farewell(config: TaskConfig | None) -> str:
     if config is None or not (config.folder / "last.pt").exists():
         return "interrupted before the first checkpoint"
-    return f"interrupted; the same command with --resume goes on from {config.folder / 'last.pt'}"
+    return f"interrupted; the same command with --resume goes on from {shown(config.folder / 'last.pt')}"

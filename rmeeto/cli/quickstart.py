@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, shown
 from rmeeto.measure import benchmark
 
 
@@ -55,7 +55,7 @@ def keep_older(folder: Path) -> None:
     number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
     older = folder.with_name(f"{folder.name}-{number}")
     folder.rename(older)
-    print(f"the older {folder} is now {older}")
+    print(shown(f"the older {folder} is now {older}"))
 
 
 @contextlib.contextmanager
@@ -127,5 +127,5 @@ def write_summary(folder: Path, summary: dict[str, Any], began: float) -> dict[s
     """Write ``summary.json`` with the seconds since `began`, and say where it is; the whole summary."""
     summary = {**summary, "seconds": round(time.perf_counter() - began, 1)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"{folder / 'summary.json'} and the pictures beside it: {summary['seconds']:.0f} s in all")
+    print(f"{shown(folder / 'summary.json')} and the pictures beside it: {summary['seconds']:.0f} s in all")
     return summary

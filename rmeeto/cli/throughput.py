@@ -23,7 +23,7 @@ from rmeeto.cli.speed_plot import draw, title, window_of
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, shown
 from rmeeto.measure import Timing, benchmark, count_flops, token_reduction_ratio
 from rmeeto.measure.speed import MIN_RUNS
 from rmeeto.merge import MergeConfig
@@ -330,7 +330,7 @@ def _write(result: dict[str, Any], file: Path) -> None:
         draw(result).savefig(plot, dpi=150)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error}); give another --output.") from None
-    print(f"\n{file}\n{plot}")
+    print("", shown(file), shown(plot), sep="\n")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -102,4 +102,4 @@ class Unread:
         for sample in samples:
             if sample.name not in self._names:
                 self._names[sample.name] = None
-                logger.warning("unreadable %s %s (%s): %s", self.kind, sample.name, sample.reason, outcome)
+                logger.warning(shown(f"unreadable {self.kind} {sample.name} ({sample.reason}): {outcome}"))

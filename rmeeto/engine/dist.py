@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, shown
 
 T = TypeVar("T")
 
@@ -33,10 +33,10 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def print(self, text: str) -> None:
-        """Print on the main process."""
+    def print(self, *lines: str) -> None:
+        """Print lines on the main process, each as `shown` has it."""
         if self.is_main:
-            print(text, flush=True)
+            print(*map(shown, lines), sep="\n", flush=True)
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "SUM") -> torch.Tensor:
         """Reduce a tensor in place over all processes (`op`: SUM, MIN or MAX) and return it."""
@@ -59,23 +59,24 @@ class World:
             try:
                 outcome[0] = function()
             except UserError as error:
-                outcome[1] = str(error)
+                outcome[1] = error.args
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
-            raise UserError(outcome[1])
+            raise UserError(*outcome[1])
         return outcome[0]
 
     def together(self, function: Callable[[], T]) -> T:
         """Run `function` (without collectives) on every process; a UserError of one is raised by all."""
-        result, message = None, None
+        result, lines = None, None
         try:
             result = function()
         except UserError as error:
-            message = str(error)
-        for rank, failure in enumerate(self.gather(message)):
+            lines = error.args
+        for rank, failure in enumerate(self.gather(lines)):
             if failure is not None:
-                raise UserError(failure if rank == 0 else f"rank {rank}: {failure}")
+                first, *others = failure
+                raise UserError(first if rank == 0 else f"rank {rank}: {first}", *others)
         return result  # type: ignore[return-value]
 
 

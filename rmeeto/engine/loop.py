@@ -193,7 +193,8 @@ class Training:
         step, rank = divmod(failed, self.world.size)
         raise UserError(
             f"the loss is not finite on rank {rank} at step {step + 1} (epoch {self.at.epoch + 1}); that optimizer "
-            f"step was skipped and nothing was saved since.\n{self.advice()}"
+            f"step was skipped and nothing was saved since.",
+            self.advice(),
         )
 
     def advice(self) -> str:
@@ -210,8 +211,8 @@ class Training:
                 self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, f"evaluating {name}")
             except NotFinite:
                 raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
-                    f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged."
-                    f"\n{self.advice()}"
+                    f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged.",
+                    self.advice(),
                 ) from None
             self.log("eval", {"weights": name, **self.accuracy[name]}, seconds=time.perf_counter() - began)
             if self.best is None or self.accuracy[name]["top1"] > self.best["top1"]:

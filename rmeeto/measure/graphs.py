@@ -104,7 +104,7 @@ def graphed(
             captured = Captured(run, warmup)
         except RuntimeError as error:
             raise UserError(
-                f"graphed: the model cannot be captured: {str(error).splitlines()[0]}\n"
-                "A pass that waits for the GPU or whose shapes depend on data cannot be a graph."
+                f"graphed: the model cannot be captured: {str(error).splitlines()[0]}",
+                "A pass that waits for the GPU or whose shapes depend on data cannot be a graph.",
             ) from error
     return Graphed(captured, static)

@@ -11,7 +11,7 @@ from torch import nn
 from rmeeto.cli.flags import Flag, converter, parse_bool
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
-from rmeeto.merge.config import final_tokens_from_compare, parse_choose
+from rmeeto.merge.released import final_tokens_from_compare, parse_choose
 
 # Which settings have no effect, why, and whether that is an error (else a notice).
 Effects = Iterator[tuple[Sequence[str], str, bool]]

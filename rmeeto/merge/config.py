@@ -6,28 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from rmeeto.merge.released import RELEASED
+
 METRICS = ("X", "B", "C", "delta", "Q", "K", "V")
 DISTANCES = ("cosine", "l1", "l2")
 MODES = ("sum", "mean", "amax", "amin")
 CLASS_POSITIONS = ("proportional", "exact")
 SHUFFLES = ("random", "odd-even")
-
-# The released code's ``merge_para`` keys, and how each is read.
-_RELEASED_KEYS = {
-    "num_prune": "r",
-    "merge_interval": "interval",
-    "if_merge_odd": "odd",
-    "metric": "metric",
-    "distance": "distance",
-    "merge_mode": "mode",
-    "choose": "neighbour",
-    "if_prune": "prune",
-    "if_pruning": "prune",
-    "if_order": "keep_order",
-    "shuffle_rate": "shuffle_rate",
-}
-# The dense 224-pixel model's token count, and the tokens that one unit of ``compare`` stands for.
-_RELEASED_TOKENS, _RELEASED_STEP = 197, 11
 
 
 @dataclass(frozen=True)
@@ -193,36 +178,13 @@ class MergeConfig:
         """
         fields: dict[str, Any] = {}
         for key, value in merge_para.items():
-            if key == "choose":
-                fields["neighbour"] = parse_choose(value)
-            elif key == "compare":
-                fields["final_tokens"] = final_tokens_from_compare(value)
-            elif key == "if_shuffle":
-                fields["shuffle"] = "random" if value else None
-            elif key in _RELEASED_KEYS:
-                fields[_RELEASED_KEYS[key]] = value
-            else:
-                known = ", ".join(sorted([*_RELEASED_KEYS, "compare", "if_shuffle"]))
-                raise ValueError(f"merge_para: unknown key {key!r}; expected some of {known}")
+            if key not in RELEASED:
+                raise ValueError(
+                    f"merge_para: unknown key {key!r}; expected some of {', '.join(sorted(RELEASED))}"
+                )
+            field, read = RELEASED[key]
+            fields[field] = value if read is None else read(value)
         return cls(**{**fields, **overrides})
-
-
-def parse_choose(choose: str) -> int:
-    """Neighbour rank of the released ``choose`` option: ``max`` is 1, ``3c`` is 3, and so on."""
-    if choose == "max":
-        return 1
-    if isinstance(choose, str) and choose.endswith("c") and choose[:-1].isdigit() and int(choose[:-1]) > 0:
-        return int(choose[:-1])
-    raise ValueError(f"choose={choose!r}; expected 'max' or a rank such as '3c', '5c', '14c'")
-
-
-def final_tokens_from_compare(compare: int) -> int:
-    """Final token count of the released ``compare`` option: ``197 - 11 * compare``, at least 1."""
-    if not _is_int(compare) or compare < 0:
-        raise ValueError(
-            f"compare={compare!r}; expected an integer of 0 or more (the released default is 11)"
-        )
-    return max(1, _RELEASED_TOKENS - _RELEASED_STEP * compare)
 
 
 def _is_int(value: object) -> bool:

@@ -341,7 +341,7 @@ def test_a_runs_config_starts_another_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "holds a list; expected a run's config.json"),
+        ("[]", "holds a list; expected a dict"),
         ('{"modle": {}}', "unknown section modle"),
         ('{"optim": {"lrr": 1}}', "unknown field optim.lrr"),
         ('{"optim": {"lr": "fast"}}', "optim.lr is 'fast'; expected float"),

@@ -10,7 +10,7 @@ import torch
 import image_task.models  # noqa: F401  (registers the models)
 from image_task.models import Vim
 from rmeeto.merge import MergeConfig
-from rmeeto.merge.config import final_tokens_from_compare, parse_choose
+from rmeeto.merge.released import final_tokens_from_compare, parse_choose
 from tests.golden_data import FOLDER, Case, assert_near, fill, names, randn
 
 SIZES = {"tiny": 192, "small": 384, "base": 768}

@@ -10,7 +10,7 @@ import torch
 
 from image_task.models import Vim
 from rmeeto.merge import MergeConfig
-from rmeeto.merge.config import final_tokens_from_compare, parse_choose
+from rmeeto.merge.released import final_tokens_from_compare, parse_choose
 
 
 def test_defaults_are_the_papers():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rmeeto.merge import match, merge_source, merge_wavg
-from rmeeto.merge.config import parse_choose
+from rmeeto.merge.released import parse_choose
 from tests.golden_data import Case, assert_near, names, randn
 
 CASES = [(file, name) for file in ("merge_image.npz", "merge_video.npz") for name in names(file)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -42,11 +41,10 @@ class TrainBatches(Dataset):
         images, targets, unreadable = [], [], []
         with preserved_globals():
             for index, sample_seeds in zip(indices, seeds):
-                sample = self._next_readable(index, unreadable)
+                sample = self._next_readable(index, sample_seeds, unreadable)
                 if sample is None:
                     return None, None, unreadable
-                seed_globals(sample_seeds)
-                images.append(self.transform(sample[0]))
+                images.append(sample[0])
                 targets.append(sample[1])
             # default_collate: in a worker it stacks into shared memory, which saves a copy
             images, targets = default_collate(images), torch.tensor(targets)
@@ -55,9 +53,12 @@ class TrainBatches(Dataset):
                 images, targets = self.mixup(images, targets)
         return images, targets, unreadable
 
-    def _next_readable(self, index: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int] | None:
+    def _next_readable(
+        self, index: int, seeds: list[int], unreadable: list[Unreadable]
+    ) -> tuple[Tensor, int] | None:
         for skip in range(self.max_skips + 1):
-            sample = _read(self.source, (index + skip) % len(self.source))
+            seed_globals(seeds)
+            sample = _read(self.source, (index + skip) % len(self.source), self.transform)
             if not isinstance(sample, Unreadable):
                 return sample
             unreadable.append(sample)
@@ -78,19 +79,21 @@ class EvalBatches(Dataset):
         indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist()
         images, targets, kept, unreadable = [], [], [], []
         for index in indices:
-            sample = _read(self.source, index)
+            sample = _read(self.source, index, self.transform)
             if isinstance(sample, Unreadable):
                 unreadable.append(sample)
                 continue
-            images.append(self.transform(sample[0]))
+            images.append(sample[0])
             targets.append(sample[1])
             kept.append(index)
         batch = default_collate(images) if images else torch.empty(0)
         return batch, torch.tensor(targets), kept, unreadable
 
 
-def _read(source: Source, index: int) -> tuple[Image.Image, int] | Unreadable:
+def _read(source: Source, index: int, transform: Any) -> tuple[Tensor, int] | Unreadable:
+    """An image, decoded and transformed: what either of them cannot do makes it unreadable."""
     try:
-        return source.read(index)
+        image, target = source.read(index)
+        return transform(image), target
     except Exception as error:  # decoders raise nearly anything on a damaged file
         return Unreadable(index, source.name(index), repr(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -13,9 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from rmeeto.data.pictures import ENDINGS, check_regular, decode, natural_key, read_file, read_open
 from rmeeto.errors import UserError
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Source(Protocol):
@@ -26,7 +24,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, fully decoded to RGB, and its class. Raises whatever the decoder raises."""
+        """The image, fully decoded to RGB, and its class. Raises what `rmeeto.data.pictures` raises."""
 
     def name(self, index: int) -> str:
         """What a message calls this image."""
@@ -44,8 +42,7 @@ class Files:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        with open(self.name(index), "rb") as file:  # the decoder's errors quote it
-            return _decode(file), int(self.targets[index])
+        return decode(read_file(self.name(index))), int(self.targets[index])
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
@@ -87,7 +84,7 @@ class Reader:
     def read(self, index: int) -> tuple[Image.Image, int]:
         file, target = self.reader[index]
         with file:
-            return _decode(file), int(target)
+            return decode(read_open(file)), int(target)
 
     def name(self, index: int) -> str:
         return str(self.reader.filename(index) or f"image {index}")
@@ -108,9 +105,10 @@ class Shards:
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         shard, offset, size = self.places[index].tolist()
+        check_regular(self.shards[shard])
         with open(self.shards[shard], "rb") as file:
             file.seek(offset)
-            return _decode(io.BytesIO(file.read(size))), int(self.targets[index])
+            return decode(file.read(size)), int(self.targets[index])
 
     def name(self, index: int) -> str:
         return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"
@@ -123,13 +121,11 @@ class Shards:
             shards: tar files.
             stem_is_class: images outside every folder belong to the class that the tar file is named after.
         """
-        from timm.utils.misc import natural_key
-
         places, names, labels = [], [], []
         for number, shard in enumerate(shards):
             top = PurePosixPath(shard).stem if stem_is_class else ""
             for path, offset, size in _members(shard):
-                if path.suffix.lower() not in IMAGES:
+                if path.suffix.lower() not in ENDINGS:
                     continue
                 if not (label := path.parent.name or top):
                     raise UserError(f"{shard}: {path} lies in no class folder; expected <class>/<image>.")
@@ -157,7 +153,7 @@ class Shards:
                 for path, offset, size in _members(shard):
                     stem, _, kind = path.name.partition(".")
                     key = str(path.parent / stem)
-                    if f".{kind.lower()}" in IMAGES:
+                    if f".{kind.lower()}" in ENDINGS:
                         images[key] = number, offset, size
                     elif kind == "cls":
                         file.seek(offset)
@@ -176,13 +172,6 @@ class Shards:
 def numbered(targets: Iterable[int]) -> list[str]:
     """Names for classes that are only numbered."""
     return [str(number) for number in range(max(targets, default=-1) + 1)]
-
-
-def _decode(file: Any) -> Image.Image:
-    # load() reads to the end and raises on a truncated file
-    image = Image.open(file)
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _members(shard: str) -> Iterator[tuple[PurePosixPath, int, int]]:

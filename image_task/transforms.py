@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import (
@@ -12,14 +13,15 @@ from torchvision.transforms import (
     Normalize,
     RandomAffine,
     RandomCrop,
-    Resize,
     ToTensor,
 )
+from torchvision.transforms import Resize as TorchvisionResize
 
 from image_task.config import DataConfig
 from rmeeto.data.augment import allow_black
 from rmeeto.errors import UserError
 
+MAX_RESIZED = 1 << 25  # pixels of a picture whose shorter side is resized
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
 
 
@@ -42,7 +44,9 @@ def eval_transform(config: DataConfig, img_size: int) -> Any:
     if config.data_set == "digits":
         return Compose([_fit(img_size), *_digits_to_tensor()])
     ratio = 1.0 if img_size <= SMALL else config.eval_crop_ratio
-    return create_transform(img_size, interpolation="bicubic", crop_pct=ratio)
+    transform = create_transform(img_size, interpolation="bicubic", crop_pct=ratio)
+    transform.transforms[0] = _fit(transform.transforms[0].size)
+    return transform
 
 
 def _deit_train(config: DataConfig, img_size: int) -> Compose:
@@ -72,6 +76,21 @@ def _digits_train(config: DataConfig, img_size: int) -> Compose:
     turn = RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
     erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
     return Compose([_fit(img_size), turn, *_digits_to_tensor(), erase])
+
+
+class Resize(TorchvisionResize):
+    """Resizes the shorter side. Of a picture so thin that MAX_RESIZED would not do only the middle is resized.
+
+    Nothing is lost to a crop of the middle; a random one is then drawn from the middle 16 squares.
+    """
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        (short, long), upright = sorted(image.size), image.height > image.width
+        if self.size**2 * long > MAX_RESIZED * short:
+            cut = max(0, (long - 16 * short - 8) // 2)  # 8: what bicubic interpolation looks at
+            box = (cut, 0, long - cut, short)
+            image = image.crop((box[1], box[0], box[3], box[2]) if upright else box)
+        return super().forward(image)
 
 
 def _fit(img_size: int) -> Resize:

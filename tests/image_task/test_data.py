@@ -237,6 +237,35 @@ def test_evaluation_leaves_damaged_images_out_and_counts_them_in_every_pass(fold
     assert data.report()["unreadable_train"] == 0 and data.report()["files"][0].endswith("00.jpg")
 
 
+def test_a_picture_that_the_transform_cannot_take_is_unreadable(folder, caplog):
+    data = _build(_images(folder, augment=False, repeated_aug=False, max_unreadable=0.1, batch_size=24))
+    run = eval_transform(_images(folder), 16)
+
+    def transform(image):
+        if image.getpixel((0, 0)) == odd:
+            raise OverflowError("too thin")
+        return run(image)
+
+    data._train_transform = data._eval.transform = transform
+    train, val = load_sources(_images(folder), seed=0)
+    odd = train.read(3)[0].getpixel((0, 0))
+    images, _ = next(data.train_batches(0))
+    assert len(images) == 24 and data.report()["unreadable_train"] == 1
+    odd = val.read(3)[0].getpixel((0, 0))
+    assert sum(len(targets) for _, targets in data.eval_batches()) == 9
+    assert data.report()["unreadable_eval"] == 1 and "OverflowError('too thin')" in caplog.text
+
+
+def test_a_pipe_among_the_images_is_unreadable_and_nothing_waits_for_it(folder):
+    for split in ("train", "val"):
+        (folder / split / "ant" / "01.jpg").unlink()
+        os.mkfifo(folder / split / "ant" / "01.jpg")
+    data = _build(_images(folder, max_unreadable=0.1))
+    assert len(list(data.train_batches(0))) == 6
+    assert sum(len(targets) for _, targets in data.eval_batches()) == 9
+    assert data.report()["unreadable_eval"] == 1
+
+
 def test_the_engine_counts_damaged_images_as_wrong_in_every_evaluation(folder):
     from rmeeto.engine import World, evaluate
 

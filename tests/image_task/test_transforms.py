@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from image_task import transforms
 from image_task.config import DataConfig
 from image_task.transforms import eval_transform, train_transform
 from rmeeto.errors import UserError
+from tests.limits import run_limited
 
 DIGITS = DataConfig(batch_size=16, num_workers=0)
 
@@ -59,3 +61,54 @@ def test_digits_are_not_flipped_and_stay_in_range():
 def test_an_unknown_augmentation_is_refused(wrong):
     with pytest.raises(UserError, match="--aa is .* no policy of timm"):
         train_transform(DataConfig(data_set="IMNET", **wrong), 48)
+
+
+@pytest.mark.parametrize("size", [(2048, 1), (1, 2048), (6001, 3), (7, 9002)])
+def test_of_a_thin_picture_only_the_middle_is_resized_which_gives_the_same(size, monkeypatch):
+    transform = eval_transform(DataConfig(data_set="IMNET"), 32 + 16)
+    wave = 127 + 120 * np.sin(np.add.outer(np.arange(size[1]), np.arange(size[0])) / (2 * min(size)))
+    middle = Image.fromarray(wave.astype(np.uint8)).convert("RGB")
+    monkeypatch.setattr(transforms, "MAX_RESIZED", 1 << 60)
+    whole = transform(middle)
+    monkeypatch.setattr(transforms, "MAX_RESIZED", 1)
+    assert torch.allclose(transform(middle), whole, atol=0.1)  # both round to whole pixels; range 4.4
+
+
+def test_pictures_of_ordinary_shapes_are_resized_whole(noise, monkeypatch):
+    transform = eval_transform(DataConfig(data_set="IMNET"), 224)
+    assert transform.transforms[0].size == 256
+    crops = []
+    monkeypatch.setattr(Image.Image, "crop", lambda image, box: crops.append(box) or image)
+    resize = transform.transforms[0]
+    for size in ((500, 375), (375, 500), (512, 1), (3, 1500)):
+        resize(Image.new("RGB", size))
+    assert not crops
+    resize(Image.new("RGB", (514, 1)))
+    assert crops == [(245, 0, 269, 1)]
+
+
+def test_the_thinnest_pictures_take_neither_memory_nor_an_error(tmp_path):
+    Image.fromarray(np.repeat([[0], [255]], 30_000, 1).reshape(1, -1).astype(np.uint8)).save(
+        tmp_path / "l.jpg"
+    )
+    Image.fromarray(np.zeros((1, 9_000_000), np.uint8)).save(tmp_path / "wide.png", compress_level=1)
+    Image.fromarray(np.zeros((60_000, 1), np.uint8)).save(tmp_path / "high.png")
+    code = (
+        "import sys, torch\n"
+        "from image_task.config import DataConfig\n"
+        "from image_task.transforms import eval_transform, train_transform\n"
+        "from rmeeto.data.pictures import decode, read_file\n"
+        "for path in sys.argv[1:]:\n"
+        "    image = decode(read_file(path))\n"
+        "    for size in (32, 224):\n"
+        "        for make in (eval_transform, train_transform):\n"
+        "            pixels = make(DataConfig(data_set='IMNET', aa='none', reprob=0, color_jitter=0), size)(image)\n"
+        "            assert pixels.shape == (3, size, size), pixels.shape\n"
+        "            print(*(round(pixels[0, :, column].mean().item(), 1) for column in (0, -1)))\n"
+    )
+    names = ("l.jpg", "wide.png", "high.png")
+    seen = run_limited(code, *(tmp_path / name for name in names)).splitlines()
+    assert (
+        seen[2] == "-1.9 2.1" and len(seen) == 12
+    )  # black left of the middle, white right, 0.44 pixels from it
+    assert set(seen[4:]) == {"-2.1 -2.1"}

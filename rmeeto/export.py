@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
-from rmeeto.ops.backend import ENVIRONMENT
+from rmeeto.ops.backend import forced
 
 
 def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -> Path:
@@ -49,7 +47,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
         example = torch.zeros(2, *size, device=next(model.parameters()).device)
     training = model.training
     try:
-        with torch.no_grad(), _torch_backend():
+        # Torch's own operators: no other runtime knows those of this library.
+        with torch.no_grad(), forced("torch"):
             batch = torch.export.Dim("batch")
             program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: batch},))
             torch.onnx.export(program, custom_translation_table=_table(), verbose=False).save(str(path))
@@ -59,20 +58,6 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
     finally:
         model.train(training)
     return Path(path)
-
-
-@contextmanager
-def _torch_backend() -> Iterator[None]:
-    """Trace torch's own operators, not those of this library, which no other runtime knows."""
-    before = os.environ.get(ENVIRONMENT)
-    os.environ[ENVIRONMENT] = "torch"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ENVIRONMENT]
-        else:
-            os.environ[ENVIRONMENT] = before
 
 
 def _table() -> dict[Any, Callable]:

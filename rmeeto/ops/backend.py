@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +87,8 @@ class Operator:
         return "chosen" if backend.name == chosen else "available"
 
     def _resolve(self, device_type: str, requested: str, forced: str) -> tuple[str, Callable]:
-        for name, where in ((requested, "backend"), (forced, ENVIRONMENT)):
-            if name not in NAMES:
-                raise UserError(f"{where}={name!r}; expected one of {NAMES}")
+        _check(requested, "backend")
+        _check(forced, ENVIRONMENT)
         name, where = requested, "backend"
         if requested == "auto" and any(backend.name == forced for backend in self.backends):
             name, where = forced, ENVIRONMENT  # one that only other operators have forces nothing here
@@ -114,6 +114,30 @@ class Operator:
             except BackendUnavailable:
                 continue
         raise UserError(f"{self.name}: no backend runs on {device_type!r}")
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Within it, operators that have this backend run on it: as with ``RMEETO_BACKEND=<name>``.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    _check(name, "backend")
+    before = os.environ.get(ENVIRONMENT)
+    os.environ[ENVIRONMENT] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENVIRONMENT]
+        else:
+            os.environ[ENVIRONMENT] = before
+
+
+def _check(name: str, where: str) -> None:
+    if name not in NAMES:
+        raise UserError(f"{where}={name!r}; expected one of {NAMES}")
 
 
 @torch.compiler.assume_constant_result

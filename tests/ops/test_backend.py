@@ -6,7 +6,7 @@ import pytest
 
 from rmeeto.errors import UserError
 from rmeeto.ops.add_norm import ADD_NORM
-from rmeeto.ops.backend import Backend, BackendUnavailable, Operator
+from rmeeto.ops.backend import Backend, BackendUnavailable, Operator, forced
 from rmeeto.ops.conv1d import CONV1D
 from rmeeto.ops.selective_scan import BIDIRECTIONAL, SCAN, eager
 
@@ -49,6 +49,26 @@ def test_the_environment_is_read_at_every_call(monkeypatch):
     assert example.implementation("cuda") == "on a GPU"
     monkeypatch.setenv("RMEETO_BACKEND", "naive")
     assert example.implementation("cuda") == "the definition"
+
+
+@pytest.mark.parametrize("before", [None, "naive"])
+def test_a_backend_is_forced_for_a_while(before, monkeypatch):
+    if before:
+        monkeypatch.setenv("RMEETO_BACKEND", before)
+    example = operator()
+    outside = example.implementation("cuda")
+    with pytest.raises(KeyError), forced("torch"):
+        assert example.implementation("cuda") == "everywhere"
+        with forced("auto"):
+            assert example.implementation("cuda") == "on a GPU"
+        assert example.implementation("cuda") == "everywhere"
+        raise KeyError
+    assert example.implementation("cuda") == outside
+
+
+def test_what_is_forced_has_a_known_name():
+    with pytest.raises(UserError, match="backend='fastest'; expected one of"), forced("fastest"):
+        pytest.fail("not reached")
 
 
 def test_the_environment_may_name_what_only_other_operators_have(monkeypatch):

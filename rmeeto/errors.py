@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this; how names are shown; the reason that a file gives."""
+"""The one exception that means: the user can fix this; and how names are shown."""
 
 
 def shown(text: object) -> str:
@@ -24,12 +24,3 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(self.args)
-
-
-def why_unreadable(error: Exception) -> str:
-    """What reading a checkpoint file has raised, as a reason in one line."""
-    from safetensors import SafetensorError  # not above: the doctor runs without it
-
-    if isinstance(error, OSError | RuntimeError | SafetensorError) and str(error).strip():
-        return str(error).strip().splitlines()[0][:160]
-    return "it is no checkpoint of torch, or holds objects besides tensors and plain options"

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from rmeeto.errors import UserError, why_unreadable
+from rmeeto.errors import UserError
 from rmeeto.nn.layers import resize_pos_embed
+from rmeeto.reader import Unreadable, printable, read, read_safetensors
 
-# Official files pickle the training script's options beside the weights. Nothing else in a file may run or be built.
-_ALLOWED = [
-    argparse.Namespace,
-    pathlib.PosixPath,
-    np.dtype,
-    np.ndarray,
-    np._core.multiarray.scalar,
-    np._core.multiarray._reconstruct,
-    *(
-        getattr(np.dtypes, name)
-        for name in np.dtypes.__all__
-        if name.endswith(("Float64DType", "Int64DType"))
-    ),
-]
 _PREFIXES = ("module.", "_orig_mod.")
 HEAD = ("head.weight", "head.bias")
 _SHOWN = 4  # keys named per kind in an error
+_LARGEST_GRID = 2**18  # patches of a position embedding that is resized: 512 x 512
 
 
 @dataclass(frozen=True)
@@ -76,15 +59,18 @@ def load_weights(
         A `LoadReport`.
 
     Raises:
-        UserError: no such file, unreadable or truncated file, missing, unexpected or mis-shaped keys.
+        UserError: no such file, unreadable, damaged or truncated file, missing, unexpected or mis-shaped keys, whole
+            numbers for weights, numbers that are not finite.
     """
     path = Path(path)
     state, entry = _select(read_checkpoint(path), path, ema)
-    state = {_strip(key): value for key, value in state.items()}
+    state = _stripped(state, path)
+    _check_kinds(state, model, path)
     resized = (fit or fit_pos_embed)(state, model)
     if new_head:
         keep_head(state, model)
     _check(state, model, path)
+    _check_finite(state, model, path)
     own = dict(model.state_dict(keep_vars=True))
     new = tuple(key for key, value in state.items() if value is own[key])
     model.load_state_dict(state)
@@ -98,16 +84,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: no such file, or one that cannot be read.
     """
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
+        kind = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise UserError(f"weights: {path} {kind}; expected a .safetensors, .pth or .pt file")
     try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        with torch.serialization.safe_globals(_ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged or foreign file raises nearly anything
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read(path)
+    except (Unreadable, OSError) as error:
         raise UserError(
-            f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {why_unreadable(error)}",
+            f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {error}",
             "expected a whole checkpoint file; it may be truncated or of another kind: fetch it again",
         ) from None
     if not isinstance(content, dict):
@@ -131,7 +114,7 @@ def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[
     else:
         entry = averaged if ema is True else plain or (averaged if ema == "auto" else None)
     state = content if entry is None else content[entry]
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(
             f"weights: {path} has {_names(content)}; expected tensors at the top, or under model, state_dict "
             "or model_ema"
@@ -139,10 +122,17 @@ def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[
     return state, entry or "top level"
 
 
-def _strip(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
+def _stripped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for prefix in _PREFIXES:
+            key = key.removeprefix(prefix)
+        if key in found:
+            raise UserError(
+                f"weights: {path} holds {key} twice, once behind {' or '.join(_PREFIXES)}; give a file with one of them"
+            )
+        found[key] = value
+    return found
 
 
 def fit_pos_embed(state: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
@@ -150,12 +140,14 @@ def fit_pos_embed(state: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]
     given, wanted = state.get("pos_embed"), getattr(model, "pos_embed", None)
     if given is None or wanted is None or not hasattr(model, "class_index"):
         return ()
-    if given.shape == wanted.shape or given.shape[::2] != wanted.shape[::2]:
+    if given.shape == wanted.shape or given.ndim != 3 or given.shape[::2] != wanted.shape[::2]:
         return ()
+    if given.shape[1] > _LARGEST_GRID:
+        return ()  # reported as a mis-shaped key, as below
     try:
         state["pos_embed"] = resize_pos_embed(given, model.patch_embed.grid_size, model.class_index)
     except ValueError:
-        return ()  # reported as a mis-shaped key
+        return ()
     return ("pos_embed",)
 
 
@@ -166,6 +158,42 @@ def keep_head(state: dict[str, Tensor], model: nn.Module) -> None:
         state.pop(key, None)
         if key in own:
             state[key] = own[key]
+
+
+def _check_kinds(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Refuse whole numbers for weights, which loading would turn into floats, and the reverse."""
+    wanted = model.state_dict()
+    other = [
+        f"{key} {str(value.dtype).removeprefix('torch.')} for {str(wanted[key].dtype).removeprefix('torch.')}"
+        for key, value in state.items()
+        if key in wanted and value.is_floating_point() != wanted[key].is_floating_point()
+    ]
+    if other:
+        raise UserError(
+            f"weights: {path} does not fit {type(model).__name__}: {len(other)} of another kind of number: "
+            f"{_names(other)}",
+            "give the checkpoint as it was trained, not one that was quantised",
+        )
+
+
+def _check_finite(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    own = model.state_dict()
+    wrong = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.is_meta and not is_finite(value.to(own[key].dtype))
+    ]
+    if wrong:
+        raise UserError(
+            f"weights: {path} has numbers that are not finite (NaN or inf) in {len(wrong)} tensors: {_names(wrong)}",
+            "its training diverged, or the file is damaged: fetch it again, or give another checkpoint",
+        )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no number of a floating-point tensor is NaN or infinite."""
+    # A sum is ten times faster, and finite unless a number is not, or it overflows.
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
@@ -197,4 +225,4 @@ def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
 def _names(keys: Any) -> str:
     keys = list(keys)
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(str(key) for key in keys[:_SHOWN]) + more
+    return ", ".join(printable(str(key)) for key in keys[:_SHOWN]) + more

@@ -37,6 +37,7 @@ PACKAGES = {"rmeeto", "image_task", "video_task"}
 ALLOWED = {
     "rmeeto.errors": set(),
     "rmeeto.json_file": {"rmeeto.errors"},
+    "rmeeto.reader": {"rmeeto.reader", "rmeeto.json_file", "rmeeto.errors"},
     "rmeeto.merge": {"rmeeto.merge"},
     "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
     "rmeeto.ops.token_merge": {"rmeeto.ops", "rmeeto.errors", "rmeeto.merge"},  # whose fast path it is
@@ -48,6 +49,7 @@ ALLOWED = {
         "rmeeto.settings",
         "rmeeto.errors",
         "rmeeto.json_file",
+        "rmeeto.reader",
         "rmeeto.__version__",
     },
     "rmeeto.measure": {"rmeeto.measure", "rmeeto.merge", "rmeeto.nn", "rmeeto.errors"},

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmeeto.errors import UserError, why_unreadable
+from rmeeto.errors import UserError
+from rmeeto.reader import Unreadable, read
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -49,10 +50,10 @@ def load(path: Path, *entries: str) -> dict[str, Any]:
         UserError: the file is missing, truncated or not such a checkpoint.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged or foreign file raises nearly anything
+        state = read(path)
+    except (Unreadable, OSError) as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({why_unreadable(error)}); start anew with another --name."
+            f"{path} cannot be read as a checkpoint ({error}); start anew with another --name."
         ) from None
     missing = [name for name in entries if not isinstance(state, dict) or name not in state]
     if missing:

@@ -1,13 +1,16 @@
 """Loading checkpoints: what fits is loaded to the bit, what does not is named."""
 
 import argparse
+import json
 import pickle
+import time
 
 import pytest
 import safetensors.torch
 import torch
 
 from image_task.models import Vim, load_weights
+from rmeeto import weights
 from rmeeto.errors import UserError
 
 
@@ -29,6 +32,13 @@ def small(**kwargs) -> Vim:
 def trained():
     torch.manual_seed(3)
     return small()
+
+
+def save(state, path) -> None:
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -172,3 +182,94 @@ def test_no_file(tmp_path):
     torch.save(small().state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match="no entry model_ema"):
         load_weights(small(), tmp_path / "w.pth", ema=True)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(trained, tmp_path, suffix, kind):
+    state = {key: value.to(kind) for key, value in trained.state_dict().items()}
+    save(state, tmp_path / f"w.{suffix}")
+    with pytest.raises(
+        UserError, match=rf"of another kind of number: cls_token {str(kind)[6:]} for float32, .* more"
+    ):
+        load_weights(small(), tmp_path / f"w.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused_by_name(trained, tmp_path, suffix, value):
+    state = {key: tensor.double() for key, tensor in trained.state_dict().items()}
+    state["head.weight"][1, 2] = value  # 1e300 is beyond the model's float32
+    save(state, tmp_path / f"w.{suffix}")
+    model = small()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"not finite \(NaN or inf\) in 1 tensors: head.weight"):
+        load_weights(model, tmp_path / f"w.{suffix}")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_load(trained, tmp_path, kind):
+    torch.save({key: value.to(kind) for key, value in trained.state_dict().items()}, tmp_path / "w.pth")
+    model = small()
+    load_weights(model, tmp_path / "w.pth")
+    assert torch.equal(model.head.weight, trained.head.weight.to(kind).float())
+
+
+def test_whole_numbers_that_a_model_keeps_stay_whole(tmp_path):
+    model = torch.nn.BatchNorm1d(2)  # counts its batches
+    torch.save({**model.state_dict(), "num_batches_tracked": torch.tensor(7)}, tmp_path / "w.pth")
+    weights.load_weights(model, tmp_path / "w.pth")
+    assert model.num_batches_tracked == 7
+    torch.save({**model.state_dict(), "num_batches_tracked": torch.tensor(7.0)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="num_batches_tracked float32 for int64"):
+        weights.load_weights(model, tmp_path / "w.pth")
+
+
+def test_large_finite_weights_whose_sum_overflows_load(tmp_path):
+    model = torch.nn.Linear(4, 3)
+    torch.save({"weight": torch.full((3, 4), 3e38), "bias": torch.zeros(3)}, tmp_path / "w.pth")
+    weights.load_weights(model, tmp_path / "w.pth")
+
+
+def test_an_absurd_grid_is_not_resized(trained, tmp_path):
+    torch.save({**trained.state_dict(), "pos_embed": torch.zeros(1, 1001**2 + 1, 16)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"1 mis-shaped: pos_embed \(1, 1002002, 16\) for \(1, 17, 16\)"):
+        load_weights(small(), tmp_path / "w.pth")
+
+
+def test_a_header_of_many_tensors_is_refused_at_once(tmp_path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"x{index}": entry for index in range(500_000)}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    start = time.perf_counter()
+    with pytest.raises(
+        UserError, match="cannot be read: it is no safetensors file of at most 4194304 bytes of header"
+    ):
+        load_weights(small(), tmp_path / "w.safetensors")
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": 3}',
+        b'{"a": {"dtype": "F32"}}',
+        b"[" * 100_000,
+        b'{"a": {"dtype": "F32", "shape": 3}}',
+    ],
+)
+def test_a_header_that_is_none_is_one_error(tmp_path, header):
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="cannot be read: its? "):
+        load_weights(small(), tmp_path / "w.safetensors")
+
+
+def test_one_name_with_and_without_prefix_is_refused(trained, tmp_path):
+    state = trained.state_dict()
+    torch.save({**state, "module.cls_token": state["cls_token"] + 1}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="holds cls_token twice"):
+        load_weights(small(), tmp_path / "w.pth")

@@ -1,0 +1,222 @@
+"""A checkpoint file: torch's zip archive, or the format before it. Its tensors are views of the mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import mmap
+import os
+import shlex
+import stat
+import struct
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmeeto.reader.machine import BUDGET, Machine
+from rmeeto.reader.values import Unknown, Unreadable, printable
+
+DIGEST = "rmeeto.digest"  # the entry of a checkpoint with the digest of the others
+_LEGACY = 0x1950A86A20F9469CFC6C  # torch's magic number of the format before zip, and its version
+_VERSION = 1001
+_LARGEST_INDEX = (
+    4 * 2**20
+)  # bytes of a zip archive's list of records; that of Vim-B with optimizer has 200,000
+_THREADS = 4  # at most, for checksums: they take as long as reading
+_END = struct.Struct("<4s4H2LH")  # of a zip archive: the record at its end
+
+
+def read(path: str | Path) -> Any:
+    """What a checkpoint file holds: plain values and tensors, without running any code of it.
+
+    Args:
+        path: of a file of `torch.save`, zip archive or older. Its tensors are views of it: they do not survive that it
+            is shortened in place (a new file under its name does no harm); clone what is to be kept.
+
+    Raises:
+        OSError: there is none.
+        Unreadable: it is damaged (checksums and `DIGEST` are verified), no checkpoint, or holds more than plain values.
+    """
+    data = _mapped(Path(path))
+    try:
+        content = (_read_zip if data[:2] == b"PK" else _read_legacy)(data)
+        written = content.pop(DIGEST, None) if isinstance(content, dict) else None
+        if written is not None and written != digest(content, 4 * len(data) + 2**26):
+            raise Unreadable("it is damaged: its content has another digest than it was written with")
+    except Unknown as error:
+        raise Unreadable(
+            f"{error}. If you trust its author, make it plain: {_conversion(Path(path))}"
+        ) from None
+    except Unreadable:
+        raise
+    except Exception:  # a pickle that is damaged or none raises nearly anything
+        raise Unreadable("it is no checkpoint of torch, or damaged") from None
+    return content
+
+
+def digest(content: Any, largest: float = math.inf) -> str:
+    """SHA-256 of names, values, types and shapes, and of the CRC-32 of each tensor's numbers.
+
+    Args:
+        content: plain values and tensors, in dictionaries, lists and tuples.
+        largest: bytes to look at; a value that stands in it a million times is looked at as often.
+
+    Raises:
+        Unreadable: there is more.
+    """
+    found, left = hashlib.sha256(), largest
+
+    def add(value: Any) -> None:
+        nonlocal left
+        left -= 64 + (value.nbytes if isinstance(value, Tensor) else 0)
+        if left < 0:
+            raise Unreadable("it holds the same values too many times")
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous().reshape(-1)
+            numbers = plain.view(torch.uint8).numpy() if len(plain) else b""
+            found.update(f"{value.dtype} {tuple(value.shape)} {zlib.crc32(numbers)};".encode())
+        elif isinstance(value, dict | list | tuple):
+            kind = "dict" if isinstance(value, dict) else type(value).__name__
+            found.update(f"{kind} {len(value)}:".encode())
+            for part in value.items() if isinstance(value, dict) else value:
+                add(part)
+        else:
+            found.update(f"{type(value).__name__} {value!r};".encode())
+
+    add(content)
+    return found.hexdigest()
+
+
+def _conversion(path: Path) -> str:
+    code = (
+        f'import torch; c = torch.load({json.dumps(str(path))}, "cpu", weights_only=False); '
+        'torch.save(next((c[k] for k in ("model", "state_dict") if k in c), c), "plain.pth")'
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Unreadable("it is no regular file")
+        if not os.fstat(file.fileno()).st_size:
+            raise Unreadable("it is empty")
+        return mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_COPY
+        )  # writable, as torch wants it, for us alone
+
+
+def _numbers(data: mmap.mmap, start: int, nbytes: int, dtype: torch.dtype | None) -> Tensor:
+    """(n,) numbers of the file, or its bytes; in place where they are aligned."""
+    if not nbytes:
+        return torch.empty(0, dtype=dtype or torch.uint8)
+    found = torch.frombuffer(data, dtype=torch.uint8, count=nbytes, offset=start)
+    if dtype is torch.bool:
+        return found != 0
+    return (found.clone() if start % 16 else found).view(dtype or torch.uint8)
+
+
+def _read_zip(data: mmap.mmap) -> Any:
+    records = _records(data)
+    stem = next((name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")), None)
+    if stem is None or f"{stem}constants.pkl" in records:
+        raise Unreadable("it is a zip archive of another kind, such as a TorchScript program")
+    start, size = records[f"{stem}byteorder"] if f"{stem}byteorder" in records else (0, 0)
+    if data[start : start + size] not in (b"", b"little"):
+        raise Unreadable("its numbers are in the order of another kind of machine")
+
+    def load(key: str, dtype: torch.dtype | None, count: int) -> Tensor:
+        start, size = records.get(f"{stem}data/{key}", (0, -1))
+        if size != count * (dtype.itemsize if dtype else 1):
+            raise Unreadable(f"it names {count} numbers where it has {max(size, 0)} bytes")
+        return _numbers(data, start, size, dtype)
+
+    start, size = records[f"{stem}data.pkl"]
+    if size > BUDGET:
+        raise Unreadable(f"its pickle has {size} bytes; that of a checkpoint has at most {BUDGET}")
+    return Machine(io.BytesIO(data[start : start + size]), load).run()
+
+
+def _records(data: mmap.mmap) -> dict[str, tuple[int, int]]:
+    """Where each record of a zip archive begins and how long it is; all are stored as they are, and their CRCs hold."""
+    end = data[-_END.size :]
+    if len(end) < _END.size or not end.startswith(b"PK\5\6") or not end.endswith(b"\0\0"):
+        raise Unreadable("it is cut, or has bytes behind its end")
+    index = _END.unpack(end)[5]
+    if (
+        index == 2**32 - 1
+    ):  # what does not fit stands in a record before it, of 56 bytes, and a reference of 20
+        (index,) = struct.unpack("<Q", data[-_END.size - 36 : -_END.size - 28])
+    if index > _LARGEST_INDEX:
+        raise Unreadable("it has more records than a checkpoint")
+    infos = zipfile.ZipFile(data).infolist()
+    records, parts, view, total = {}, [], memoryview(data), 0
+    for info in infos:
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.compress_size != info.file_size
+            or info.flag_bits & 1
+        ):
+            raise Unreadable("it is compressed, as torch.save never does")
+        total += info.file_size
+        if total > len(data):
+            raise Unreadable("its records are larger than the file")
+        lengths = struct.unpack("<2H", data[info.header_offset + 26 : info.header_offset + 30])
+        start = info.header_offset + 30 + sum(lengths)
+        if start + info.file_size > len(data):
+            raise Unreadable("it is cut")
+        records[info.filename] = start, info.file_size
+        parts.append(view[start : start + info.file_size])
+    if any(
+        info.CRC for info in infos
+    ):  # torch can leave them out: torch.serialization.set_crc32_options(False)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for info, found in zip(infos, threads.map(zlib.crc32, parts)):
+                if info.CRC != found:
+                    raise Unreadable(
+                        f"the checksum of its record {printable(info.filename)} differs: it is damaged"
+                    )
+    return records
+
+
+def _read_legacy(data: mmap.mmap) -> Any:
+    def none(*_: Any) -> Tensor:
+        raise Unreadable("it is no checkpoint of torch, or damaged")
+
+    magic, version, system = (Machine(data, none).run() for _ in range(3))
+    if (magic, version) != (_LEGACY, _VERSION) or system.get("little_endian") is not True:
+        none()
+    begin = data.tell()
+    kinds: dict[str, tuple[torch.dtype, int]] = {}
+
+    def note(key: str, dtype: torch.dtype | None, count: int) -> Tensor:
+        kinds[key] = dtype or torch.uint8, count
+        return torch.empty(count, dtype=dtype, device="meta")
+
+    Machine(data, note).run()  # to learn the storages' sizes, which say where each of them is
+    keys = Machine(data, none).run()
+    at, places = data.tell(), {}
+    for key in keys:
+        dtype, count = kinds[key]
+        (stored,) = struct.unpack("<q", data[at : at + 8])
+        places[key] = at + 8
+        at += 8 + count * dtype.itemsize
+        if stored != count or at > len(data):
+            raise Unreadable("it is cut, or its storages have other sizes than it says")
+    if at != len(data):
+        raise Unreadable("it has bytes behind its end")
+    data.seek(begin)
+
+    def load(key: str, dtype: torch.dtype | None, count: int) -> Tensor:
+        if kinds[key] != (dtype or torch.uint8, count):
+            raise Unreadable("it names a storage as two kinds")
+        return _numbers(data, places[key], count * kinds[key][0].itemsize, dtype)
+
+    return Machine(data, load).run()

@@ -7,7 +7,6 @@ import importlib
 import os
 import pkgutil
 import platform
-import subprocess
 import sys
 import textwrap
 import warnings
@@ -88,18 +87,22 @@ def devices() -> Iterator[str]:
 
 
 def compiler() -> Iterator[str]:
-    """The C++ compiler that builds the CPU operators, and where they are kept."""
+    """The C++ compiler that builds the CPU operators, where they are kept, and what this process uses."""
     from rmeeto.ops import build
+    from rmeeto.ops.cache import cache_folder
 
     try:
-        path = build.compiler()
-        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout
-        yield _item("compiler", f"{path}: {output.splitlines()[0] if output else 'no version'}")
+        command = build.compiler()
+        yield _item("compiler", f"{' '.join(command)}: {build.version(command)}")
     except Exception as error:
         yield _item("compiler", _reason(error))
-    folder = build.cache_folder()
-    built = sorted(folder.glob("*.so")) if folder.is_dir() else []
-    yield _item("cache", f"{folder} ({len(built)} built)" if built else f"{folder} (empty)")
+    try:
+        folder = cache_folder()
+        built = len(list(folder.glob("*.so"))) if folder.is_dir() else 0
+        yield _item("cache", f"{folder} ({built} built)" if built else f"{folder} (empty)")
+    except OSError as error:
+        yield _item("cache", f"none: {_reason(error)}")
+    yield _item("library", build.origin())
 
 
 def operators() -> Iterator[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -17,7 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rmeeto.errors import shown
 from rmeeto.ops.backend import BackendUnavailable
+from rmeeto.ops.cache import building, find, keep
 
 SOURCES = Path(__file__).parent / "csrc"
 # No -ffast-math: at link time it makes loading the library switch the whole process to flush-to-zero.
@@ -30,6 +36,8 @@ FLAGS = (
     "-fno-trapping-math",
     "-ffp-contract=fast",
 )
+# A build takes a minute at most, on a busy machine.
+LIMIT_S, VERSION_LIMIT_S = 300.0, 10.0
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
@@ -47,71 +55,89 @@ def instruction_set() -> str:
     return "portable"
 
 
-def cache_folder() -> Path:
-    """Where built libraries are kept: ``$RMEETO_CACHE``, else ``rmeeto`` in the user's cache folder."""
-    if "RMEETO_CACHE" in os.environ:
-        return Path(os.environ["RMEETO_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmeeto"
+def compiler() -> list[str]:
+    """The C++ compiler and what goes before its flags: ``$CXX``, else the first of c++, g++ and clang++.
 
-
-def compiler() -> str:
-    """Path of the C++ compiler: ``$CXX``, else the first of c++, g++ and clang++.
+    ``CXX`` may hold arguments, such as ``ccache g++``.
 
     Raises:
         BackendUnavailable: there is none.
     """
-    names = (os.environ["CXX"],) if os.environ.get("CXX") else ("c++", "g++", "clang++")
-    for name in names:
-        path = shutil.which(name)
+    given = os.environ.get("CXX", "").strip()
+    for words in ([given], _words(given)) if given else (["c++"], ["g++"], ["clang++"]):
+        path = shutil.which(words[0])
         if path:
-            return path
-    raise BackendUnavailable(f"no C++ compiler ({', '.join(names)}); install one or set CXX")
+            return [path, *words[1:]]
+    raise BackendUnavailable(f"no C++ compiler ({given or 'c++, g++, clang++'}); install one or set CXX")
+
+
+def version(command: Sequence[str]) -> str:
+    """A compiler's first line about itself.
+
+    Raises:
+        BackendUnavailable: it cannot be started, or says nothing in time.
+    """
+    ((_, output),) = _run([[*command, "--version"]], VERSION_LIMIT_S)
+    return (output.splitlines() or ["no version"])[0]
 
 
 def build(isa: str) -> Path:
     """Path of the library for an instruction set, built now if it is not in the cache.
 
     Raises:
-        BackendUnavailable: no compiler, the compiler fails, or the cache cannot be written.
+        BackendUnavailable: no compiler, or it fails or takes too long.
+        OSError: the cache cannot be used.
     """
-    cxx = compiler()
     flags = (*FLAGS, *INSTRUCTION_SETS[isa])
-    library = cache_folder() / f"cpu-{isa}-{_key(cxx, flags)}.so"
-    if library.exists():
-        return library
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as folder:
-            _compile(cxx, flags, Path(folder))
-            # Whoever is first wins, and a second process replaces the file by its equal.
-            os.replace(Path(folder) / "library", library)
-    except OSError as error:
-        raise BackendUnavailable(f"cannot write to {library.parent}: {error}; set RMEETO_CACHE") from error
-    return library
+    stem = f"cpu-{isa}-{_key(flags)}"
+    found = find(stem)
+    if found is not None:
+        return found
+    command = compiler()
+    with building() as folder:
+        return keep(_compile(command, flags, folder), stem)
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The kernels for this processor; warns, once, if they cannot be had.
+    """The kernels for this processor; warns, once, if they cannot be had, or not from the cache.
 
     Raises:
         BackendUnavailable: with the reason.
     """
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise BackendUnavailable(loaded)
+    loaded, reason = _load()
+    if loaded is None:
+        raise BackendUnavailable(reason)
     return loaded
 
 
+def origin() -> str:
+    """Where the library of this process is from, or why there is none."""
+    loaded, origin = _load()
+    return origin if loaded is not None else f"none: {origin}"
+
+
 @cache
-def _load() -> ctypes.CDLL | str:
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    isa, unusable = instruction_set(), ""
     try:
-        return ctypes.CDLL(str(build(instruction_set())))
+        try:
+            path = build(isa)
+            return ctypes.CDLL(str(path)), str(path)
+        except OSError as error:
+            unusable = shown(error)
+        with tempfile.TemporaryDirectory(prefix="rmeeto-", ignore_cleanup_errors=True) as folder:
+            path = _compile(compiler(), (*FLAGS, *INSTRUCTION_SETS[isa]), Path(folder))
+            loaded = ctypes.CDLL(str(path))
+        origin = f"built for this process alone: {unusable}; set RMEETO_CACHE to a folder of yours"
+        warnings.warn(f"rmeeto's CPU kernels were {origin}", stacklevel=2)
+        return loaded, origin
     except (BackendUnavailable, OSError) as error:
+        reason = shown(error) + (f" (and the cache: {unusable})" if unusable else "")
         warnings.warn(
-            f"rmeeto runs its CPU operators on PyTorch, several times slower: {error}", stacklevel=2
+            f"rmeeto runs its CPU operators on PyTorch, several times slower: {reason}", stacklevel=2
         )
-        return str(error)
+        return None, reason
 
 
 @cache
@@ -140,31 +166,72 @@ def suffix(*dtypes: torch.dtype) -> str:
     return "".join("_bf16" if dtype == torch.bfloat16 else "_f32" for dtype in dtypes)
 
 
-def _key(cxx: str, flags: tuple[str, ...]) -> str:
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\0".join([platform.machine(), version, *flags]).encode())
+def _key(flags: tuple[str, ...]) -> str:
+    """What a library is built from. Not with which compiler: where there is none, a library that is there is used."""
+    digest = hashlib.sha256("\0".join([platform.machine(), *flags]).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile(cxx: str, flags: tuple[str, ...], folder: Path) -> None:
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise BackendUnavailable(f"CXX={command!r} cannot be read: {error}") from None
+
+
+def _compile(command: list[str], flags: tuple[str, ...], folder: Path) -> Path:
+    """Build the library in a folder; its path there."""
     sources = sorted(SOURCES.glob("*.cpp"))
     objects = [str(folder / f"{source.stem}.o") for source in sources]
-    commands = [
-        [cxx, *flags, "-c", str(source), "-o", object]
+    compiled = [
+        [*command, *flags, "-c", str(source), "-o", object]
         for source, object in zip(sources, objects, strict=True)
     ]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for command in commands
-    ]
-    outputs = [process.communicate()[1] for process in running]
-    if not any(process.returncode for process in running):
-        link = [cxx, "-shared", "-pthread", *objects, "-o", str(folder / "library")]
-        linked = subprocess.run(link, capture_output=True, check=False)
-        if linked.returncode == 0:
-            return
-        outputs = [linked.stderr]
-    message = b"\n".join(outputs).decode(errors="replace")
-    errors = [line for line in message.splitlines() if "error" in line] or message.splitlines()[:1]
-    raise BackendUnavailable(f"{cxx} failed: {' '.join(errors[:2])}")
+    library = folder / "library"
+    for commands in (compiled, [[*command, "-shared", "-pthread", *objects, "-o", str(library)]]):
+        ended = _run(commands, LIMIT_S)
+        if any(code for code, _ in ended):
+            message = "\n".join(output for _, output in ended)
+            errors = [line for line in message.splitlines() if "error" in line] or message.splitlines()[:1]
+            raise BackendUnavailable(f"{command[0]} failed: {' '.join(errors[:2])}")
+    return library
+
+
+def _run(commands: Sequence[Sequence[str]], limit_s: float) -> list[tuple[int, str]]:
+    """Exit code and output of commands run side by side; none of them outlives this call.
+
+    Raises:
+        BackendUnavailable: one cannot be started, or they have not ended within the limit.
+    """
+    end = time.monotonic() + limit_s
+    running: list[subprocess.Popen] = []
+    try:
+        for command in commands:
+            running.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a compiler starts others, which end with it
+                )
+            )
+        outputs = [process.communicate(timeout=max(0.0, end - time.monotonic()))[0] for process in running]
+        return [
+            (process.returncode, output.decode(errors="replace")) for process, output in zip(running, outputs)
+        ]
+    except BaseException as error:
+        for process in running:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if isinstance(error, OSError):
+            raise BackendUnavailable(f"{commands[0][0]} cannot be started: {error.strerror}") from None
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise BackendUnavailable(f"{commands[0][0]} has not ended after {limit_s:.0f} s") from None
+        raise
+    finally:
+        for process in running:
+            process.stdout.close()

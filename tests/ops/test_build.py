@@ -71,13 +71,13 @@ def test_second_build_comes_from_the_cache(compiler, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == [first]
 
 
-def test_changed_source_or_flags_is_another_library(compiler, monkeypatch, tmp_path):
-    key = build._key(compiler, build.FLAGS)
-    assert key == build._key(compiler, build.FLAGS)
-    assert key != build._key(compiler, (*build.FLAGS, "-g"))
+def test_changed_source_or_flags_is_another_library(monkeypatch, tmp_path):
+    key = build._key(build.FLAGS)
+    assert key == build._key(build.FLAGS)
+    assert key != build._key((*build.FLAGS, "-g"))
     (tmp_path / "scan.cpp").write_text("int changed;")
     monkeypatch.setattr(build, "SOURCES", tmp_path)
-    assert key != build._key(compiler, build.FLAGS)
+    assert key != build._key(build.FLAGS)
 
 
 def test_two_processes_build_at_once(compiler, tmp_path):
@@ -141,21 +141,6 @@ def test_a_compiler_that_fails_is_reported_with_its_error(compiler, fresh, monke
     with pytest.raises(BackendUnavailable, match="failed: .*broken.cpp.*error"):
         build.build("portable")
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_is_reported(compiler, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RMEETO_CACHE", str(tmp_path / "file"))
-    with pytest.raises(BackendUnavailable, match="set RMEETO_CACHE"):
-        build.build("portable")
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv("RMEETO_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / "rmeeto"
-    monkeypatch.setenv("RMEETO_CACHE", str(tmp_path / "mine"))
-    assert build.cache_folder() == tmp_path / "mine"
 
 
 @pytest.mark.parametrize(

@@ -6,4 +6,5 @@
 set -euo pipefail
 flags="--output_dir --seed --weights"
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-exec "$PYTHON" -m image_task.quickstart "$@"
+root=$PWD && cd "$here"
+exec "$PYTHON" "$root/image_task/quickstart.py" --output_dir "$root/runs/quickstart" "$@"

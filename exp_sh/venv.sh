@@ -18,7 +18,8 @@ for argument in "$@"; do
     esac
 done
 
-[[ -z ${RMEETO_VENV:-} || $RMEETO_VENV == /* ]] || RMEETO_VENV=$PWD/$RMEETO_VENV
+here=$PWD # relative paths from the user begin there
+[[ -z ${RMEETO_VENV:-} || $RMEETO_VENV == /* ]] || RMEETO_VENV=$here/$RMEETO_VENV
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 RMEETO_VENV=${RMEETO_VENV:-$PWD/.venv}
 

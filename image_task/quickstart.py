@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # started as `python image_task/quickstart.py`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import timm
 import torch
 
@@ -17,7 +20,7 @@ from image_task.main import build_model, run
 from image_task.models.weights import read_checkpoint
 from rmeeto import MergeConfig
 from rmeeto.cli.quickstart import (
-    keep_older,
+    make_folder,
     measure_speed,
     one_thread,
     run_arms,
@@ -51,7 +54,7 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
     """Evaluate dense, merge, re-train, train the control arm, measure, draw.
 
     Args:
-        folder: where the runs and ``summary.json`` go; an older one is moved aside.
+        folder: where the runs and ``summary.json`` go; an older quick start's is moved aside.
         seed: of the re-training.
         weights: of the dense model.
 
@@ -60,8 +63,7 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
     """
     began = time.perf_counter()
     read_checkpoint(Path(weights))  # before anything is moved or written
-    keep_older(folder)
-    folder.mkdir(parents=True)
+    make_folder(folder, seed)
     common = [*MODEL, "--model_pth", weights, "--seed", str(seed), "--output_dir", str(folder)]
     arms = {
         "dense": ("dense", ["--eval"]),

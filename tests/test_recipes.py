@@ -130,13 +130,15 @@ def test_a_failing_command_stops_the_recipe_with_its_exit_code(mode, launch):
 
 
 def test_smoke_starts_in_a_fresh_folder_and_leaves_the_others(launch, tmp_path):
-    old = tmp_path / "runs" / "smoke" / "digits-retrain" / "digits" / "result.json"
+    smoke = tmp_path / "runs" / "smoke" / "image_task" / "digits-retrain"
+    launch(RETRAIN, SMOKE="1")
+    old = smoke / "digits" / "result.json"
     kept = [
         tmp_path / "runs" / "digits" / "result.json",
-        tmp_path / "runs" / "smoke" / "tab2-vim_tiny" / "result.json",
+        tmp_path / "runs" / "smoke" / "image_task" / "tab2-vim_tiny" / "result.json",
     ]
     for file in (old, *kept):
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     launch(RETRAIN, SMOKE="1", DRY_RUN="1")
     assert old.exists(), "a dry run touches nothing"
@@ -145,7 +147,117 @@ def test_smoke_starts_in_a_fresh_folder_and_leaves_the_others(launch, tmp_path):
     for command in commands:
         config, _, _ = parse(task_arguments(command))
         assert config.run.smoke
-        assert config.folder.is_relative_to(tmp_path / "runs" / "smoke" / "digits-retrain")
+        assert config.folder.is_relative_to(smoke)
+
+
+def test_smoke_removes_nothing_that_it_has_not_made(launch, tmp_path):
+    mine = tmp_path / "runs" / "smoke" / "image_task" / "digits-dense" / "thesis"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    process, commands = launch(DENSE, SMOKE="1")
+    assert (process.returncode, commands, mine.exists()) == (2, [], True)
+    assert "digits-dense is not of a smoke run" in process.stderr
+
+
+def test_smoke_runs_of_image_and_video_have_folders_of_their_own(launch, tmp_path):
+    launch(DENSE, SMOKE="1")
+    launch(ROOT / "video_task" / "exp_sh" / "digits" / "dense.sh", SMOKE="1")
+    marks = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("made-by-smoke")}
+    assert marks == {f"runs/smoke/{task}/digits-dense" for task in ("image_task", "video_task")}
+
+
+SWITCHES = {"DRY_RUN": "--dry_run", "SMOKE": "--smoke", "RESUME": "--resume"}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_understand_the_usual_words(name, launch):
+    for words, is_on in (("1 true YES On", True), ("0 False no OFF", False), ("", False)):
+        for word in words.split() or [""]:
+            process, commands = launch(DENSE, **{name: word})
+            assert process.returncode == 0 and len(commands) == 1
+            assert (SWITCHES[name] in commands[0]) == is_on, f"{name}={word}"
+
+
+@pytest.mark.parametrize("name", [*SWITCHES, "RELEASED"])
+@pytest.mark.parametrize(
+    "word", ["2", "maybe", "-1", "01", " 1", "1 ", "true\n", "\x1b[2J", "$(touch pwned)"]
+)
+def test_other_words_are_refused_by_the_name_of_the_switch(name, word, launch, tmp_path):
+    process, commands = launch(TINY, **{name: word})
+    assert (process.returncode, process.stdout, commands) == (2, "", [])
+    (line,) = process.stderr.splitlines()
+    assert line.startswith(f"launch: {name} is ") and "expected 1 or 0" in line and line.isprintable()
+    assert not (tmp_path / "pwned").exists()
+
+
+NUMBERS = {"NPROC": 1, "NNODES": 1, "NODE_RANK": 0, "MASTER_PORT": 1, "SEED": 0}
+INJECTION = "PATH[$(touch pwned)]"
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2.5",
+        "abc",
+        "-1",
+        "+1",
+        "1e3",
+        "0x10",
+        "1 2",
+        " 1",
+        "1\n",
+        "99999999999",
+        "9" * 30,
+        "\u0663",
+        INJECTION,
+    ],
+)
+def test_numbers_are_whole_and_nothing_else(name, value, launch, tmp_path):
+    process, commands = launch(DENSE, **{"MASTER_ADDR": "host0", name: value})
+    assert (process.returncode, process.stdout, commands) == (2, "", [])
+    (line,) = process.stderr.splitlines()
+    assert line.startswith(f"launch: {name} is ") and "expected a whole number from" in line
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_numbers_out_of_range_are_refused(launch):
+    for name, least in NUMBERS.items():
+        if least:
+            assert f"{name} is 0: expected a whole number from 1" in launch(DENSE, **{name: "0"})[0].stderr
+    assert (
+        "NODE_RANK is 2: expected less than NNODES, which is 2"
+        in launch(DENSE, NODE_RANK="2", NNODES="2")[0].stderr
+    )
+
+
+def test_numbers_may_have_leading_zeros(launch):
+    _, (command,) = launch(DENSE, NPROC="08")
+    assert command[command.index("--nproc_per_node") + 1] == "8"
+
+
+@pytest.mark.parametrize("address", ["-x", "a b", "$(touch pwned)", "a;b", "\x1b"])
+def test_a_wrong_address_is_refused(address, launch, tmp_path):
+    process, commands = launch(DENSE, NNODES="2", MASTER_ADDR=address)
+    assert process.returncode == 2 and "MASTER_ADDR is " in process.stderr and not commands
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("address", ["host0", "10.0.0.1", "node-3.cluster", "::1", "[fe80::1%eth0]"])
+def test_an_address_is_a_name_or_a_number(address, launch):
+    _, (command,) = launch(DENSE, NNODES="2", MASTER_ADDR=address)
+    assert command[command.index("--master_addr") + 1] == address
+
+
+def test_a_python_by_path_is_relative_to_where_the_user_is(launch, tmp_path):
+    _, (command,) = launch(DENSE, PYTHON="./python")
+    assert command[0] == f"{tmp_path}/./python"
+
+
+def test_arguments_are_shown_escaped(tmp_path):
+    command = ["bash", str(TINY), "\x1b[2J"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2 and process.stderr.strip().isprintable()
 
 
 def test_python_without_torch_is_named(launch, tmp_path):

@@ -98,6 +98,26 @@ def test_an_unknown_flag_installs_nothing(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_relative_paths_lie_where_the_user_is(script, tmp_path):
+    venv, user = tmp_path / "venv", tmp_path / "where the user is"
+    (venv / "bin").mkdir(parents=True)
+    user.mkdir()
+    shutil.copy(ROOT / "requirements.txt", venv)
+    python = venv / "bin" / "python"
+    python.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    command = ["bash", os.path.relpath(ROOT / script, user), "--output_dir", "mine", "--weights", "w.pth"]
+    environment = {**os.environ, "RMEETO_VENV": "../venv"}
+    done = subprocess.run(command, cwd=user, env=environment, capture_output=True, text=True, timeout=60)
+    where, program, _, default, *given = done.stdout.splitlines()
+    assert where == str(user) and given == command[2:]
+    assert Path(program).samefile(
+        ROOT / script.split("/")[0].replace("exp_sh", "image_task") / "quickstart.py"
+    )
+    assert default.startswith(f"{ROOT}/runs/quickstart"), "where none is given, beside what recipes leave"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_the_flags_that_there_are(script, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_quickstart(["--help"], "", "", Path(), lambda: None)

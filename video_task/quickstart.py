@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # started as `python video_task/quickstart.py`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import timm
 import torch
 from PIL import Image
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from rmeeto import MergeConfig
 from rmeeto.cli.quickstart import (
-    keep_older,
+    make_folder,
     measure_speed,
     one_thread,
     run_arms,
@@ -63,7 +66,7 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
     """Encode the clips, test dense and merged, re-train, train the control arm, measure, draw.
 
     Args:
-        folder: where the clips, the runs and ``summary.json`` go; an older one is moved aside.
+        folder: where the clips, the runs and ``summary.json`` go; an older quick start's is moved aside.
         seed: of the re-training.
         weights: of the dense model.
 
@@ -72,8 +75,7 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
     """
     began = time.perf_counter()
     read_checkpoint(Path(weights))  # before anything is moved or written
-    keep_older(folder)
-    folder.mkdir(parents=True)
+    make_folder(folder, seed)
     clips = folder / "clips"
     write_digits(clips, **EMBEDDED)
     print(f"  {len(list(clips.rglob('*.mp4')))} clips of moving digits encoded to {shown(clips)}", flush=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError, shown
+from rmeeto.json_file import read_json
 from rmeeto.measure import benchmark
+
+SUMMARY = "summary.json"
+MARK = "quickstart"  # of a summary whose figures are not there yet
 
 
 def run_quickstart(
@@ -33,14 +40,19 @@ def run_quickstart(
         The exit code: 0, 2 for a user error, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="quickstart", description=description)
-    parser.add_argument("--output_dir", default=folder, help="an older one is kept as <name>-1, -2, ...")
+    parser.add_argument(
+        "--output_dir", default=folder, help="an older quick start's is kept as <name>-1, -2, ..."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the re-training")
     parser.add_argument("--weights", default=str(weights), help="of the dense model")
     args = parser.parse_args(argv)
     try:
-        work(Path(args.output_dir), args.seed, args.weights)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        RunConfig(seed=args.seed)
+        if not args.output_dir:
+            raise UserError("--output_dir is empty; give a folder.")
+        work(Path(os.path.abspath(args.output_dir)), args.seed, args.weights)
+    except (UserError, OSError) as error:  # such as a full disk
+        print(f"error: {error if isinstance(error, UserError) else shown(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command starts anew and keeps what is there", file=sys.stderr)
@@ -48,14 +60,35 @@ def run_quickstart(
     return 0
 
 
-def keep_older(folder: Path) -> None:
-    """Move an existing folder to the first free ``<name>-<n>``, and say so."""
-    if not folder.exists():
-        return
-    number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
-    older = folder.with_name(f"{folder.name}-{number}")
-    folder.rename(older)
-    print(shown(f"the older {folder} is now {older}"))
+def make_folder(folder: Path, seed: int) -> None:
+    """Make the folder of a quick start, marked by a ``summary.json``; an older one's becomes ``<name>-<n>``.
+
+    Raises:
+        UserError: there is something else, or it cannot be made.
+    """
+    try:
+        if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+            if not _is_ours(folder):
+                raise UserError(
+                    f"--output_dir {folder} is no quick start's (it holds no {SUMMARY} of one), and stays as it is; "
+                    "give another."
+                )
+            names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+            older = next(name for name in names if not os.path.lexists(name))
+            folder.rename(older)
+            print(shown(f"the older {folder} is now {older}"), flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMMARY).write_text(json.dumps({MARK: "not finished", "seed": seed}) + "\n")
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be made ({error.strerror}); give another.") from None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds the summary of a quick start, finished or not."""
+    try:
+        return bool({MARK, "throughput"} & set(read_json(folder / SUMMARY)))
+    except UserError:
+        return False
 
 
 @contextlib.contextmanager
@@ -126,6 +159,6 @@ def measure_speed(dense: nn.Module, merged: nn.Module, batch: Tensor, described:
 def write_summary(folder: Path, summary: dict[str, Any], began: float) -> dict[str, Any]:
     """Write ``summary.json`` with the seconds since `began`, and say where it is; the whole summary."""
     summary = {**summary, "seconds": round(time.perf_counter() - began, 1)}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"{shown(folder / 'summary.json')} and the pictures beside it: {summary['seconds']:.0f} s in all")
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"{shown(folder / SUMMARY)} and the pictures beside it: {summary['seconds']:.0f} s in all")
     return summary

@@ -56,6 +56,7 @@ def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypat
     folder = tmp_path / "quickstart"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep me")
+    (folder / "summary.json").write_text('{"quickstart": "not finished"}')
     assert quickstart.main(["--output_dir", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["dense"] >= summary["training_free"] + 10

@@ -7,7 +7,6 @@ from PIL import Image
 
 pytest.importorskip("av")
 
-from rmeeto.cli.quickstart import keep_older  # noqa: E402
 from tests.recipes import ROOT, launch, task_arguments  # noqa: E402
 from video_task import quickstart  # noqa: E402
 from video_task.data.digits import EMBEDDED, write_digits  # noqa: E402
@@ -82,6 +81,7 @@ def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypat
     folder = tmp_path / "quickstart"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep me")
+    (folder / "summary.json").write_text('{"quickstart": "not finished"}')
     assert quickstart.main(["--output_dir", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     for arm in ("dense", "training_free", "retrained", "control"):
@@ -108,11 +108,3 @@ def test_weights_that_are_not_there_are_one_line(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: weights: none.pth does not exist")
     assert not (tmp_path / "o").exists()
-
-
-def test_every_older_folder_is_kept(tmp_path):
-    for _ in range(3):
-        folder = tmp_path / "run"
-        keep_older(folder)
-        folder.mkdir()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-1", "run-2"]

@@ -7,4 +7,5 @@
 set -euo pipefail
 flags="--output_dir --seed --weights"
 source "$(dirname "${BASH_SOURCE[0]}")/../../exp_sh/venv.sh"
-exec "$PYTHON" -m video_task.quickstart "$@"
+root=$PWD && cd "$here"
+exec "$PYTHON" "$root/video_task/quickstart.py" --output_dir "$root/runs/quickstart-video" "$@"

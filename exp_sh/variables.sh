@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# Sourced by launch.sh: checks the variables that a recipe reads, each once and before anything is computed from it.
+
+fail() { echo "launch: $1" >&2; exit "${2:-2}"; }
+
+absolute() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; }
+
+# boolean NAME...: each becomes 1 or 0
+boolean() {
+    local name
+    for name in "$@"; do
+        case ${!name:-} in
+            1 | [Tt][Rr][Uu][Ee] | [Yy][Ee][Ss] | [Oo][Nn]) printf -v "$name" 1 ;;
+            "" | 0 | [Ff][Aa][Ll][Ss][Ee] | [Nn][Oo] | [Oo][Ff][Ff]) printf -v "$name" 0 ;;
+            *) fail "$name is $(printf %q "${!name}"): expected 1 or 0 (true or false, yes or no, on or off)." ;;
+        esac
+    done
+}
+
+# whole NAME LEAST MOST: a whole number, or nothing
+whole() {
+    local LC_ALL=C value=${!1:-} # in other languages [0-9] has more than ten digits
+    [[ -n $value ]] || return 0
+    # The pattern first: what bash takes for arithmetic may be a command.
+    if [[ $value =~ ^[0-9]{1,10}$ ]] && ((10#$value >= $2 && 10#$value <= $3)); then
+        printf -v "$1" %d "$((10#$value))"
+    else
+        fail "$1 is $(printf %q "$value"): expected a whole number from $2 to $3."
+    fi
+}
+
+boolean DRY_RUN SMOKE RESUME RELEASED
+whole NPROC 1 4096
+whole NNODES 1 65536
+whole NODE_RANK 0 65535
+whole MASTER_PORT 1 65000 # and one more for each run
+whole SEED 0 2147483647
+: "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_PORT:=29500}"
+((NODE_RANK < NNODES)) || fail "NODE_RANK is $NODE_RANK: expected less than NNODES, which is $NNODES."
+[[ ${MASTER_ADDR:-} =~ ^[][[:alnum:]_.:%-]*$ && ${MASTER_ADDR:-} != -* ]] ||
+    fail "MASTER_ADDR is $(printf %q "$MASTER_ADDR"): expected the name or address of the machine with NODE_RANK=0."
+((NNODES == 1)) || [[ -n ${MASTER_ADDR:-} ]] ||
+    fail "NNODES is $NNODES but MASTER_ADDR is not set: give the address of the machine with NODE_RANK=0."
+
+# Paths from the user are relative to where the user is; a PYTHON without a slash is a command.
+for name in DATA WEIGHTS RUNS RMEETO_VENV; do
+    [[ -z ${!name:-} ]] || printf -v "$name" %s "$(absolute "${!name}")"
+done
+[[ ${PYTHON:-} != */* ]] || PYTHON=$(absolute "$PYTHON")

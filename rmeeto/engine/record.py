@@ -37,6 +37,9 @@ HARMLESS = (
 )
 
 
+LONGEST_NAME = 200  # bytes; file systems take 255
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Where a run writes, and what it runs on."""
@@ -62,6 +65,9 @@ class RunConfig:
         expect_at_least(self, 0, "checkpoint_every")
         # NumPy takes 32 bits, and each process adds its rank.
         expect(self, ("seed",), lambda seed: 0 <= seed < 2**31, f"0 to {2**31 - 1}")
+        expect(
+            self, ("name",), _is_component, f"a name of 1 to {LONGEST_NAME} bytes without /, for one folder"
+        )
 
 
 def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
@@ -75,8 +81,13 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
     Raises:
         UserError: the folder exists and `resume` is not set, or it belongs to a run of other settings.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return "new"
+    try:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return "new"
+    except OSError as error:  # the path is too long, or not to be seen
+        raise UserError(
+            f"{path} cannot be a run folder ({error.strerror}); choose another --output_dir."
+        ) from None
     done = (path / "result.json").exists()
     if not resume:
         state = "holds a finished run" if done else "exists already"
@@ -91,6 +102,13 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
             f"{path} was run with other settings: {'; '.join(differences)}. Use the same, or another --name."
         )
     return "done" if done else "continued"
+
+
+def _is_component(name: str | None) -> bool:
+    """Whether a name stays within --output_dir, with room for endings."""
+    return name is None or (
+        name not in ("", ".", "..") and not {"/", "\0"} & set(name) and len(os.fsencode(name)) <= LONGEST_NAME
+    )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,27 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
             state_of(tmp_path, CONFIG, resume=resume)
 
 
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "/", "/tmp/x", "../x", "a/b", "a/", "./a", "a/..", "a\0b", "x" * 201, "é" * 101]
+)
+def test_a_name_stays_in_its_folder(name):
+    with pytest.raises(
+        UserError, match="--name is .*; expected a name of 1 to 200 bytes without /, for one folder"
+    ):
+        RunConfig(name=name)
+
+
+@pytest.mark.parametrize("name", [None, "a", "...", "..a", "a b", "-x", "é" * 100, os.fsdecode(b"\xff")])
+def test_other_names_are_taken(name):
+    assert RunConfig(name=name).name == name
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000 + "b"])
+def test_a_path_that_is_too_long_is_a_user_error(path, tmp_path):
+    with pytest.raises(UserError, match="cannot be a run folder .*choose another --output_dir"):
+        state_of(tmp_path / path, CONFIG, resume=False)
+
+
 def test_resuming_needs_the_same_settings_except_harmless_ones(tmp_path):
     RunFolder(tmp_path, CONFIG, cpu()).close()
     harmless = {**CONFIG, "data": {"num_workers": 9}, "run": {"resume": True}}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parity import Case
-from rmeeto.merge import match, merge_wavg
+from rmeeto.merge import MergePlan, Tokens, match, merge_wavg
 from rmeeto.ops.add_norm import ADD_NORM
 from rmeeto.ops.add_norm.naive import naive_add_rms_norm
 from rmeeto.ops.backend import Operator
@@ -138,7 +138,7 @@ def matching(shape: Sequence[int], r: int, device: torch.device, dtype: torch.dt
     metric = _draw(device, 4)(*shape).to(dtype)
 
     def ordered(way: Callable, metric: Tensor) -> Any:
-        return way(metric, r, middle, False)
+        return way(metric, r, Tokens(shape[1], middle))
 
     return Case(
         what="match",
@@ -163,8 +163,7 @@ def merging(shape: Sequence[int], r: int, device: torch.device, dtype: torch.dty
     inputs["size"] = 1 + draw(batch, length, 1).abs().round()
 
     def once(matcher: Callable, merger: Callable, hidden: Tensor, residual: Tensor, size: Tensor) -> Any:
-        keep, source, destination, _ = matcher(hidden.detach(), r, middle, False)
-        return merger(hidden, residual, size, keep, source, destination)
+        return merger(hidden, residual, size, matcher(hidden.detach(), r, Tokens(length, middle)))
 
     def twice(hidden: Tensor, residual: Tensor, size: Tensor) -> Any:
         plan = match(hidden.detach(), r, middle)
@@ -188,12 +187,12 @@ def merging(shape: Sequence[int], r: int, device: torch.device, dtype: torch.dty
     )
 
 
-def _matched(got: tuple, metric: Tensor) -> tuple[Tensor, Tensor]:
+def _matched(got: MergePlan, metric: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs' similarities, best first, and whether each sample's plan holds every token once and in order.
 
     Two pairs that are equally similar to within rounding may change places; one less similar may not.
     """
-    keep, source, destination, index = got
+    keep, source, destination, index = got.keep, got.source, got.destination, got.class_index
     unit = torch.nn.functional.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
 
     def take(positions: Tensor) -> Tensor:

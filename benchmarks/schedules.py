@@ -18,9 +18,9 @@ from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
-from rmeeto.measure import benchmark
-from rmeeto.merge.least_harm import harm
-from rmeeto.merge.schedule import fit, merging_blocks
+from rmeeto.measure import benchmark, fit_schedule
+from rmeeto.measure.least_harm import harm
+from rmeeto.merge import merging_blocks
 from video_task.config import VideoDataConfig
 from video_task.data import build_data as build_clips
 from video_task.data.digits import EMBEDDED, write_digits
@@ -114,7 +114,7 @@ def _as_fast(ways: dict[str, nn.Module], interval: int, batch: Tensor, runs: int
     ratio = found["dense"].median_s / found["constant"].median_s
     for _ in range(TRIES):
         fitted.merge_config = MergeConfig(interval=interval)
-        fitted.merge_config = fit(
+        fitted.merge_config = fit_schedule(
             fitted,
             tuple(batch.shape[1:]),
             batch.device,
@@ -137,7 +137,7 @@ def _reached(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
     ways = {"dense": dense}
     for ratio in RATIOS:
         ways[f"fitted to {ratio}"] = twin = models.merged(dense, 0)
-        twin.merge_config = fit(
+        twin.merge_config = fit_schedule(
             dense, x.shape[-1], device, target_ratio=ratio, batch_size=LARGE_BATCH, runs=runs
         )
     found = benchmark(ways, x, runs=runs)

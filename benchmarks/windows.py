@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rmeeto import MergeConfig
 from rmeeto.engine import World, evaluate
 from rmeeto.errors import UserError
 from rmeeto.measure import benchmark, count_flops
-from rmeeto.merge import MergePlan, match
+from rmeeto.merge import MergePlan, Tokens, TokenState, match
 from rmeeto.nn import block
 from rmeeto.ops import match_tokens
 from video_task.config import VideoDataConfig
@@ -100,7 +101,7 @@ def time_by_frames(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
         metric = torch.randn(1, frames * 196 + 1, 192, device=device)
         ways = {
             "exact, torch": lambda m: match(m, 88, 0),
-            "exact, fast path": lambda m: match_tokens(m, 88, 0),
+            "exact, fast path": partial(match_tokens, r=88, tokens=Tokens(frames * 196 + 1, 0)),
         }
         for window in WINDOWS:
             ways[f"window {window}"] = lambda m, w=window, g=grid: match(m, 88, 0, window=w, grid=g)
@@ -133,13 +134,11 @@ def _compared() -> Iterator[dict[tuple[int, int, int], list[tuple[float, ...]]]]
     """Match locally beside every exact matching of a block."""
     exact, found = block.plan_merge, {window: [] for window in WINDOWS}
 
-    def both(
-        metric: Tensor, r: int, class_index: int, config: MergeConfig, grid: Any, position: Tensor
-    ) -> MergePlan:
-        plan = exact(metric, r, class_index, config, grid, position)
+    def both(state: TokenState, r: int, config: MergeConfig, grid: Any) -> MergePlan:
+        plan, metric = exact(state, r, config, grid), state.hidden
         pairs = _pairs(plan)
         for window, rows in found.items():
-            local = match(metric, r, class_index, window=window, grid=grid, position=position)
+            local = match(metric, r, state.class_index, window=window, grid=grid, position=state.cell)
             theirs = _pairs(local)
             same = (pairs.unsqueeze(2) == theirs.unsqueeze(1)).all(-1).any(2).float().mean()
             sources = (pairs[..., 0].unsqueeze(2) == theirs[..., 0].unsqueeze(1)).any(2).float().mean()

@@ -12,10 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
-from rmeeto.merge import MergeConfig, check_neighbour, removals, token_counts
+from rmeeto.merge import MergeConfig, TokenState, check_neighbour, removals, token_counts
+from rmeeto.merge.state import own_places
 from rmeeto.nn import MergingTransformer, VisionMamba
 from rmeeto.nn.block import plan_merge
-from rmeeto.nn.features import own_places, unmerge
+from rmeeto.nn.features import unmerge
 from rmeeto.nn.transformer import merge_precisely, why_not
 
 _OURS = (VisionMamba, MergingTransformer)
@@ -166,6 +167,7 @@ class _MergingMamba:
                 raise ValueError(
                     f"{name}: {option}={getattr(config, option)!r} needs a model of image_task.models"
                 )
+        config.check_metrics(name, "its mixer", ("X",))
         check_neighbour(name, config, len(self.layers), self.layers.num_input_tokens)
 
     @property
@@ -199,19 +201,15 @@ class _MergingLayers:
         self, hidden: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """All layers: (hidden, residual) -> (hidden, residual), both (B, L, C) before and after."""
-        config, class_index = self.merge_config, self.class_index
-        size, target, first = None, own_places(hidden), hidden.shape[1]
+        config, first = self.merge_config, hidden.shape[1]
+        state = TokenState(hidden, residual, class_index=self.class_index, target=own_places(hidden))
         for layer, r in zip(self._modules.values(), removals(config, len(self), first), strict=True):
             if r > 0:
-                plan = plan_merge(hidden, r, class_index, config)
-                if residual is not None:
-                    residual, _ = merge_precisely(plan, residual, size, config.mode)
-                hidden, size = merge_precisely(plan, hidden, size, config.mode)
-                class_index, target = plan.class_index, plan.target().gather(1, target)
-            hidden, residual = layer(hidden, residual, *args, **kwargs)
-        if hidden.shape[1] != first:
-            hidden, residual = unmerge(hidden, target), unmerge(residual, target)
-        return hidden, residual
+                state = plan_merge(state, r, config).carry(state, config.mode, merge_precisely)
+            state.hidden, state.residual = layer(state.hidden, state.residual, *args, **kwargs)
+        if state.hidden.shape[1] == first:
+            return state.hidden, state.residual
+        return unmerge(state.hidden, state.target), unmerge(state.residual, state.target)
 
 
 class _Seen(Exception):

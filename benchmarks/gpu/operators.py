@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.gpu import floors
 from benchmarks.gpu.peers import Kernels
 from benchmarks.gpu.setting import Setting
+from rmeeto.merge import Tokens
 from rmeeto.ops import add_rms_norm, bidirectional_conv1d, bidirectional_scan, match_tokens, merge_tokens
 
 STATES = 16
@@ -106,14 +107,15 @@ def forward_rows(
 ) -> dict[str, dict[str, float]]:
     """Microseconds without gradients."""
     inputs, r = Inputs(setting, batch, length, embed), 11
-    plan = match_tokens(inputs.hidden, r, length // 2)[:3]
+    tokens = Tokens(length, length // 2)
+    plan = match_tokens(inputs.hidden, r, tokens)
     size = torch.ones(batch, length, 1, device=setting.device)
     calls: dict[str, Callable[[], Any]] = {
         "add_norm": inputs.norm,
         "conv": inputs.conv,
         "scan": inputs.scan,
-        "match": lambda: match_tokens(inputs.hidden, r, length // 2),
-        "merge": lambda: merge_tokens(inputs.hidden, inputs.residual, size, *plan),
+        "match": lambda: match_tokens(inputs.hidden, r, tokens),
+        "merge": lambda: merge_tokens(inputs.hidden, inputs.residual, size, plan),
     }
     if not isinstance(kernels, str):
         calls |= {

@@ -168,6 +168,7 @@ def setting_name(merge: MergeConfig | None) -> str:
         f"shuffle{merge.shuffle_rate:g}": merge.shuffle == "random",
         "oddeven": merge.shuffle == "odd-even",
         "window" + "_".join(map(str, merge.window or ())): merge.window is not None,
+        str(merge.matching.name).replace(":", "."): merge.matching.name not in ("exact", "window"),
     }
     return "-".join(
         ["r" + "_".join(f"{n:g}" for n in r), *(name for name, differs in parts.items() if differs)]

@@ -3,6 +3,7 @@
 from rmeeto.measure.flops import Flops, count_flops, token_reduction_ratio
 from rmeeto.measure.graphs import graphed
 from rmeeto.measure.released import ReleasedCounters, released_counters
+from rmeeto.measure.schedule import fit_schedule
 from rmeeto.measure.speed import Timing, benchmark
 from rmeeto.measure.visualize import draw_merged, trace
 
@@ -13,6 +14,7 @@ __all__ = [
     "benchmark",
     "count_flops",
     "draw_merged",
+    "fit_schedule",
     "graphed",
     "released_counters",
     "token_reduction_ratio",

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from torch import nn
 
 from rmeeto.errors import UserError
-from rmeeto.merge import MergeConfig, merging_blocks, removals
-from rmeeto.merge.schedule import removals_asked
-from rmeeto.merge.window import num_pairs
+from rmeeto.merge import MergeConfig, Tokens
+from rmeeto.merge.schedule import asked_and_removed
+from rmeeto.nn.mamba import scan_macs
 
 CONVENTIONS = ("paper", "full")
 _SCAN_PARTS = ("in_proj", "conv", "x_proj", "dt_proj", "scan", "out_proj", "matching", "merging")
@@ -45,7 +45,7 @@ def count_flops(model: nn.Module, input_size: int | Sequence[int], convention: s
             scan; the matching at each merging block, also where nothing is left to remove (r = 0); r * C for the
             merging with the r that was asked for, before any clamp.
             ``full``: both directions, and only merges that remove tokens, with the r that they remove.
-            A matching in a window compares fewer pairs, in both.
+            In both, a matching costs what its rule says (one that says nothing: all pairs, as the exact one).
 
     Returns:
         Total and parts: patch, in_proj, conv, x_proj, dt_proj, scan, out_proj, matching, merging, head; for a
@@ -127,20 +127,12 @@ def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
 def _scans(model: nn.Module, layers: list[nn.Module], patches: int, convention: str) -> Counter[str]:
     parts = Counter(dict.fromkeys(_SCAN_PARTS, 0))
     config: MergeConfig | None = getattr(model, "merge_config", None)
-    depth, tokens = getattr(model, "depth", len(layers)), patches + 1
-    grid = _grid(model, patches)
-    asked = _asked(config, depth, tokens) if convention == "paper" else {}
-    for i, (block, removed) in enumerate(zip(layers, removals(config, depth, tokens))):
-        if removed or i in asked:
-            parts.update(
-                merge_cost(
-                    tokens,
-                    metric_width(config, block.mixer),
-                    asked.get(i, removed),
-                    block.mixer.in_proj.in_features,
-                    None if config.window is None else num_pairs(config.window, grid, tokens),
-                )
-            )
+    depth, tokens, channels = getattr(model, "depth", len(layers)), patches + 1, model.norm_f.weight.shape[0]
+    for block, (asked, removed) in zip(layers, asked_and_removed(config, depth, tokens)):
+        r = asked if convention == "paper" else removed or None
+        if r is not None:
+            layout = Tokens(tokens, 0, grid=_grid(model, patches))
+            parts.update(merge_cost(config, layout, metric_width(config, block.mixer, channels), r, channels))
         tokens -= removed
         parts.update(mixer_cost(block.mixer, tokens, directions=1 if convention == "paper" else 2))
     return parts
@@ -152,33 +144,20 @@ def _grid(model: nn.Module, patches: int) -> tuple[int, int, int]:
     return math.prod(frames), rows, columns
 
 
-def _asked(config: MergeConfig | None, depth: int, tokens: int) -> dict[int, int]:
-    """r that each merging block was asked for, as the authors' counter sees it: before any clamp."""
-    if config is None:
-        return {}
-    blocks = merging_blocks(depth, config.interval, config.odd)
-    asked = dict(zip(blocks, removals_asked(config, len(blocks))))
-    if blocks and config.final_tokens is not None:
-        before = tokens - sum(removals(config, depth, tokens)[: blocks[-1]])
-        asked[blocks[-1]] = before - config.final_tokens
-    return asked
-
-
-def metric_width(config: MergeConfig, mixer: nn.Module) -> int:
-    return {"X": mixer.in_proj.in_features, "delta": mixer.d_inner}.get(config.metric, mixer.d_state)
+def metric_width(config: MergeConfig, mixer: nn.Module, channels: int) -> int:
+    if config.metric == "X":
+        return channels
+    return mixer.d_inner if config.metric == "delta" else mixer.d_state
 
 
 def mixer_cost(mixer: nn.Module, tokens: int, directions: int) -> dict[str, int]:
-    inner, state = mixer.d_inner, mixer.d_state
-    kernel = mixer.conv1d.kernel_size[0]
-    return {
-        "in_proj": _linear(mixer.in_proj, tokens),
-        "conv": directions * (tokens + kernel - 1) * inner * kernel,  # with the padding
-        "x_proj": directions * _linear(mixer.x_proj, tokens),
-        "dt_proj": directions * _linear(mixer.dt_proj, tokens),
-        "scan": directions * (9 * tokens * inner * state + 2 * tokens * inner),
-        "out_proj": _linear(mixer.out_proj, tokens),
-    }
+    if hasattr(mixer, "x_proj"):  # a Mamba, ours or another's
+        return scan_macs(mixer, tokens, directions)
+    if not hasattr(mixer, "macs"):
+        raise UserError(
+            f"count_flops: {type(mixer).__name__} does not say its cost; give it macs(num_tokens)"
+        )
+    return {"mixer": int(mixer.macs(tokens))}
 
 
 def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Counter[str]:
@@ -186,7 +165,7 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
     config: MergeConfig | None = getattr(model, "merge_config", None)
     prefix = model.num_prefix_tokens
     tokens, depth = patches + prefix, getattr(model, "_merge_depth", 0) or len(blocks)
-    for block, removed in zip(blocks, removals(config, depth, tokens, prefix=prefix)):
+    for block, (_, removed) in zip(blocks, asked_and_removed(config, depth, tokens, prefix=prefix)):
         attention = block.attn
         width = attention.qkv.out_features // 3
         parts["qkv"] += _linear(attention.qkv, tokens)
@@ -195,13 +174,12 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
         if removed:
             channels = attention.qkv.in_features
             metric = channels if config.metric == "X" else width // attention.num_heads
-            parts.update(merge_cost(tokens, metric, removed, channels))
+            parts.update(merge_cost(config, Tokens(tokens, prefix=prefix), metric, removed, channels))
         tokens -= removed
         parts["mlp"] += sum(_linear(module, tokens) for module in block.mlp.modules())
     return parts
 
 
-def merge_cost(tokens: int, width: int, r: int, channels: int, pairs: int | None = None) -> dict[str, int]:
-    """Norms, similarities of ``pairs`` (None: one half of the tokens with the other), and r tokens added to others."""
-    compared = width * tokens**2 // 2 if pairs is None else 2 * width * pairs
-    return {"matching": 6 * tokens * width + compared, "merging": r * channels}
+def merge_cost(config: MergeConfig, tokens: Tokens, width: int, r: int, channels: int) -> dict[str, int]:
+    """The rule's matching on a metric of ``width`` channels, and r tokens added to others."""
+    return {"matching": config.matching.macs(tokens, width, config.options), "merging": r * channels}

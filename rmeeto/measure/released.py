@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from rmeeto.errors import UserError
-from rmeeto.measure.flops import count_flops, merge_cost, metric_width, mixer_cost
+from rmeeto.measure.flops import count_flops, metric_width, mixer_cost
 from rmeeto.merge import MergeConfig, merging_blocks
 from rmeeto.merge.schedule import removals_asked
 
@@ -47,10 +47,12 @@ def released_counters(model: nn.Module, input_size: int | tuple[int, ...]) -> Re
     Source: R-MeeTo, arXiv 2412.12496, and the figures recorded from its released code.
     """
     config: MergeConfig | None = getattr(model, "merge_config", None)
-    if not hasattr(model, "layers") or (config and not (isinstance(config.r, int) and config.window is None)):
+    if not hasattr(model, "layers") or (
+        config and not (isinstance(config.r, int) and config.matching.name == "exact")
+    ):
         raise UserError(
             f"released_counters: got a {type(model).__name__} with {config}; the released code counts a Vision Mamba "
-            "with one r for all merges and no window. Use count_flops"
+            "with one r for all merges and the exact rule. Use count_flops"
         )
     counted = count_flops(model, input_size)
     return ReleasedCounters(*_analytic(model, config, counted.parts), _hook(config, counted))
@@ -62,14 +64,14 @@ def _analytic(model: nn.Module, config: MergeConfig | None, parts: dict[str, int
     one_patch = model.patch_embed.proj.weight.numel()
     tokens = parts["patch"] // one_patch + 1
     layers, merges = tokens * one_patch + parts["head"], 0
-    odd = (
-        config is not None and config.odd and mixers[0].average
-    )  # Vim averages its directions, VideoMamba does not
+    # Vim averages its directions, VideoMamba does not.
+    odd = config is not None and config.odd and mixers[0].average
     merging = merging_blocks(len(mixers), config.interval, odd) if config else []
     asked = dict(zip(merging, removals_asked(config, len(merging)))) if config else {}
     for i, mixer in enumerate(mixers):
         if i in asked:
-            merges += sum(merge_cost(tokens, metric_width(config, mixer), asked[i], channels).values())
+            width = metric_width(config, mixer, channels)
+            merges += 6 * tokens * width + width * tokens**2 // 2 + asked[i] * channels
             tokens -= asked[i]
         layers += sum(mixer_cost(mixer, tokens, directions=1).values())
     return layers + merges, layers

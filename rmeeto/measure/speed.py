@@ -129,13 +129,13 @@ def benchmark(
         for name, is_twin, model in entries:
             key = (name, is_twin)
             passes[key], memory[key] = _prepare(name, model, batch, dtype, compile, cuda_graph, warmup)
-            calls[key] = max(1, math.ceil(min_seconds / _time(passes[key], 1, batch.device)))
+            calls[key] = max(1, math.ceil(min_seconds / seconds_of(batch.device, passes[key])))
         seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in passes}
         keys = list(passes)
         for i in range(runs):
             start = i % len(keys)  # nobody is always the one behind the same other
             for key in keys[start:] + keys[:start]:
-                seconds[key].append(_time(passes[key], calls[key], batch.device))
+                seconds[key].append(seconds_of(batch.device, passes[key], calls[key]))
     timings = {}
     for name in models:
         key, twin = (name, False), seconds.get((name, True))
@@ -226,8 +226,8 @@ def _peak_memory(run: Callable[[], Any], model: Callable, batch: Tensor) -> int 
     return torch.cuda.max_memory_allocated(batch.device) - before + held
 
 
-def _time(run: Callable[[], Any], calls: int, device: torch.device) -> float:
-    """Seconds of one call, over `calls` of them."""
+def seconds_of(device: torch.device, run: Callable[[], Any], calls: int = 1) -> float:
+    """Seconds of one call, over ``calls`` of them, in wall-clock time, synchronised."""
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):

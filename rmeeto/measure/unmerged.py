@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rmeeto.merge import removals
+from rmeeto.merge import TokenState, removals
 from rmeeto.nn import Block, MergingTransformer, VisionMamba
 
 
@@ -51,7 +51,12 @@ def without_merging(model: Any) -> nn.Module | None:
 
 def _cut_state(tokens: int, block: Block, arguments: tuple) -> tuple:
     state, *others = arguments
-    return state.cut(tokens), *others
+    return first_tokens(state, tokens), *others
+
+
+def first_tokens(state: TokenState, num_tokens: int) -> TokenState:
+    """The first tokens of a state alone, for timing: the class token is then said to be among them."""
+    return state.each(lambda x: x[:, :num_tokens], class_index=min(state.class_index, num_tokens - 1))
 
 
 class _CutBlock(nn.Module):

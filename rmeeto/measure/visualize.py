@@ -26,14 +26,14 @@ def trace(model: nn.Module, images: Tensor) -> Tensor:
     """Which original tokens each final token of a model stands for.
 
     Args:
-        model: one of ours, in evaluation mode: a Vision Mamba, or a Vision Transformer that does not prune.
+        model: one of ours, in evaluation mode: a Vision Mamba, or a Vision Transformer.
         images: (B, 3, H, W), or clips (B, 3, T, H, W).
 
     Returns:
         (B, L', L): 1 where the original token is part of the final one; a pruned token is part of none.
 
     Raises:
-        UserError: another model, one in training mode, or a pruning Transformer.
+        UserError: another model, or one in training mode.
     """
     if model.training:
         raise UserError(f"trace: the {type(model).__name__} is in training mode; call .eval() on it first")
@@ -43,12 +43,7 @@ def trace(model: nn.Module, images: Tensor) -> Tensor:
         raise UserError(
             f"trace: got a {type(model).__name__}; expected a model of image_task.models or apply()"
         )
-    if model.merge_config is not None and model.merge_config.prune:
-        raise UserError(
-            "trace: a pruning Transformer keeps no record; trace it with prune=False, the match is the same"
-        )
-    target = model._encode(images).target
-    return nn.functional.one_hot(target).transpose(1, 2).float()
+    return model.encode(images).source
 
 
 def draw_merged(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from rmeeto.merge.plan import MODES
 from rmeeto.merge.released import RELEASED
+from rmeeto.merge.rules import RULES, Rule, RuleFunction, find_rule
+from rmeeto.merge.similarity import DISTANCES
+from rmeeto.merge.tokens import CLASS_POSITIONS
 
 METRICS = ("X", "B", "C", "delta", "Q", "K", "V")
-DISTANCES = ("cosine", "l1", "l2")
-MODES = ("sum", "mean", "amax", "amin")
-CLASS_POSITIONS = ("proportional", "exact")
+SSM = ("B", "C", "delta")  # of these, what a state-space mixer hands out
 SHUFFLES = ("random", "odd-even")
 
 
@@ -20,12 +24,14 @@ class MergeConfig:
     """Settings of token merging, validated when made.
 
     Args:
-        r: tokens removed by each merge. An int; or a sequence with one int per merging block; or
-            ``(r, inflection)`` with a float inflection in [-1, 1]: the removals then change linearly over the
-            blocks from ``r * (1 - inflection)`` to ``r * (1 + inflection)``. A merge never removes more than
-            half of the tokens: a larger r is clamped to that.
+        r: tokens removed by each merge. An int; or a float, the share of the tokens that enter it (rounded, so that
+            shapes stay static); or a sequence with one int per merging block; or ``(r, inflection)`` with a float
+            inflection in [-1, 1]: the removals then change linearly over the blocks from ``r * (1 - inflection)`` to
+            ``r * (1 + inflection)``. A merge never removes more than half of the tokens: a larger r is clamped to that.
         interval: merge at the start of every ``interval``-th block (never of block 0).
         odd: merge at blocks with ``(i + 1) % interval == 0`` instead of ``i % interval == 0``.
+        rule: which tokens merge into which: a name in `rmeeto.merge.RULES`, ``package.module:function``, or a function
+            ``(metric, r, tokens) -> MergePlan`` (`rmeeto.merge.rules` says what else it may ask for).
         metric: tensor that similarity is measured on: ``X`` (hidden states of the previous mixer), ``B``, ``C``,
             ``delta`` (its state-space parameters); for Transformers also ``Q``, ``K``, ``V``.
         distance: ``cosine``, or the negative ``l1`` / ``l2`` distance of the normalised metric.
@@ -41,19 +47,21 @@ class MergeConfig:
             (even positions first, then odd ones).
         shuffle_rate: share of the tokens that ``shuffle="random"`` permutes, in [0, 1]; 0, which the released code was
             recorded with, leaves them in order.
-        window: ``(t, h, w)``: sources look only at destinations fewer than t frames, h rows and w columns away (images
-            are one frame), at a cost of O(L) instead of O(L^2). None: at all of them. Needs ordered tokens and
-            ``neighbour=1``.
+        window: ``(t, h, w)``, of the rule ``window``, which ``exact`` then stands for: sources look only at
+            destinations fewer than t frames, h rows and w columns away (images are one frame), at a cost of O(L)
+            instead of O(L^2). Needs ordered tokens and ``neighbour=1``.
         released_flip: metrics B, C and delta with the backward direction flipped along the channels as well, as
             the released code does; without effect on metric X.
 
     Raises:
-        ValueError: a value out of range, a shuffle_rate that no shuffle uses, or a window beside what excludes it.
+        ValueError: a value of another type or out of range, one that has no effect beside the others (a shuffle_rate
+            that no shuffle uses, a distance that the rule does not read), a window beside what excludes it, or a rule
+            that cannot be found.
 
     Source: R-MeeTo, arXiv 2412.12496; defaults are the paper's.
     """
 
-    r: int | tuple[int, ...] | tuple[int, float] = 0
+    r: int | float | tuple[int, ...] | tuple[int, float] = 0
     interval: int = 2
     odd: bool = False
     metric: str = "X"
@@ -68,6 +76,7 @@ class MergeConfig:
     shuffle_rate: float = 0.0
     released_flip: bool = False
     window: tuple[int, int, int] | None = None
+    rule: str | RuleFunction = "exact"
 
     def __post_init__(self) -> None:
         for name in ("r", "window"):
@@ -75,6 +84,9 @@ class MergeConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_r()
         self._check_window()
+        for name in ("odd", "prune", "keep_order", "released_flip"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"MergeConfig: {name}={getattr(self, name)!r}; expected True or False")
         for name, least in (("interval", 1), ("neighbour", 1), ("final_tokens", 1)):
             value = getattr(self, name)
             if name == "final_tokens" and value is None:
@@ -88,15 +100,42 @@ class MergeConfig:
             ("class_position", CLASS_POSITIONS),
             ("shuffle", (None, *SHUFFLES)),
         ):
-            if getattr(self, name) not in known:
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in known:
                 raise ValueError(f"MergeConfig: {name}={getattr(self, name)!r}; expected one of {known}")
-        if not 0.0 <= self.shuffle_rate <= 1.0:
+        if not _is_number(self.shuffle_rate) or not 0.0 <= self.shuffle_rate <= 1.0:
             raise ValueError(f"MergeConfig: shuffle_rate={self.shuffle_rate!r}; expected a share in [0, 1]")
         if self.shuffle_rate and self.shuffle != "random":
             raise ValueError(
                 f"MergeConfig: shuffle_rate={self.shuffle_rate} has no effect with shuffle={self.shuffle!r}; "
                 'set shuffle="random"'
             )
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        if self.rule == "window" and self.window is None:
+            raise ValueError('MergeConfig: rule="window" without its window=(frames, rows, columns)')
+        rule = find_rule("window" if self.window is not None and self.rule == "exact" else self.rule)
+        if callable(self.rule) and rule.name in RULES:
+            object.__setattr__(self, "rule", rule.name)
+        defaults = {"distance": "cosine", "neighbour": 1, "window": None}
+        for name, default in defaults.items():
+            if getattr(self, name) != default and name not in rule.options:
+                raise ValueError(
+                    f"MergeConfig: {name}={getattr(self, name)!r} has no effect with rule={rule.name or self.rule!r}, "
+                    "which does not take it; leave it out"
+                )
+        object.__setattr__(self, "_rule", rule)  # found once: a compiled forward pass looks nothing up
+
+    @property
+    def matching(self) -> Rule:
+        """The rule, with what its function asks for."""
+        return self._rule  # type: ignore[attr-defined]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings that the rule takes."""
+        return {name: getattr(self, name) for name in self.matching.options}
 
     def _check_r(self) -> None:
         r = self.r
@@ -104,9 +143,13 @@ class MergeConfig:
             if r < 0:
                 raise ValueError(f"MergeConfig: r={r}; expected the number of tokens to remove, 0 or more")
             return
+        if isinstance(r, float):
+            if not 0.0 <= r <= 0.5:
+                raise ValueError(f"MergeConfig: r={r}; expected a share of the tokens, 0.0 to 0.5")
+            return
         if not isinstance(r, tuple) or not r:
             raise ValueError(
-                f"MergeConfig: r={r!r}; expected an int, one int per merging block, or (r, inflection)"
+                f"MergeConfig: r={r!r}; expected an int, a share (0.05), one int per merging block, or (r, inflection)"
             )
         if self.inflection is not None:
             if not _is_int(r[0]) or r[0] < 0 or not -1.0 <= self.inflection <= 1.0:
@@ -131,7 +174,7 @@ class MergeConfig:
             )
         if window == (1, 1, 1):
             raise ValueError("MergeConfig: window=(1, 1, 1) holds no token but the source; make it larger")
-        if self.shuffle is not None or not self.keep_order or self.neighbour != 1:
+        if self.shuffle is not None or self.keep_order is not True or self.neighbour != 1:
             raise ValueError(
                 f"MergeConfig: window={window} with keep_order={self.keep_order}, shuffle={self.shuffle!r}, "
                 f"neighbour={self.neighbour}; a window needs ordered tokens, no shuffle, and neighbour=1"
@@ -153,12 +196,44 @@ class MergeConfig:
 
     @property
     def needs_ssm(self) -> bool:
-        """Whether the metric is one of the mixer's own parameters."""
-        return self.metric in ("B", "C", "delta")
+        """Whether a merge looks at the mixer's own parameters, as the metric or because the rule asks for them."""
+        return any(name in SSM for name in (self.metric, *self.matching.needs))
+
+    def check_metrics(self, model: str, kind: str, metrics: Collection[str], has_cells: bool = False) -> None:
+        """Refuse a metric or a rule that asks for what a model does not have.
+
+        Args:
+            model: its name, for the error.
+            kind: of model, in words.
+            metrics: of `METRICS`, those that it has.
+            has_cells: whether it knows the cell of the grid that each token stands at.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if self.metric not in metrics:
+            raise ValueError(f"{model}: metric={self.metric!r}; {kind} has {_listed(metrics)}")
+        lacking = [name for name in self.matching.needs if name in METRICS and name not in metrics]
+        lacking += ["cell"] * ("cell" in self.matching.needs and not has_cells)
+        if lacking:
+            raise ValueError(
+                f"{model}: rule={self.matching.name!r} asks for {lacking[0]}, which it does not have; use another rule"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values; ``MergeConfig(**d)`` gives the same settings back, also through JSON."""
-        values = dataclasses.asdict(self)
+        """All fields as plain values; ``MergeConfig(**d)`` gives the same settings back, also through JSON.
+
+        Raises:
+            ValueError: a rule that no name leads to (a lambda, a partial function).
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if callable(self.rule):
+            values["rule"] = self.matching.name
+        if values["rule"] is None:
+            raise ValueError(
+                f"MergeConfig: rule={self.rule!r} has no name to be written by; give it one in a module: "
+                "rule='package.module:function'"
+            )
         for name in ("r", "window"):
             values[name] = list(values[name]) if isinstance(values[name], tuple) else values[name]
         return values
@@ -185,6 +260,15 @@ class MergeConfig:
             field, read = RELEASED[key]
             fields[field] = value if read is None else read(value)
         return cls(**{**fields, **overrides})
+
+
+def _listed(names: Collection[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_int(value: object) -> bool:

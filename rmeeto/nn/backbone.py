@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from rmeeto.merge import MergeConfig, check_neighbour, merging_blocks, removals, token_counts
-from rmeeto.merge.window import grid_cells
-from rmeeto.nn.block import Block, TokenState, recomputed, shuffle_state
-from rmeeto.nn.features import class_first, class_token, own_places, take_indices, to_map
+from rmeeto.merge import MergeConfig, TokenState, check_neighbour, merging_blocks, removals, token_counts
+from rmeeto.merge.state import own_places
+from rmeeto.merge.tokens import grid_cells
+from rmeeto.nn.block import Block, recomputed
+from rmeeto.nn.features import class_first, class_token, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
 from rmeeto.nn.layers import check_drop_path
 from rmeeto.nn.mamba import BiMamba
+from rmeeto.nn.shuffle import shuffle_state
 from rmeeto.ops import add_rms_norm
 
 
@@ -37,6 +40,9 @@ class VisionMamba(nn.Module):
         drop_path_rate: of the last block; blocks before it less, linearly.
         average: whether the mixer halves the sum of its two directions.
         merge: how to merge, or None.
+        mixer: makes the mixer of a block from its channels: any module (B, L, C) -> (B, L, C), with
+            ``macs(num_tokens)`` where its cost is to be counted; None: `BiMamba`. One with ``metrics`` beside X hands
+            them out as `SSMFeatures` where it is called with ``return_ssm=True``.
 
     Raises:
         ValueError: a merge configuration that does not fit this model, a size below 1, or a drop path rate outside
@@ -57,6 +63,7 @@ class VisionMamba(nn.Module):
         drop_path_rate: float = 0.0,
         average: bool = True,
         merge: MergeConfig | None = None,
+        mixer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         check_drop_path(type(self).__name__, drop_path_rate)
@@ -74,9 +81,8 @@ class VisionMamba(nn.Module):
         # Each rate acts on the hidden state entering the next block: block i uses value i - 1 of the ramp.
         ramp = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         rates = [0.0, *ramp]
-        self.layers = nn.ModuleList(
-            Block(BiMamba(embed_dim, d_state, average=average), embed_dim, rates[i]) for i in range(depth)
-        )
+        mixer = mixer or partial(BiMamba, d_state=d_state, average=average)
+        self.layers = nn.ModuleList(Block(mixer(embed_dim), embed_dim, rates[i]) for i in range(depth))
         self.drop_path = DropPath(ramp[-1]) if ramp[-1] > 0 else nn.Identity()
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
         reduction = patch_embed.proj.stride[-1]
@@ -104,9 +110,16 @@ class VisionMamba(nn.Module):
             nn.init.zeros_(self.head.bias)
         for block in self.layers:
             # One residual branch per block: its last projection is scaled by 1 / sqrt(depth), as in GPT-2.
-            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
-            with torch.no_grad():
-                block.mixer.out_proj.weight /= math.sqrt(self.depth)
+            out_proj = getattr(block.mixer, "out_proj", None)
+            if isinstance(out_proj, nn.Linear):
+                nn.init.kaiming_uniform_(out_proj.weight, a=math.sqrt(5))
+                with torch.no_grad():
+                    out_proj.weight /= math.sqrt(self.depth)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What similarity can be measured on: X, and what the mixers hand out."""
+        return getattr(self.layers[0].mixer, "metrics", ("X",))
 
     @property
     def merge_config(self) -> MergeConfig | None:
@@ -118,14 +131,13 @@ class VisionMamba(nn.Module):
         if config is not None:
             if not isinstance(config, MergeConfig):
                 raise ValueError(f"merge={config!r}; expected a MergeConfig or None")
-            if config.metric not in ("X", "B", "C", "delta"):
-                raise ValueError(
-                    f"{type(self).__name__}: metric={config.metric!r}; a state-space model has X, B, C and delta"
-                )
+            kind = "a state-space model" if len(self.metrics) > 1 else "its mixer"
+            config.check_metrics(type(self).__name__, kind, self.metrics, has_cells=True)
             check_neighbour(type(self).__name__, config, self.depth, self.num_patches + 1)
         self._merge_config = config
         for block in self.layers:
-            block.mixer.released_flip = config is not None and config.released_flip
+            if isinstance(block.mixer, BiMamba):
+                block.mixer.released_flip = config is not None and config.released_flip
 
     @property
     def num_tokens(self) -> list[int]:
@@ -145,27 +157,31 @@ class VisionMamba(nn.Module):
 
         Args:
             x: the model's input.
-            trace: keep the record of which original tokens went where in ``state.source``.
+            trace: keep the record of where each original token went in ``state.target``.
 
         Returns:
             The state after the last block; ``hidden`` holds the normalised tokens (B, L', C).
         """
-        tokens = self.embed(x)
-        state = self._start(tokens)
-        if trace:
-            state.source = torch.eye(tokens.shape[1], device=x.device).expand(x.shape[0], -1, -1)
+        state = self._start(self.embed(x), trace)
         for after in self._blocks(state):
             state = after
         state.hidden, state.residual = self._final_norm(state)
         return state
 
-    def _start(self, tokens: Tensor) -> TokenState:
-        """The state before the first block."""
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of the patches."""
         *frames, rows, columns = self.patch_embed.grid_size
-        state = TokenState(tokens, class_index=self.class_index, grid=(math.prod(frames), rows, columns))
-        if self.merge_config is not None and self.merge_config.window is not None:
+        return math.prod(frames), rows, columns
+
+    def _start(self, tokens: Tensor, trace: bool) -> TokenState:
+        """The state before the first block."""
+        state = TokenState(tokens, class_index=self.class_index)
+        if trace:
+            state.target = own_places(tokens)
+        if self.merge_config is not None and "cell" in self.merge_config.matching.needs:
             cells = grid_cells(tokens.shape[1], self.class_index, tokens.device)
-            state.position = cells.expand(tokens.shape[0], -1)
+            state.cell = cells.expand(tokens.shape[0], -1)
         return state
 
     def _blocks(self, state: TokenState) -> Iterator[TokenState]:
@@ -180,7 +196,7 @@ class VisionMamba(nn.Module):
                 state = shuffle_state(state, config)
             next_merges = i + 1 < self.depth and counts[i + 1] > 0
             run = recomputed if i < self.num_recomputed and torch.is_grad_enabled() else Block.__call__
-            state = run(block, state, counts[i], config, needs_ssm and next_merges)
+            state = run(block, state, counts[i], config, needs_ssm and next_merges, self.grid)
             yield state
 
     def _final_norm(self, state: TokenState) -> tuple[Tensor, Tensor]:
@@ -230,9 +246,7 @@ class VisionMamba(nn.Module):
             ValueError: a block that does not exist, an unknown format, or ``NCHW`` of merged tokens.
         """
         wanted, last = take_indices(len(self.layers), indices)
-        tokens = self.embed(x)
-        state, features = self._start(tokens), []
-        state.target = own_places(tokens) if unmerge else None
+        state, features = self._start(self.embed(x), trace=unmerge), []
         for i, after in enumerate(self._blocks(state)):
             state = after
             if i in wanted:

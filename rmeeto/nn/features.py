@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rmeeto.merge.plan import take_tokens
+
 FORMATS = ("NCHW", "NLC")
-
-
-def own_places(tokens: Tensor) -> Tensor:
-    """Where each token of (B, L, C) is before any merge: (B, L)."""
-    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
 
 
 def unmerge(tokens: Tensor, target: Tensor) -> Tensor:
@@ -20,21 +17,25 @@ def unmerge(tokens: Tensor, target: Tensor) -> Tensor:
 
     Args:
         tokens: after any number of merges.
-        target: (B, L) where each original token is now.
+        target: (B, L) where each original token is now. A pruned one (-1) takes the value of the token that is left of
+            the one before it, the first ones that of the first behind them.
     """
-    return tokens.gather(1, target.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    index = torch.arange(target.shape[1], device=target.device)
+    left = torch.where(target < 0, -1, index).cummax(dim=1).values
+    first = (target >= 0).int().argmax(dim=1, keepdim=True)
+    return take_tokens(tokens, target.gather(1, torch.where(left < 0, first, left)))
 
 
 def class_first(tokens: Tensor, class_index: int | Tensor) -> Tensor:
     """Put the class token in front, the others behind it in their order: (B, L, C) -> (B, L, C)."""
-    batch, length, channels = tokens.shape
+    batch, length, _ = tokens.shape
     index = torch.arange(length, device=tokens.device).expand(batch, -1)
     at = class_index.unsqueeze(1) if isinstance(class_index, Tensor) else class_index
     order = torch.where(index == 0, at, index - (index <= at).long())
-    return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, channels))
+    return take_tokens(tokens, order)
 
 
-def class_token(tokens: Tensor, class_index: int | Tensor | None) -> Tensor:
+def class_token(tokens: Tensor, class_index: int | Tensor) -> Tensor:
     """(B, L, C) -> (B, C): the class token, wherever it is."""
     if isinstance(class_index, int):
         return tokens[:, class_index]

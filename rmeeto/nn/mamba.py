@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rmeeto.merge import SSMFeatures
 from rmeeto.ops import bidirectional_conv1d, bidirectional_scan
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
-
-
-@dataclass
-class SSMFeatures:
-    """A mixer's own state-space parameters, both directions combined, in token order.
-
-    Attributes:
-        B, C: (B, L, N) raw projections.
-        delta: (B, L, D) step size before bias and softplus.
-    """
-
-    B: Tensor
-    C: Tensor
-    delta: Tensor
 
 
 class BiMamba(nn.Module):
@@ -46,6 +32,8 @@ class BiMamba(nn.Module):
 
     Source: Mamba, arXiv 2312.00752; Vision Mamba, arXiv 2401.09417, algorithm 1.
     """
+
+    metrics = ("X", "B", "C", "delta")
 
     def __init__(
         self,
@@ -114,6 +102,10 @@ class BiMamba(nn.Module):
         pairs = ((B_f, B_b), (C_f, C_b), steps)
         return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
 
+    def macs(self, num_tokens: int, directions: int = 2) -> dict[str, int]:
+        """Multiply-accumulates of one sample, by part."""
+        return scan_macs(self, num_tokens, directions)
+
     def _project(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
     ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
@@ -125,3 +117,17 @@ class BiMamba(nn.Module):
             backward = backward.flip(1, 2)
         total = forward + backward
         return total / 2 if self.average else total
+
+
+def scan_macs(mixer: nn.Module, num_tokens: int, directions: int = 2) -> dict[str, int]:
+    """Multiply-accumulates of a Mamba mixer with the official parameter names, of one sample, by part."""
+    inner, state = mixer.d_inner, mixer.d_state
+    kernel = mixer.conv1d.kernel_size[0]
+    return {
+        "in_proj": num_tokens * mixer.in_proj.weight.numel(),
+        "conv": directions * (num_tokens + kernel - 1) * inner * kernel,  # with the padding
+        "x_proj": directions * num_tokens * mixer.x_proj.weight.numel(),
+        "dt_proj": directions * num_tokens * mixer.dt_proj.weight.numel(),
+        "scan": directions * (9 * num_tokens * inner * state + 2 * num_tokens * inner),
+        "out_proj": num_tokens * mixer.out_proj.weight.numel(),
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
@@ -13,23 +14,17 @@ from torch.nn import functional as F
 from rmeeto.merge import (
     MergeConfig,
     MergePlan,
+    Tokens,
+    TokenState,
     check_neighbour,
-    match,
     merge_wavg,
     removals,
     token_counts,
 )
-from rmeeto.nn.features import own_places, take_indices, to_map
+from rmeeto.merge.state import own_places
+from rmeeto.nn.block import feature
+from rmeeto.nn.features import take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
-
-METRICS = ("X", "Q", "K", "V")
-
-
-@dataclass
-class _State:
-    tokens: Tensor  # (B, L, C)
-    size: Tensor | None  # (B, L, 1); None means all 1
-    target: Tensor  # (B, L0) where each original token is now
 
 
 class MergingTransformer:
@@ -49,6 +44,7 @@ class MergingTransformer:
     Source: ToMe, arXiv 2210.09461.
     """
 
+    metrics = ("X", "Q", "K", "V")
     _merge_config: MergeConfig | None = None
     _merge_depth: int = 0  # blocks when configured; some may be pruned away later
 
@@ -67,8 +63,6 @@ class MergingTransformer:
         name = type(self).__name__
         if not isinstance(config, MergeConfig):
             raise ValueError(f"merge={config!r}; expected a MergeConfig or None")
-        if config.metric not in METRICS:
-            raise ValueError(f"{name}: metric={config.metric!r}; a Transformer has X, Q, K and V")
         defaults = MergeConfig()
         for option in ("interval", "odd", "class_position", "shuffle", "released_flip", "window"):
             value = getattr(config, option)
@@ -77,6 +71,7 @@ class MergingTransformer:
                     f"{name}: {option}={value!r} has no effect: a Transformer merges in every block and its class "
                     "token stays first; leave it out"
                 )
+        config.check_metrics(name, "a Transformer", self.metrics)
         depth, tokens = len(self.blocks), self._num_input_tokens()
         if isinstance(config.r, tuple) and config.inflection is None and len(config.r) != depth:
             raise ValueError(
@@ -103,8 +98,8 @@ class MergingTransformer:
         if not self._merges:
             return super().forward(x, *args, **kwargs)
         self._refuse_masks(args, kwargs)
-        state = self._encode(x)
-        tokens = self.norm(state.tokens)
+        state = self.encode(x)
+        tokens = self.norm(state.hidden)
         if self.global_pool != "token":
             tokens = unmerge_tokens(tokens, state.target)
         return self.forward_head(tokens)
@@ -114,7 +109,7 @@ class MergingTransformer:
         if not self._merges:
             return super().forward_features(x, *args, **kwargs)
         self._refuse_masks(args, kwargs)
-        return self.norm(self._encode(x).tokens)
+        return self.norm(self.encode(x).hidden)
 
     def forward_intermediates(
         self,
@@ -145,7 +140,7 @@ class MergingTransformer:
         features = []
         for i, state in enumerate(self._states(x)):
             if i in wanted:
-                tokens = self.norm(state.tokens) if norm else state.tokens
+                tokens = self.norm(state.hidden) if norm else state.hidden
                 if unmerge:
                     tokens = unmerge_tokens(tokens, state.target)
                 patches = to_map(tokens[:, self.num_prefix_tokens :], grid, output_fmt)
@@ -153,7 +148,7 @@ class MergingTransformer:
                 features.append((patches, prefix) if return_prefix_tokens else patches)
             if stop_early and i == last:
                 break
-        return features if intermediates_only else (self.norm(state.tokens), features)
+        return features if intermediates_only else (self.norm(state.hidden), features)
 
     def _refuse_masks(self, args: tuple, kwargs: dict) -> None:
         if any(value is not None and value is not False for value in (*args, *kwargs.values())):
@@ -161,15 +156,16 @@ class MergingTransformer:
                 f"{type(self).__name__}: attention masks do not go with merging; got {args} {kwargs}"
             )
 
-    def _encode(self, x: Tensor) -> _State:
+    def encode(self, x: Tensor) -> TokenState:
+        """The state behind the last block, before the final norm; ``hidden`` holds the tokens (B, L', C)."""
         for state in self._states(x):
             last = state
         return last
 
-    def _states(self, x: Tensor) -> Iterator[_State]:
+    def _states(self, x: Tensor) -> Iterator[TokenState]:
         """The state after each block."""
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        state = _State(tokens, None, own_places(tokens))
+        state = TokenState(tokens, class_index=0, target=own_places(tokens))
         counts = removals(
             self.merge_config, self._merge_depth, tokens.shape[1], prefix=self.num_prefix_tokens
         )
@@ -183,36 +179,42 @@ class MergingTransformer:
             yield state
 
 
-def merging_block(block: Block, state: _State, r: int, config: MergeConfig, prefix: int) -> _State:
+def merging_block(block: Block, state: TokenState, r: int, config: MergeConfig, prefix: int) -> TokenState:
     """One block of timm's, with proportional attention and a merge of r tokens behind it."""
-    x, size, target = state.tokens, state.size, state.target
+    x, size = state.hidden, state.size
     normed = block.norm1(x)
     bias = None if size is None else size.log().to(x.dtype).transpose(1, 2).unsqueeze(1)  # (B, 1, 1, L)
-    x = x + block.drop_path1(block.ls1(block.attn(normed, attn_mask=bias)))
+    output = block.drop_path1(block.ls1(block.attn(normed, attn_mask=bias)))
+    state = dataclasses.replace(state, hidden=x + output)
     if r > 0:
-        metric = x if config.metric == "X" else head_mean(block.attn, normed, config.metric)
-        plan = match(
-            metric.detach(),
-            r,
-            distance=config.distance,
-            neighbour=config.neighbour,
-            keep_order=config.keep_order,
-            prune=config.prune,
-            prefix=prefix,
-        )
-        if config.prune:
-            x = plan.merge(x)
+        tokens = Tokens(x.shape[1], prefix=prefix, keep_order=config.keep_order, prune=config.prune)
+        given = {name: partial(head_mean, block.attn, normed, name) for name in "QKV"}
+        given["output"] = lambda: output
+        metric = state.hidden if config.metric == "X" else given[config.metric]()
+
+        def features(name: str) -> Tensor:
+            return given[name]() if name in given else feature(state, name)
+
+        plan = config.matching.plan(metric, r, tokens, config.options, features)
+        state = plan.carry(state, config.mode, merge_precisely)
+    x = state.hidden
+    return dataclasses.replace(state, hidden=x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+
+def merge_precisely(
+    plan: MergePlan, state: TokenState, mode: str
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Hidden states and residual merged each for itself, with sizes and sums in fp32 if they are in half precision."""
+    merged = {}
+    for name in ("residual", "hidden"):
+        x, size = getattr(state, name), state.size
+        if x is None or plan.prune:
+            merged[name] = None if x is None else plan.merge(x)
+            size = None if size is None else plan.merge(size)
         else:
-            x, size = merge_precisely(plan, x, size, config.mode)
-        target = plan.target().gather(1, target)
-    x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return _State(x, size, target)
-
-
-def merge_precisely(plan: MergePlan, x: Tensor, size: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
-    """`merge_wavg` of tokens that may be in half precision: sizes and sums are kept in fp32."""
-    merged, size = merge_wavg(plan, x.to(torch.promote_types(x.dtype, torch.float32)), size, mode)
-    return merged.to(x.dtype), size
+            precise, size = merge_wavg(plan, x.to(torch.promote_types(x.dtype, torch.float32)), size, mode)
+            merged[name] = precise.to(x.dtype)
+    return merged["hidden"], merged["residual"], size
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ def test_the_released_hook_counter_crashes_for_two_metrics(metric):
 
 @pytest.mark.parametrize("merge", [MergeConfig(r=(1,) * 11), MergeConfig(r=5, window=(1, 3, 3))], ids=str)
 def test_the_released_counters_know_no_newer_settings(merge):
-    with pytest.raises(ValueError, match="one r for all merges and no window"):
+    with pytest.raises(ValueError, match="one r for all merges and the exact rule"):
         released_counters(make("vim", "tiny", merge), 224)
     with pytest.raises(ValueError, match="got a Deit"):
         released_counters(Deit(32, 8, embed_dim=24, depth=2, num_heads=3), 32)

@@ -167,8 +167,7 @@ def test_the_twin_sees_the_same_tokens_and_merges_nothing(kind, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the twin matched tokens")
 
-    monkeypatch.setattr("rmeeto.nn.block.match", refuse)
-    monkeypatch.setattr("rmeeto.nn.transformer.match", refuse)
+    monkeypatch.setattr("rmeeto.merge.rules.Rule.plan", refuse)
     seen = []
     modules = [m for name, m in twin.named_modules() if name.endswith((".mixer", ".attn"))]
     for module in modules:

@@ -30,6 +30,7 @@ def test_defaults_are_the_papers():
         "shuffle_rate": 0.0,
         "released_flip": False,
         "window": None,
+        "rule": "exact",
     }
 
 
@@ -37,7 +38,7 @@ def test_defaults_are_the_papers():
     ("fields", "got", "expected"),
     [
         ({"r": -1}, "r=-1", "0 or more"),
-        ({"r": 1.5}, "r=1.5", "an int"),
+        ({"r": 1.5}, "r=1.5", "a share of the tokens"),
         ({"r": "5"}, "r='5'", "an int"),
         ({"r": True}, "r=True", "an int"),
         ({"r": None}, "r=None", "an int"),
@@ -212,4 +213,7 @@ def test_a_model_reads_every_field():
     config = Recorded(r=4, shuffle="random", shuffle_rate=0.5)
     read.clear()
     Vim(16, 4, 4, embed_dim=16, depth=3, num_classes=2, merge=config)(torch.zeros(1, 3, 16, 16))
-    assert {field.name for field in dataclasses.fields(MergeConfig)} <= read
+    assert {field.name for field in dataclasses.fields(MergeConfig)} <= read | {
+        "rule",
+        "window",
+    }  # which the settings read when they are made

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmeeto.merge import MergeConfig, match, merging_blocks, removals, token_counts
-from rmeeto.merge.schedule import clamp_r, removals_asked
+from rmeeto.merge import MergeConfig, Tokens, match, merging_blocks, removals, token_counts
+from rmeeto.merge.schedule import removals_asked
 
 CHECKED = settings(deadline=None, derandomize=True, max_examples=120)
 
@@ -88,7 +88,7 @@ def test_inflections_by_hand():
     ],
 )
 def test_r_is_clamped_to_half_of_the_tokens(r, tokens, protected, removed):
-    assert clamp_r(r, tokens, protected) == removed
+    assert Tokens(tokens, 0 if protected else None).limit(r) == removed
 
 
 @pytest.mark.parametrize(
@@ -113,21 +113,20 @@ def test_final_tokens_acts_without_r():
 @given(
     st.integers(1, 20),
     st.integers(1, 60),
-    st.integers(0, 30),
+    st.integers(0, 30) | st.floats(0, 0.5),
     st.integers(1, 5),
     st.booleans(),
     st.none() | st.integers(1, 60),
-    st.booleans(),
 )
-def test_counts_follow_from_removals_and_match_agrees(depth, tokens, r, interval, odd, final, protected):
+def test_counts_follow_from_removals_and_match_agrees(depth, tokens, r, interval, odd, final):
     config = MergeConfig(r=r, interval=interval, odd=odd, final_tokens=final)
-    removed = removals(config, depth, tokens, protected)
-    counts = token_counts(config, depth, tokens, protected)
+    removed = removals(config, depth, tokens)
+    counts = token_counts(config, depth, tokens)
     assert len(removed) == len(counts) == depth
     blocks = merging_blocks(depth, interval, odd)
     left = tokens
     for block, (r_block, count) in enumerate(zip(removed, counts)):
         assert r_block == 0 or block in blocks
-        plan = match(torch.randn(1, left, 2), r_block, class_index=0 if protected else None)
+        plan = match(torch.randn(1, left, 2), r_block, class_index=0)
         assert plan.num_tokens == count == left - r_block
         left = count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -15,7 +17,8 @@ from image_task.models import Deit, VideoMamba, Vim
 from rmeeto.measure import count_flops
 from rmeeto.measure.visualize import trace
 from rmeeto.merge import MergeConfig, match
-from rmeeto.merge.window import covers, grid_cells, num_pairs
+from rmeeto.merge.tiles import covers, num_pairs
+from rmeeto.merge.tokens import grid_cells
 from tests.test_patch import upstream
 from video_task.models import VideoMamba as VideoMambaVideo
 
@@ -99,7 +102,7 @@ def test_tiles_and_the_whole_matrix_find_the_same(grid, window, share, seed):
     plans = []
     for pairs in (0, None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("rmeeto.merge.window.num_pairs", lambda *_, pairs=pairs: pairs)
+            patch.setattr("rmeeto.merge.tiles.num_pairs", lambda *_, pairs=pairs: pairs)
             plans.append(
                 match(metric, position.shape[1] // 3, 0, window=window, grid=grid, position=position)
             )
@@ -203,16 +206,16 @@ def test_tokens_merge_with_what_is_near_only(name):
 def test_gradients_flow_and_positions_are_carried(video):
     video.merge_config = MergeConfig(r=40, window=(2, 2, 2))
     state = video.encode(torch.randn(2, 3, 4, 32, 32))
-    assert state.position.shape == (2, video.num_tokens[-1])
-    assert (state.position[:, 0] == -1).all()
-    assert (state.position[:, 1:].diff(dim=1) > 0).all(), "in their order, and no two at one place"
+    assert state.cell.shape == (2, video.num_tokens[-1])
+    assert (state.cell[:, 0] == -1).all()
+    assert (state.cell[:, 1:].diff(dim=1) > 0).all(), "in their order, and no two at one place"
     video(torch.randn(2, 3, 4, 32, 32)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in video.parameters())
 
 
 def test_exact_models_carry_no_positions(video):
     video.merge_config = MergeConfig(r=40)
-    assert video.encode(torch.randn(1, 3, 4, 32, 32)).position is None
+    assert video.encode(torch.randn(1, 3, 4, 32, 32)).cell is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -238,11 +241,12 @@ def test_what_is_compared_is_what_is_counted(monkeypatch):
     """Under both conventions, at every merge of a model."""
     compared = []
 
-    def counting(sources, destinations, distance):
+    def counting(sources, destinations, distance="cosine"):
         compared.append(sources.shape[:-1].numel() // batch * destinations.shape[1])
         return sources @ destinations.transpose(1, 2)
 
-    monkeypatch.setattr("rmeeto.merge.matching._similarity", counting)
+    for rule in ("exact", "window"):  # also the names of the functions in them
+        monkeypatch.setattr(sys.modules[f"rmeeto.merge.rules.{rule}"], "similarity", counting)
     batch, window, grid = 3, (1, 2, 2), (4, 8, 8)
     model = VideoMambaVideo(32, 4, 32, 6, num_classes=5, num_frames=4, merge=MergeConfig(r=90, window=window))
     model(torch.randn(batch, 3, 4, 32, 32))

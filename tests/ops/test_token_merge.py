@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from rmeeto.merge import match, merge_wavg
+from rmeeto.merge import Tokens, match, merge_wavg
 from rmeeto.ops import match_tokens, merge_tokens
 from rmeeto.ops.token_merge import MATCH
 from rmeeto.ops.token_merge.naive import naive_merge_tokens
@@ -29,12 +29,19 @@ def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def matched(metric, r, class_index, exact=False, backend="auto"):
+    position = "exact" if exact else "proportional"
+    return match_tokens(
+        metric, r, Tokens(metric.shape[1], class_index, class_position=position), backend=backend
+    )
+
+
 def assert_same_plan(got, plan):
-    for name, tensor in zip(("keep", "source", "destination"), got[:3], strict=True):
-        assert tensor.dtype == torch.long
-        assert torch.equal(tensor, getattr(plan, name)), name
-    assert type(got[3]) is type(plan.class_index)
-    assert torch.equal(torch.as_tensor(got[3]), torch.as_tensor(plan.class_index))
+    for name in ("keep", "source", "destination"):
+        assert getattr(got, name).dtype == torch.long
+        assert torch.equal(getattr(got, name), getattr(plan, name)), name
+    assert type(got.class_index) is type(plan.class_index)
+    assert torch.equal(torch.as_tensor(got.class_index), torch.as_tensor(plan.class_index))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -43,7 +50,7 @@ def assert_same_plan(got, plan):
 def test_plan_is_that_of_match(backend, exact, batch, tokens, channels, r, class_index):
     metric = randn(batch, tokens, channels)
     plan = match(metric, r, class_index, class_position="exact" if exact else "proportional")
-    assert_same_plan(match_tokens(metric, r, class_index, exact, backend=backend), plan)
+    assert_same_plan(matched(metric, r, class_index, exact, backend=backend), plan)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -51,7 +58,7 @@ def test_plan_is_that_of_match(backend, exact, batch, tokens, channels, r, class
 def test_class_index_of_each_sample(backend, exact):
     metric, index = randn(3, 21, 8), torch.tensor([0, 7, 20])
     plan = match(metric, 6, index, class_position="exact" if exact else "proportional")
-    assert_same_plan(match_tokens(metric, 6, index, exact, backend=backend), plan)
+    assert_same_plan(matched(metric, 6, index, exact, backend=backend), plan)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -62,24 +69,22 @@ def test_plan_of_any_size(backend, tokens, channels, data):
     class_index = data.draw(st.integers(0, tokens - 1))
     metric = randn(2, tokens, channels, seed=data.draw(st.integers(0, 99)))
     plan = match(metric, r, class_index)
-    assert_same_plan(match_tokens(metric, r, class_index, backend=backend), plan)
+    assert_same_plan(matched(metric, r, class_index, backend=backend), plan)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_lower_position(backend):
     metric = torch.ones(2, 12, 4)
     metric[:, 6:] *= -1
-    assert_same_plan(match_tokens(metric, 4, 5, backend=backend), match(metric, 4, 5))
-    assert_same_plan(
-        match_tokens(torch.zeros(1, 9, 4), 3, 0, backend=backend), match(torch.zeros(1, 9, 4), 3, 0)
-    )
+    assert_same_plan(matched(metric, 4, 5, backend=backend), match(metric, 4, 5))
+    assert_same_plan(matched(torch.zeros(1, 9, 4), 3, 0, backend=backend), match(torch.zeros(1, 9, 4), 3, 0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_types_and_strides_of_the_metric(backend):
     metric = randn(2, 21, 16)
     for given_ in (metric.bfloat16(), metric.mT.contiguous().mT, randn(2, 21, 32)[..., 16:], metric.double()):
-        assert_same_plan(match_tokens(given_, 5, 10, backend=backend), match(given_, 5, 10))
+        assert_same_plan(matched(given_, 5, 10, backend=backend), match(given_, 5, 10))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -87,8 +92,10 @@ def test_a_metric_that_is_not_finite_still_gives_a_plan(backend):
     metric = randn(2, 21, 16)
     metric[0] = float("nan")
     metric[1, 3] = float("inf")
-    keep, source, _, _ = match_tokens(metric, 5, 10, backend=backend)
-    assert torch.equal(torch.cat([keep, source], dim=1).sort(dim=1).values, torch.arange(21).expand(2, -1))
+    plan = matched(metric, 5, 10, backend=backend)
+    assert torch.equal(
+        torch.cat([plan.keep, plan.source], dim=1).sort(dim=1).values, torch.arange(21).expand(2, -1)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -98,7 +105,7 @@ def test_a_metric_that_is_not_finite_still_gives_a_plan(backend):
 )
 def test_out_of_range(backend, r, class_index, message):
     with pytest.raises(ValueError, match=message):
-        match_tokens(randn(1, 9, 4), r, class_index, backend=backend)
+        matched(randn(1, 9, 4), r, class_index, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -114,13 +121,13 @@ def test_out_of_range(backend, r, class_index, message):
 )
 def test_a_class_index_of_each_sample_that_is_none(backend, dtype, class_index, message):
     with pytest.raises(ValueError, match=message):
-        match_tokens(randn(4, 9, 4).to(dtype), 2, torch.tensor(class_index), backend=backend)
+        matched(randn(4, 9, 4).to(dtype), 2, torch.tensor(class_index), backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_graph_takes_a_class_index_of_each_sample(backend):
     metric, index = randn(3, 21, 8), torch.tensor([0, 7, 20])
-    compiled = torch.compile(match_tokens, fullgraph=True, backend="eager")
+    compiled = torch.compile(matched, fullgraph=True, backend="eager")
     expected = match(metric, 6, index, class_position="exact")
     assert_same_plan(compiled(metric, 6, index, True, backend), expected)
 
@@ -135,7 +142,7 @@ def inputs(batch=2, tokens=37, channels=20, residual=True, size=True, hidden=tor
 
 
 def plan_of(hidden, r=9, class_index=18):
-    return match_tokens(hidden, r, class_index, backend="torch")[:3]
+    return matched(hidden, r, class_index, backend="torch")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -145,7 +152,7 @@ def test_merge_is_that_of_merge_wavg(backend, residual, size, nan_filled):
     hidden, stream, sizes = inputs(residual=residual, size=size)
     plan = match(hidden, 9, 18)
     expected, expected_size = merge_wavg(plan, hidden if stream is None else hidden + stream, sizes)
-    got, new_size = merge_tokens(hidden, stream, sizes, *plan_of(hidden), backend=backend)
+    got, new_size = merge_tokens(hidden, stream, sizes, plan_of(hidden), backend=backend)
     assert torch.equal(new_size, expected_size)
     torch.testing.assert_close(got, expected)
 
@@ -160,8 +167,8 @@ def test_merge_and_its_gradients_match_the_definition(backend, residual, size, d
     plan = plan_of(hidden)
     leaves = [None if t is None else t.requires_grad_() for t in (hidden, stream)]
     exact = [None if t is None else t.detach().double().requires_grad_() for t in leaves]
-    got, new_size = merge_tokens(*leaves, sizes, *plan, backend=backend)
-    expected, expected_size = naive_merge_tokens(*exact, None if sizes is None else sizes.double(), *plan)
+    got, new_size = merge_tokens(*leaves, sizes, plan, backend=backend)
+    expected, expected_size = naive_merge_tokens(*exact, None if sizes is None else sizes.double(), plan)
     seed = randn(*expected.shape, seed=3).to(got.dtype)
     got.backward(seed)
     expected.backward(seed.double())
@@ -179,11 +186,11 @@ def test_merge_and_its_gradients_match_the_definition(backend, residual, size, d
 def test_merge_of_rows_far_apart_in_memory(backend):
     hidden, stream, sizes = inputs()
     plan = plan_of(hidden)
-    expected = merge_tokens(hidden, stream, sizes, *plan, backend=backend)[0]
+    expected = merge_tokens(hidden, stream, sizes, plan, backend=backend)[0]
     spread = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (hidden, stream)]
-    assert torch.equal(merge_tokens(*spread, sizes, *plan, backend=backend)[0], expected)
+    assert torch.equal(merge_tokens(*spread, sizes, plan, backend=backend)[0], expected)
     assert torch.equal(
-        merge_tokens(hidden.mT.contiguous().mT, stream, sizes, *plan, backend=backend)[0], expected
+        merge_tokens(hidden.mT.contiguous().mT, stream, sizes, plan, backend=backend)[0], expected
     )
 
 
@@ -193,12 +200,14 @@ def test_registered_operators(backend):
     opcheck(torch.ops.rmeeto.match_tokens.default, (hidden, 9, None, 18, False))
     opcheck(torch.ops.rmeeto.match_tokens.default, (hidden, 9, torch.tensor([3, 4]), 0, True))
     leaves = [hidden.requires_grad_(), stream.requires_grad_()]
-    opcheck(torch.ops.rmeeto.merge_tokens.default, (*leaves, sizes, *plan_of(hidden)))
-    opcheck(torch.ops.rmeeto.merge_tokens.default, (hidden, None, None, *plan_of(hidden)))
+    plan = plan_of(hidden)
+    positions = plan.keep, plan.source, plan.destination
+    opcheck(torch.ops.rmeeto.merge_tokens.default, (*leaves, sizes, *positions))
+    opcheck(torch.ops.rmeeto.merge_tokens.default, (hidden, None, None, *positions))
 
     def loss(hidden, stream):
-        *plan, _ = match_tokens(hidden, 9, 18, backend=backend)
-        return merge_tokens(hidden, stream, sizes, *plan, backend=backend)[0].square().sum()
+        plan = matched(hidden, 9, 18, backend=backend)
+        return merge_tokens(hidden, stream, sizes, plan, backend=backend)[0].square().sum()
 
     expected = torch.autograd.grad(loss(*leaves), leaves)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rmeeto.merge import MergePlan, Tokens
+from rmeeto.merge.rules import exact
 from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
 from rmeeto.ops.token_merge import cpp, naive
@@ -33,25 +35,25 @@ MERGE = Operator(
 
 
 def match_tokens(
-    metric: Tensor, r: int, class_index: int | Tensor, exact: bool = False, backend: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
-    """Choose the r sources most similar to a destination, survivors in order: the paper's default matching.
+    metric: Tensor,
+    r: int,
+    tokens: Tokens,
+    *,
+    distance: str = "cosine",
+    neighbour: int = 1,
+    backend: str = "auto",
+) -> MergePlan:
+    """The rule `exact` of `rmeeto.merge`, on the device's kernels where they have it: the paper's default matching.
 
-    One token is set aside. Of the others, even ones are sources and odd ones destinations; each source picks the
-    destination of largest cosine similarity, and the r best pairs merge. Ties go to the lower position.
+    Kernels have the most similar destination by cosine, tokens of a scan that keep their order, and a class token that
+    is set aside; all else is the definition's. Ties go to the lower position.
 
     Args:
         metric: (B, L, C) tensor to measure similarity on; no gradient flows through it.
-        r: tokens to remove, 1 to (L - 1) // 2.
-        class_index: position of the token that is set aside, an int or a (B,) tensor.
-        exact: put that token behind the tokens that really stay before it, sample by sample; else at
-            ``floor(class_index * (L - r) / L)``.
+        r: tokens to remove, 1 to ``tokens.limit``.
+        tokens: their layout.
+        distance, neighbour: as of `exact`.
         backend: ``auto`` or a backend's name.
-
-    Returns:
-        keep (B, L - r): position, before the merge, of each token that stays. source (B, r): that of each token that
-        goes, best pair first. destination (B, r): position, after the merge, of the token that it goes into. And the
-        new class index: a (B,) tensor if ``exact`` or if it was one, else an int.
 
     Raises:
         ValueError: r or the class index is out of range (values on a GPU are not read), or there is not one class
@@ -59,41 +61,35 @@ def match_tokens(
 
     Source: R-MeeTo, arXiv 2412.12496, section 3.
     """
-    batch, num_tokens = metric.shape[:2]
-    if not 1 <= r <= (num_tokens - 1) // 2:
+    batch, index = metric.shape[0], tokens.class_index
+    on_kernels = distance == "cosine" and neighbour == 1 and tokens.keep_order and index is not None
+    if not on_kernels:
+        return exact(metric.detach(), r, tokens, distance=distance, neighbour=neighbour)
+    if metric.shape[1] != tokens.num or not 1 <= r == tokens.limit(r):
         raise ValueError(
-            f"match_tokens: r={r}; expected 1 to {(num_tokens - 1) // 2} for {num_tokens} tokens"
+            f"match_tokens: r={r}; expected 1 to {tokens.limit(tokens.num)} for {metric.shape[1]} tokens of {tokens}"
         )
-    if isinstance(class_index, int) and not 0 <= class_index < num_tokens:
-        raise ValueError(f"match_tokens: class_index={class_index}; expected 0 to {num_tokens - 1}")
-    if isinstance(class_index, Tensor) and class_index.shape != (batch,):
+    if isinstance(index, Tensor) and index.shape != (batch,):
         raise ValueError(
-            f"match_tokens: class_index has shape {tuple(class_index.shape)}; expected ({batch},), one per sample"
+            f"match_tokens: class_index has shape {tuple(index.shape)}; expected ({batch},), one per sample"
         )
-    return MATCH.implementation(metric.device.type, backend)(metric.detach(), r, class_index, exact)
+    return MATCH.implementation(metric.device.type, backend)(metric.detach(), r, tokens)
 
 
 def merge_tokens(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-    backend: str = "auto",
+    hidden: Tensor, residual: Tensor | None, size: Tensor | None, plan: MergePlan, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Merge the tokens of ``residual + hidden`` as a matching says, weighted by their sizes, in one pass.
+    """Merge the tokens of ``residual + hidden`` as a plan says, weighted by their sizes, in one pass.
 
     Args:
         hidden: (B, L, C).
         residual: (B, L, C) in fp32, or None.
         size: (B, L, 1) how many original tokens each token stands for; None means 1. No gradient flows through it.
-        keep, source, destination: from `match_tokens`.
+        plan: from `match_tokens`; sources that it would prune are merged.
         backend: ``auto`` or a backend's name.
 
     Returns:
         (B, L - r, C) ``sum(x * size) / sum(size)`` over a token and those that go into it, and the new sizes
         (B, L - r, 1).
     """
-    implementation = MERGE.implementation(hidden.device.type, backend)
-    return implementation(hidden, residual, size, keep, source, destination)
+    return MERGE.implementation(hidden.device.type, backend)(hidden, residual, size, plan)

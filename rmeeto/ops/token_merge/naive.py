@@ -7,18 +7,16 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from rmeeto.merge import MergePlan, match, merge_wavg
+from rmeeto.merge import MergePlan, Tokens, merge_wavg
+from rmeeto.merge.rules import exact
 
 
-def naive_match_tokens(
-    metric: Tensor, r: int, class_index: int | Tensor, exact: bool = False
-) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
-    """keep, source, destination and the new class index; arguments as in `rmeeto.ops.match_tokens`."""
-    if _has_values(class_index):
-        check_range(class_index, metric.shape[1])
-    plan = match(metric, r, class_index, class_position="exact" if exact else "proportional")
-    assert plan.class_index is not None
-    return plan.keep, plan.source, plan.destination, plan.class_index
+def naive_match_tokens(metric: Tensor, r: int, tokens: Tokens) -> MergePlan:
+    """The rule `exact`, with one class index per sample looked at where it can be."""
+    if _has_values(tokens.class_index):
+        check_range(tokens.class_index, metric.shape[1])
+    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
+        return exact(metric, r, tokens)
 
 
 def check_range(class_index: Tensor, num_tokens: int) -> None:
@@ -30,20 +28,14 @@ def check_range(class_index: Tensor, num_tokens: int) -> None:
         )
 
 
-def _has_values(class_index: int | Tensor) -> TypeGuard[Tensor]:
+def _has_values(class_index: int | Tensor | None) -> TypeGuard[Tensor]:
     """Whether it is a tensor whose values can be read without waiting for a GPU or breaking a graph."""
     is_plain = type(class_index) is Tensor  # and not one without values, of a trace
     return is_plain and class_index.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def naive_merge_tokens(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
+    hidden: Tensor, residual: Tensor | None, size: Tensor | None, plan: MergePlan
 ) -> tuple[Tensor, Tensor]:
     """sum(x * size) / sum(size), and sum(size), of x = residual + hidden."""
-    x = hidden if residual is None else residual + hidden
-    return merge_wavg(MergePlan(keep, source, destination, None), x, size)
+    return merge_wavg(plan, hidden if residual is None else residual + hidden, size)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmeeto.merge import MergePlan, Tokens
 from rmeeto.ops.register import operator
 from rmeeto.ops.token_merge import naive
 
@@ -38,18 +39,16 @@ def matching(
     """
     registered = operator(name, _MATCH, kernel, match_fake, keys=keys)
 
-    def match_tokens(
-        metric: Tensor, r: int, class_index: int | Tensor, exact: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
+    def match_tokens(metric: Tensor, r: int, tokens: Tokens) -> MergePlan:
         """Same function as `naive_match_tokens`."""
         if metric.dtype not in storage:
-            return naive.naive_match_tokens(metric, r, class_index, exact)
-        given, index = (None, class_index) if isinstance(class_index, int) else (class_index, 0)
-        keep, source, destination, place = registered(metric, r, given, index, exact)
-        if exact:
-            return keep, source, destination, place
-        num_tokens = metric.shape[1]
-        return keep, source, destination, class_index * (num_tokens - r) // num_tokens
+            return naive.naive_match_tokens(metric, r, tokens)
+        index, exact = tokens.class_index, tokens.class_position == "exact"
+        given, one = (None, index) if isinstance(index, int) else (index, 0)
+        keep, source, destination, place = registered(metric, r, given, one, exact)
+        if not exact:
+            place = index * (tokens.num - r) // tokens.num
+        return MergePlan(keep, source, destination, place, tokens.prune)
 
     return match_tokens
 
@@ -79,19 +78,14 @@ def merging(
     registered = operator(name, _MERGE, kernel, merge_fake, setup_context, differentiate, keys)
 
     def merge_tokens(
-        hidden: Tensor,
-        residual: Tensor | None,
-        size: Tensor | None,
-        keep: Tensor,
-        source: Tensor,
-        destination: Tensor,
+        hidden: Tensor, residual: Tensor | None, size: Tensor | None, plan: MergePlan
     ) -> tuple[Tensor, Tensor]:
         """Same function as `naive_merge_tokens`. Sizes are fp32."""
         is_fp32 = residual is None or residual.dtype == torch.float32
         if hidden.dtype not in storage or not is_fp32:
-            return naive.naive_merge_tokens(hidden, residual, size, keep, source, destination)
+            return naive.naive_merge_tokens(hidden, residual, size, plan)
         size = None if size is None else size.float()
-        return registered(hidden, residual, size, keep, source, destination)
+        return registered(hidden, residual, size, plan.keep, plan.source, plan.destination)
 
     return merge_tokens
 

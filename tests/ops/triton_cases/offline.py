@@ -28,6 +28,7 @@ triton_support.dispatch_keys = lambda: (
     "CPU",
 )  # the launchers then take CPU tensors, whose contents nobody reads
 
+from rmeeto.merge import Tokens  # noqa: E402
 from rmeeto.ops.add_norm.triton_add_norm import add_rms_norm  # noqa: E402
 from rmeeto.ops.conv1d.triton_conv1d import bidirectional_conv1d  # noqa: E402
 from rmeeto.ops.selective_scan.triton_scan import bidirectional_scan, selective_scan  # noqa: E402
@@ -75,8 +76,8 @@ def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool) -
         return u, (features, make(inner, rank)), make(inner, states), B, C, make(inner), make(inner)
 
     hidden, residual = make(1, tokens, embed, of=dtype), make(1, tokens, embed)
-    plan = match_tokens(hidden.detach(), r, tokens // 2)[:3]
-    merged, size = merge_tokens(hidden, residual, make(1, tokens, 1).detach(), *plan)
+    plan = match_tokens(hidden.detach(), r, Tokens(tokens, tokens // 2))
+    merged, size = merge_tokens(hidden, residual, make(1, tokens, 1).detach(), plan)
     normed, total = add_rms_norm(hidden, residual, make(embed))
     u, z = make(1, tokens, 2 * inner, of=dtype).chunk(2, dim=-1)
     taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)

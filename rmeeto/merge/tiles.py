@@ -1,11 +1,10 @@
-"""Local matching: sources look only at destinations near them in space and time.
+"""Which destination near it each source is most similar to: in tiles, so that far pairs are not compared.
 
 B batch, S sources, D destinations, C channels; a grid has T frames, H rows, W columns.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,57 +13,6 @@ from torch import Tensor
 
 Triple = tuple[int, int, int]
 Similarity = Callable[[Tensor, Tensor], Tensor]  # (N, S, C), (N, D, C) -> (N, S, D)
-
-
-@dataclass(frozen=True)
-class Near:
-    """How far a source looks, and where the tokens are.
-
-    Attributes:
-        window: t, h, w: a source at (f, y, x) looks at |df| < t, |dy| < h, |dx| < w.
-        grid: T, H, W.
-        cell: (B, L) or (L,) which cell of the grid, counted frame by frame and row by row, each token has; ascending,
-            but for the class token, whose entry is not read.
-    """
-
-    window: Triple
-    grid: Triple
-    cell: Tensor
-
-
-def look_near(
-    window: Triple,
-    grid: Triple | None,
-    position: Tensor | None,
-    num_tokens: int,
-    aside: int | Tensor,
-    device: torch.device,
-) -> Near | None:
-    """The windows of a matching, or None where every source sees every destination; arguments as in `match`.
-
-    Raises:
-        ValueError: no grid, or one that the tokens do not fill while nothing says where they are.
-    """
-    if grid is None:
-        raise ValueError(f"match: window={window} without the grid=(frames, rows, columns) that it counts in")
-    if covers(window, grid):
-        return None
-    if position is None:
-        if num_tokens != math.prod(grid) + 1 or isinstance(aside, Tensor):
-            raise ValueError(
-                f"match: {num_tokens} tokens are not those of grid={grid} and a class token at one place; give the "
-                "position of each"
-            )
-        position = grid_cells(num_tokens, aside, device)
-    if position.shape[-1] != num_tokens:
-        raise ValueError(f"match: position is of {position.shape[-1]} tokens; expected {num_tokens}")
-    return Near(window, grid, position)
-
-
-def grid_cells(num_tokens: int, class_index: int, device: torch.device) -> Tensor:
-    """The cells of tokens that have not been merged yet: (L,), -1 for the class token."""
-    index = torch.arange(num_tokens, device=device)
-    return torch.where(index == class_index, -1, index - (index > class_index).long())
 
 
 def covers(window: Triple, grid: Triple) -> bool:
@@ -82,7 +30,13 @@ def num_pairs(window: Triple, grid: Triple, num_tokens: int) -> int | None:
 
 
 def best_near(
-    sources: Tensor, destinations: Tensor, at: Tensor, to: Tensor, near: Near, similarity: Similarity
+    sources: Tensor,
+    destinations: Tensor,
+    at: Tensor,
+    to: Tensor,
+    window: Triple,
+    grid: Triple,
+    similarity: Similarity,
 ) -> tuple[Tensor, Tensor]:
     """Score and destination that each source picks among those in its window.
 
@@ -90,7 +44,8 @@ def best_near(
         sources: (B, S, C).
         destinations: (B, D, C).
         at, to: (B, S) and (B, D) cells of the sources and of the destinations, ascending.
-        near: its window and grid are read.
+        window: t, h, w: a source at (f, y, x) looks at |df| < t, |dy| < h, |dx| < w.
+        grid: T, H, W.
         similarity: of two sets of vectors.
 
     Returns:
@@ -98,11 +53,11 @@ def best_near(
         sequence. Equal scores go to the lower position.
     """
     num_sources, num_destinations = sources.shape[1], destinations.shape[1]
-    if num_pairs(near.window, near.grid, num_sources + num_destinations + 1) is None:
-        seen = _seen(at.unsqueeze(2), to.unsqueeze(1), near.window, near.grid)
+    if num_pairs(window, grid, num_sources + num_destinations + 1) is None:
+        seen = _seen(at.unsqueeze(2), to.unsqueeze(1), window, grid)
         score, pick = similarity(sources, destinations).masked_fill_(~seen, -torch.inf).max(-1)
     else:
-        score, pick = _best_in_tiles(sources, destinations, at, to, near, similarity)
+        score, pick = _best_in_tiles(sources, destinations, at, to, window, grid, similarity)
     beside = torch.arange(num_sources, device=at.device).clamp(max=num_destinations - 1)
     return score, torch.where(score == -torch.inf, beside, pick)
 
@@ -132,11 +87,17 @@ def _tile(window: Triple, grid: Triple) -> _Tiles:
 
 
 def _best_in_tiles(
-    sources: Tensor, destinations: Tensor, at: Tensor, to: Tensor, near: Near, similarity: Similarity
+    sources: Tensor,
+    destinations: Tensor,
+    at: Tensor,
+    to: Tensor,
+    window: Triple,
+    grid: Triple,
+    similarity: Similarity,
 ) -> tuple[Tensor, Tensor]:
     batch, num_sources, _ = sources.shape
-    (t, h, _), (num_frames, height, width) = near.window, near.grid
-    tiles, device = _tile(near.window, near.grid), at.device
+    (t, h, _), (num_frames, height, width) = window, grid
+    tiles, device = _tile(window, grid), at.device
     frame = torch.arange(num_frames, device=device)
     group = torch.arange(tiles.groups, device=device) * tiles.rows
     first_frame = (frame - t + 1).clamp(0, num_frames - tiles.frames)
@@ -153,7 +114,7 @@ def _best_in_tiles(
     run, valid = (x.reshape(batch, units, -1) for x in (run, valid))  # (B, U, d)
 
     scores = similarity(_rows(sources, index).flatten(0, 1), _rows(destinations, run).flatten(0, 1))
-    seen = _seen(_cells(at, index).unsqueeze(3), _cells(to, run).unsqueeze(2), near.window, near.grid)
+    seen = _seen(_cells(at, index).unsqueeze(3), _cells(to, run).unsqueeze(2), window, grid)
     seen = seen & valid.unsqueeze(2)
     score, column = scores.view_as(seen).masked_fill_(~seen, -torch.inf).max(-1)  # (B, U, s)
     pick = run.gather(2, column)

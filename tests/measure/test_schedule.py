@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from image_task.models import Deit, Vim
-from rmeeto.merge import MergeConfig
-from rmeeto.merge.latency import _curve, measure_latency
-from rmeeto.merge.schedule import clamp_r, fit, merging_blocks
+from rmeeto.measure import fit_schedule
+from rmeeto.measure.latency import _curve, measure_latency
+from rmeeto.merge import MergeConfig, Tokens, merging_blocks
 
 
 class Clock:
@@ -62,7 +62,7 @@ def small(depth, **arguments):
 
 
 def find(model, clock, runs=1, **target):
-    return fit(model, 16, "cpu", batch_size=1, runs=runs, timer=clock, **target)
+    return fit_schedule(model, 16, "cpu", batch_size=1, runs=runs, timer=clock, **target)
 
 
 def harm(config, depth, tokens):
@@ -109,7 +109,7 @@ def test_no_faster_schedule_does_less_harm():
     for removed in itertools.product(range(0, 33, 4), repeat=3):
         left = 65
         for r in removed:
-            allowed = clamp_r(r, left) == r
+            allowed = Tokens(left, 0).limit(r) == r
             left -= r
             if not allowed or left < 8:
                 break
@@ -181,7 +181,7 @@ def test_curves_rise_and_keep_the_mean():
 
 
 def test_wall_clock_by_default(model):
-    config = fit(model, (16, 16), "cpu", target_latency=10.0, batch_size=2, runs=1)
+    config = fit_schedule(model, (16, 16), "cpu", target_latency=10.0, batch_size=2, runs=1)
     assert config.r == (0, 0)
 
 
@@ -223,7 +223,9 @@ def test_one_block_is_too_few():
 
 def test_models_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="got a Deit; expected a Vision Mamba"):
-        fit(Deit(img_size=16, patch_size=8, embed_dim=12, depth=1).eval(), 16, "cpu", target_ratio=1.2)
+        fit_schedule(
+            Deit(img_size=16, patch_size=8, embed_dim=12, depth=1).eval(), 16, "cpu", target_ratio=1.2
+        )
     model = Vim(img_size=16, patch_size=8, stride=8, embed_dim=8, depth=6, d_state=2, num_classes=2).eval()
     with pytest.raises(ValueError, match="5 tokens are too few"):
-        fit(model, 16, "cpu", target_ratio=1.2)
+        fit_schedule(model, 16, "cpu", target_ratio=1.2)

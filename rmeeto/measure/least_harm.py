@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rmeeto.merge.latency import Latency
+from rmeeto.measure.latency import Latency
 
 UNITS = 2000  # that the time is divided into; each merge is rounded up by up to two of them
 MOST_COUNTS = 256  # token counts that are looked at: longer sequences lose tokens in larger steps

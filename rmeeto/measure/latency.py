@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,20 +10,18 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.isotonic import isotonic_regression
 from torch import Tensor, nn
 
-from rmeeto.merge.config import MergeConfig
+from rmeeto.measure.speed import seconds_of
+from rmeeto.measure.unmerged import first_tokens
+from rmeeto.merge import MergeConfig
 
 Timer = Callable[[Callable[[], Any]], float]
-SHARES = (
-    0.125,
-    0.25,
-    0.4,
-    0.6,
-    0.8,
-    1.0,
-)  # of the tokens: where times are measured, and interpolated between
+# Of the tokens: where times are measured, and interpolated between.
+SHARES = (0.125, 0.25, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ def measure_latency(
     are interpolated, and made monotone.
 
     Args:
-        model: with ``layers`` (blocks of one kind, called with a state whose ``cut(n)`` is that of its
-            first n tokens), ``num_tokens`` and ``merge_config``; in evaluation mode.
+        model: with ``layers`` (blocks of one kind, called with a `TokenState`), ``num_tokens`` and ``merge_config``; in
+            evaluation mode.
         batch: its input, on its device.
         config: how it merges.
         runs: rounds.
@@ -65,7 +62,7 @@ def measure_latency(
     Raises:
         ValueError: a model with too few tokens to merge before every block.
     """
-    timer = partial(_wall_clock, batch.device) if timer is None else timer
+    timer = partial(seconds_of, batch.device) if timer is None else timer
     depth, tokens = len(model.layers), _dense_tokens(model)
     least = 2 * config.neighbour + 1  # for a pair to merge
     counts = sorted({max(least, round(share * tokens)) for share in SHARES})
@@ -127,7 +124,7 @@ def _configured(model: Any, config: MergeConfig | None) -> Iterator[None]:
 def _cut(model: Any, tokens: int) -> Iterator[None]:
     def cut(_: nn.Module, arguments: tuple) -> tuple:
         state, *others = arguments
-        return state.cut(tokens), *others
+        return first_tokens(state, tokens), *others
 
     handle = model.layers[0].register_forward_pre_hook(cut)
     try:
@@ -136,33 +133,7 @@ def _cut(model: Any, tokens: int) -> Iterator[None]:
         handle.remove()
 
 
-def _wall_clock(device: torch.device, run: Callable[[], Any]) -> float:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
-
-
 def _curve(counts: Sequence[float], values: Sequence[float], tokens: int) -> Tensor:
     """Values at 0, 1, ..., ``tokens``: rising, linear between the ``counts`` and flat outside them."""
-    x, y = torch.tensor(counts, dtype=torch.float64), torch.tensor(_rising(values), dtype=torch.float64)
-    at = torch.arange(tokens + 1, dtype=torch.float64).clamp(x[0], x[-1])
-    if len(counts) == 1:
-        return y.expand(tokens + 1)
-    right = torch.searchsorted(x, at).clamp(1, len(counts) - 1)
-    share = (at - x[right - 1]) / (x[right] - x[right - 1])
-    return torch.lerp(y[right - 1], y[right], share)
-
-
-def _rising(values: Sequence[float]) -> list[float]:
-    """The rising sequence nearest to the values in squares: neighbours that fall are replaced by their mean."""
-    pools: list[list[float]] = []
-    for value in values:
-        pools.append([value])
-        while len(pools) > 1 and sum(pools[-2]) / len(pools[-2]) > sum(pools[-1]) / len(pools[-1]):
-            last = pools.pop()
-            pools[-1] += last
-    return [sum(pool) / len(pool) for pool in pools for _ in pool]
+    rising = isotonic_regression(np.asarray(values, dtype=np.float64))
+    return torch.from_numpy(np.interp(np.arange(tokens + 1), counts, rising))

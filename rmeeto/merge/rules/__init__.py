@@ -1,0 +1,50 @@
+"""The merging rules by name. A rule is a function `(metric, r, tokens) -> MergePlan`; yours needs no entry here."""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+
+from rmeeto.merge.rules.exact import exact
+from rmeeto.merge.rules.rule import FEATURES, OPTIONS, Rule, RuleFunction, cost, read_rule
+from rmeeto.merge.rules.window import window
+
+RULES = MappingProxyType({"exact": exact, "window": window})
+
+__all__ = ["FEATURES", "OPTIONS", "RULES", "Rule", "RuleFunction", "cost", "exact", "find_rule", "window"]
+
+
+def find_rule(rule: str | RuleFunction) -> Rule:
+    """A rule by its name in `RULES`, as ``package.module:function``, which is imported, or as the function itself.
+
+    Raises:
+        ValueError: an unknown name, a module or function that cannot be found, or parameters that are not a rule's.
+    """
+    if not isinstance(rule, str):
+        if not callable(rule):
+            raise ValueError(f"MergeConfig: rule={rule!r}; expected a name or a function")
+        return read_rule(rule, _name_of(rule))
+    if rule in RULES:
+        return read_rule(RULES[rule], rule)
+    module, colon, name = rule.partition(":")
+    if not colon or not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise ValueError(
+            f"MergeConfig: rule={rule!r}; expected one of {', '.join(RULES)}, or package.module:function"
+        )
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"MergeConfig: rule={rule!r} cannot be imported: {error}; expected package.module:function, the module on "
+            "Python's path"
+        ) from None
+    return read_rule(function, rule)
+
+
+def _name_of(function: RuleFunction) -> str | None:
+    """The name that `find_rule` finds a function by, if there is one."""
+    known = next((name for name, one in RULES.items() if one is function), None)
+    if known is not None:
+        return known
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    return f"{module}:{name}" if module and name.isidentifier() else None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import nn
+
 from rmeeto.merge import MergeConfig
 from rmeeto.nn import VisionMamba
 from rmeeto.nn.layers import PatchEmbed
@@ -20,6 +24,7 @@ class VideoMamba(VisionMamba):
         drop_path_rate: of the last block.
         merge: how to merge, or None for the dense model.
         in_chans: channels of the image.
+        mixer: makes another mixer than `BiMamba` from the channels of a block, see `VisionMamba`.
 
     Source: VideoMamba, arXiv 2403.06977.
 
@@ -40,6 +45,7 @@ class VideoMamba(VisionMamba):
         drop_path_rate: float = 0.0,
         merge: MergeConfig | None = None,
         in_chans: int = 3,
+        mixer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         super().__init__(
@@ -52,4 +58,5 @@ class VideoMamba(VisionMamba):
             drop_path_rate=drop_path_rate,
             average=False,
             merge=merge,
+            mixer=mixer,
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import nn
+
 from rmeeto.merge import MergeConfig
 from rmeeto.nn import VisionMamba
 from rmeeto.nn.layers import PatchEmbed
@@ -21,6 +25,7 @@ class Vim(VisionMamba):
         drop_path_rate: of the last block.
         merge: how to merge, or None for the dense model.
         in_chans: channels of the image.
+        mixer: makes another mixer than `BiMamba` from the channels of a block, see `VisionMamba`.
 
     Source: Vision Mamba, arXiv 2401.09417.
 
@@ -42,6 +47,7 @@ class Vim(VisionMamba):
         drop_path_rate: float = 0.0,
         merge: MergeConfig | None = None,
         in_chans: int = 3,
+        mixer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         patch_embed = PatchEmbed(size, patch_size, stride, embed_dim, in_chans)
@@ -56,4 +62,5 @@ class Vim(VisionMamba):
             drop_path_rate=drop_path_rate,
             average=True,
             merge=merge,
+            mixer=mixer,
         )

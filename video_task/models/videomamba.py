@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +79,7 @@ class VideoMamba(VisionMamba):
         num_frames: frames of a clip.
         tubelet_size: frames that a token covers.
         in_chans: channels of a frame.
+        mixer: makes another mixer than `BiMamba` from the channels of a block, see `VisionMamba`.
 
     Source: VideoMamba, arXiv 2403.06977.
 
@@ -99,6 +102,7 @@ class VideoMamba(VisionMamba):
         num_frames: int = 8,
         tubelet_size: int = 1,
         in_chans: int = 3,
+        mixer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         super().__init__(
@@ -111,6 +115,7 @@ class VideoMamba(VisionMamba):
             drop_path_rate=drop_path_rate,
             average=False,
             merge=merge,
+            mixer=mixer,
         )
         # Zero: the frames of a model that starts from an image model look like images to it.
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, self.patch_embed.grid_size[0], embed_dim))

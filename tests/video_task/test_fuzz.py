@@ -1,13 +1,15 @@
 """Damaged video files: every one is read or refused with a reason, in bounded time, and nothing is left open."""
 
+import io
 import os
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
 from tests.video_task.clips import encode, moving  # noqa: E402
 from video_task.data.decode import UnreadableVideo, num_frames, read_frames  # noqa: E402
@@ -21,6 +23,12 @@ FILES = {
     "mpeg4.avi": {"codec": "mpeg4", "b_frames": 2},
     "vp9.webm": {"codec": "libvpx-vp9"},
     "hevc.mp4": {"codec": "libx265", "x265-params": "log-level=none:pools=none"},
+}
+MORE = {
+    "vp8.webm": {"codec": "libvpx"},
+    "h264.avi": {},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "hevc.mkv": {"codec": "libx265", "x265-params": "log-level=none:pools=none"},
 }
 SECONDS = 5.0
 
@@ -122,11 +130,44 @@ def test_a_truncated_file_is_refused(originals, tmp_path, name):
                 read(path)
 
 
-def test_a_truncated_stream_has_the_frames_that_are_there(originals, tmp_path):
-    """A transport stream does not say how long it is."""
-    path = tmp_path / "half.ts"
-    path.write_bytes(originals["h264.ts"][: len(originals["h264.ts"]) // 2])
-    assert 10 < num_frames(path) < 30
-    assert len(read_frames(path, lambda n: range(n - 1))) == num_frames(path) - 1
+def test_a_stream_that_is_cut_between_frames_has_those_that_are_there(originals, tmp_path):
+    """A transport stream does not say how long it is; one that is cut within a frame is damaged."""
+    path, data = tmp_path / "half.ts", originals["h264.ts"]
+    path.write_bytes(data[: len(data) // 2])
     with pytest.raises(UnreadableVideo, match="damaged"):
-        read_frames(path, lambda n: [n - 1])  # cut in the middle
+        num_frames(path)
+    with av.open(io.BytesIO(data)) as file:
+        places = [packet.pos for packet in file.demux(video=0) if packet.size]
+    path.write_bytes(data[: places[25]])
+    assert num_frames(path) == 25 == len(read_frames(path, lambda n: range(n)))
+
+
+@pytest.mark.parametrize("name", [*FILES, "vp8.webm", "h264.avi", "mjpeg.avi", "hevc.mkv"])
+def test_a_hole_in_a_file_never_takes_frames_away_or_moves_them(originals, tmp_path, name):
+    """256 to 4,096 bytes set to zero in the middle: unreadable, or 40 frames in their places."""
+    if name not in originals:
+        originals[name] = Path(encode(tmp_path / name, moving(40), **MORE[name])).read_bytes()
+    data, path = originals[name], tmp_path / f"hole-{name}"
+    rng, refused = random.Random(name), 0
+    for number in range(12):
+        size = min(256 << number % 5, len(data) // 6)
+        start = rng.randrange(len(data) // 5, len(data) * 4 // 5 - size)
+        path.write_bytes(data[:start] + bytes(size) + data[start + size :])
+        try:
+            assert num_frames(path) == 40, (start, size)
+            assert len(read_frames(path, range(40))) == 40
+        except UnreadableVideo:
+            refused += 1
+            with pytest.raises(UnreadableVideo):  # at the second time too, of which FFmpeg says the same
+                read_frames(path, range(40))
+    assert refused >= 5
+
+
+def test_nothing_of_what_ffmpeg_says_is_printed_and_its_level_is_as_before(originals, tmp_path, capfd):
+    before = av.logging.get_level(), av.logging.get_skip_repeated()
+    data = originals["h264.mkv"]
+    (tmp_path / "hole.mkv").write_bytes(data[:9000] + bytes(2000) + data[11000:])
+    with pytest.raises(UnreadableVideo, match="damaged: "):
+        read_frames(tmp_path / "hole.mkv", range(40))
+    assert (av.logging.get_level(), av.logging.get_skip_repeated()) == before
+    assert capfd.readouterr() == ("", "")

@@ -9,6 +9,7 @@ import torch
 from rmeeto.data.sampler import preserved_globals, seed_globals
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
+from video_task.data import transforms
 from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
 
 CONFIG = VideoDataConfig()
@@ -52,7 +53,7 @@ def test_a_draw_is_repeatable_and_random_magnitudes_reach_the_extremes():
 
 
 def test_the_recipe_applies_two_operations_of_about_magnitude_five():
-    policy = TrainTransform(CONFIG, 32, flip=True).steps.transforms[2].transform.policy
+    policy = TrainTransform(CONFIG, 32, flip=True).steps.transforms[1].transform.policy
     assert policy.num_layers == 2
     assert {op.prob for op in policy.ops} == {0.5}
     assert {(op.magnitude, op.magnitude_std) for op in policy.ops} == {(5, 0.25)}
@@ -135,3 +136,29 @@ def test_an_augmentation_that_timm_does_not_know_is_a_user_error():
     for aa in ("rand-m5-q3", "v0"):
         with pytest.raises(UserError, match="--aa"):
             TrainTransform(replace(CONFIG, aa=aa), 32, flip=True)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_frames_cropped_one_by_one_equal_the_clip_cropped_at_once(interpolation):
+    from torchvision.transforms import InterpolationMode, v2
+
+    config = replace(PLAIN, train_interpolation=interpolation)
+    crop = v2.RandomResizedCrop(24, interpolation=InterpolationMode(interpolation), antialias=True)
+    for seed, (height, width) in enumerate([(40, 56), (97, 31), (24, 24), (11, 200)]):
+        frames = _frames(5, height, width)[:, ::-1]
+        stack = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
+        with preserved_globals():
+            seed_globals([seed, seed, seed])
+            expected = crop(stack)
+        one_by_one = _draw(TrainTransform(config, 24, flip=False), frames, seed)
+        assert torch.equal(one_by_one, transforms._normalize(expected).transpose(0, 1))
+        small = v2.functional.resize(stack, [24], antialias=True)
+        top, left = ((side - 24) // 2 for side in small.shape[-2:])
+        middle = transforms._normalize(small[..., top : top + 24, left : left + 24]).transpose(0, 1)
+        assert torch.equal(ViewTransform(PLAIN, 24)(frames)[0], middle)
+
+
+def test_frames_too_thin_to_be_resized_are_refused():
+    with pytest.raises(ValueError, match="frames of 1 x 60000, too thin for a shorter side of 224"):
+        ViewTransform(PLAIN, 224).shrink(1, 60_000)
+    assert TrainTransform(PLAIN, 24, flip=False)(_frames(2, 1, 60_000)).shape == (1, 3, 2, 24, 24)

@@ -15,7 +15,7 @@ from video_task.config import VideoDataConfig
 from video_task.data.decode import Indices, UnreadableVideo, read_frames
 from video_task.data.lists import Videos
 from video_task.data.sampling import dense_frames, dense_view, sparse_frames, sparse_view
-from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
+from video_task.data.transforms import ClipMixup, Shrink, TrainTransform, ViewTransform
 
 
 class TrainBatches(Dataset):
@@ -47,21 +47,21 @@ class TrainBatches(Dataset):
         unreadable: list[Unreadable] = []
         with preserved_globals():
             for index in indices:
-                drawn = self._draw(index, Random(next(seeds)[0]), unreadable)
+                rng = Random(next(seeds)[0])
+                drawn = self._draw(index, rng, [next(seeds) for _ in range(views)], unreadable)
                 if drawn is None:
                     return None, None, unreadable
-                frames, target = drawn
-                for _ in range(views):
-                    seed_globals(next(seeds))
-                    clips.append(self.transform(frames))
-                    targets.append(target)
+                clips += drawn[0]
+                targets += [drawn[1]] * views
             batch, labels = torch.cat(clips), torch.tensor(targets)
             if self.mixup:
                 seed_globals(next(seeds))
                 batch, labels = self.mixup(batch, labels)
         return batch, labels, unreadable
 
-    def _draw(self, index: int, rng: Random, unreadable: list[Unreadable]) -> tuple[np.ndarray, int] | None:
+    def _draw(
+        self, index: int, rng: Random, seeds: list[list[int]], unreadable: list[Unreadable]
+    ) -> tuple[list[Tensor], int] | None:
         config = self.config
 
         def choose(length: int) -> list[int]:
@@ -70,10 +70,10 @@ class TrainBatches(Dataset):
             return sparse_frames(config.num_frames, length, rng)
 
         for _ in range(config.max_redraws + 1):
-            frames = _read(self.videos, index, choose, config)
-            if not isinstance(frames, Unreadable):
-                return frames, int(self.videos.targets[index])
-            unreadable.append(frames)
+            made = _read(self.videos, index, choose, config, _Augmented(self.transform, seeds))
+            if not isinstance(made, Unreadable):
+                return made, int(self.videos.targets[index])
+            unreadable.append(made)
             index = rng.randrange(len(self.videos))
         return None
 
@@ -107,11 +107,12 @@ class ViewBatches(Dataset):
         read: list[int] = []
         unreadable: list[Unreadable] = []
         for index in indices:
-            frames = _read(self.videos, index, self._choose, self.config)
-            if isinstance(frames, Unreadable):
-                unreadable.append(frames)
+            segments = _Segments(self.transform, self.num_segments)
+            made = _read(self.videos, index, self._choose, self.config, segments)
+            if isinstance(made, Unreadable):
+                unreadable.append(made)
                 continue
-            clips += [self.transform(segment) for segment in np.split(frames, self.num_segments)]
+            clips += made
             read.append(index)
         views = self.num_segments * self.transform.num_crops
         ids = torch.tensor(read, dtype=torch.int64).repeat_interleave(views)
@@ -135,9 +136,53 @@ class ViewBatches(Dataset):
         return chosen
 
 
-def _read(videos: Videos, index: int, choose: Indices, config: VideoDataConfig) -> np.ndarray | Unreadable:
+class _Augmented:
+    """The augmented views of a clip, one a seed; of a decoded frame only their crops are kept."""
+
+    def __init__(self, transform: TrainTransform | ViewTransform, seeds: list[list[int]]):
+        self.transform, self.seeds = transform, seeds
+        self.crops: list[Shrink] = []
+
+    def keep(self, frame: np.ndarray) -> np.ndarray:
+        if not self.crops:
+            self.size = frame.shape[:2]
+            self.crops = [self._crop(seed) for seed in self.seeds]
+        return np.stack([crop(frame) for crop in self.crops])
+
+    def finish(self, frames: np.ndarray) -> list[Tensor]:
+        views = []
+        for number, seed in enumerate(self.seeds):
+            self._crop(seed)  # drawn again, so that the draws after it follow
+            views.append(self.transform.finish(frames[:, number]))
+        return views
+
+    def _crop(self, seed: list[int]) -> Shrink:
+        seed_globals(seed)
+        return self.transform.shrink(*self.size)
+
+
+class _Segments:
+    """The crops of a video's segments; of a decoded frame the resized one is kept."""
+
+    def __init__(self, transform: ViewTransform, num_segments: int):
+        self.transform, self.num_segments = transform, num_segments
+
+    def keep(self, frame: np.ndarray) -> np.ndarray:
+        return self.transform.shrink(*frame.shape[:2])(frame)
+
+    def finish(self, frames: np.ndarray) -> list[Tensor]:
+        return [self.transform.finish(segment) for segment in np.split(frames, self.num_segments)]
+
+
+def _read(
+    videos: Videos, index: int, choose: Indices, config: VideoDataConfig, views: _Augmented | _Segments
+) -> list[Tensor] | Unreadable:
+    """The views of a video: what the decoder or the transform cannot do makes it unreadable."""
     path = videos.path(index)
+    limits = {"seconds": config.decode_seconds, "backend": config.decoder}
     try:
-        return read_frames(path, choose, seconds=config.decode_seconds, backend=config.decoder)
+        return views.finish(read_frames(path, choose, keep=views.keep, **limits))
     except UnreadableVideo as error:
-        return Unreadable(index, path, error.args[1])
+        return Unreadable(index, path, error.args[1] if error.args[0] == path else str(error))
+    except Exception as error:
+        return Unreadable(index, path, repr(error))

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from rmeeto.data.pictures import ENDINGS, decode, hidden, natural_key, read_file
 from rmeeto.errors import UserError
 
 BACKENDS = ("pyav", "torchcodec")
 PYAV = 18  # the oldest version that says whether a stream is interlaced
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SECONDS = 10.0  # for one file
+MAX_PIXELS = 1 << 25  # of a frame before it is kept, in a file or a folder
+MAX_KEPT = 1 << 30  # bytes of all that is kept of a clip
 
 Indices = Sequence[int] | Callable[[int], Sequence[int]]
+Keep = Callable[[np.ndarray], np.ndarray]
 
 
 class UnreadableVideo(Exception):
@@ -36,6 +38,7 @@ def read_frames(
     path: str | os.PathLike,
     indices: Indices,
     *,
+    keep: Keep = np.asarray,
     seconds: float = SECONDS,
     threads: int = 1,
     backend: str = "pyav",
@@ -48,31 +51,33 @@ def read_frames(
     Args:
         path: a video file, or a folder of images, which are its frames in the natural order of their names.
         indices: frame numbers in any order, repeated ones too; or a function from the number of frames to them.
+        keep: makes of a frame, (H, W, 3) uint8 RGB, what is kept of it, as soon as it is decoded: a smaller one, say,
+            so that no clip of large frames is held.
         seconds: after which the file is given up.
-        threads: of the decoder.
+        threads: of the decoder. With several of them what they say of damage is not heard.
         backend: "pyav", or "torchcodec" where it is installed (for video files; it knows no time limit, and its
             colours differ a little where width or height is odd).
 
     Returns:
-        (T, H, W, 3) uint8 RGB.
+        (T, H, W, 3) uint8 RGB; with `keep`, (T, ...) of what it makes.
 
     Raises:
-        UnreadableVideo: missing, damaged, truncated or too slow.
+        UnreadableVideo: missing, damaged, truncated, too slow, frames of more than MAX_PIXELS or MAX_KEPT bytes in all.
         IndexError: a frame that the clip does not have, or none at all.
 
     Example:
         middle = read_frames("clip.mp4", lambda n: [n // 2])
     """
-    choose = partial(_choose, indices)
+    choose, keep = _bounded(indices, keep)
     with _reading(path, seconds) as check_time:
         if os.path.isdir(path):
-            return _read_images(_images(path), choose, check_time)
-        if backend == "torchcodec":
-            return _read_torchcodec(path, choose, threads)
+            return np.stack(_read_images(_images(path), choose, keep, check_time))
         from video_task.data.pyav import open_clip
 
         with open_clip(path, seconds, check_time, threads) as clip:
-            return clip.read(choose)
+            if backend == "pyav":
+                return np.stack(clip.read(choose, keep))
+        return np.stack(_read_torchcodec(path, choose, keep, threads))
 
 
 def num_frames(path: str | os.PathLike, *, seconds: float = SECONDS) -> int:
@@ -149,32 +154,62 @@ def _choose(indices: Indices, length: int) -> list[int]:
     return chosen
 
 
-def _images(folder: str | os.PathLike) -> list[Path]:
-    from timm.utils.misc import natural_key
+def _bounded(indices: Indices, keep: Keep) -> tuple[Callable[[int], list[int]], Keep]:
+    """Both as given, but together they refuse to keep more than MAX_KEPT bytes."""
+    count = 0
 
-    images = [path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGES]
+    def choose(length: int) -> list[int]:
+        nonlocal count
+        chosen = _choose(indices, length)
+        count = len(chosen)
+        return chosen
+
+    def within(frame: np.ndarray) -> np.ndarray:
+        kept = keep(frame)
+        if count * kept.nbytes > MAX_KEPT:
+            shape = " x ".join(map(str, kept.shape))
+            raise ValueError(f"{count} frames of {shape} are more than {MAX_KEPT >> 20} MiB; ask for fewer")
+        return kept
+
+    return choose, within
+
+
+def _images(folder: str | os.PathLike) -> list[Path]:
+    """The frames of a folder in the natural order of their names, which differ in their numbers alone."""
+    images = [p for p in Path(folder).iterdir() if p.suffix.lower() in ENDINGS and not hidden(p.name)]
     if not images:
         raise ValueError("a folder without images")
+    kinds = sorted({re.sub(r"\d+", "#", path.stem) for path in images})
+    if len(kinds) > 1 and any("#" in kind for kind in kinds):
+        raise ValueError(
+            f"a folder of several kinds of images, {', '.join(kinds[:3])}; keep the frames alone"
+        )
+    if len({path.stem for path in images}) < len(images):
+        raise ValueError("a folder with some frames twice, under several endings; keep one of each")
     return sorted(images, key=lambda path: natural_key(path.name))
 
 
 def _read_images(
-    images: list[Path], choose: Callable[[int], list[int]], check_time: Callable[[], None]
-) -> np.ndarray:
+    images: list[Path], choose: Callable[[int], list[int]], keep: Keep, check_time: Callable[[], None]
+) -> list[np.ndarray]:
     chosen = choose(len(images))
     frames = {}
-    for index in set(chosen):
+    for index in sorted(set(chosen)):
         check_time()
         try:
-            with Image.open(images[index]) as image:
-                frames[index] = np.asarray(image.convert("RGB"))
+            frame = np.asarray(decode(read_file(images[index]), MAX_PIXELS))
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            raise UnreadableVideo(images[index], repr(error)) from error
-    return np.stack([frames[index] for index in chosen])
+            raise UnreadableVideo(images[index], str(error) or repr(error)) from error
+        frames[index] = keep(frame)
+    return [frames[index] for index in chosen]
 
 
-def _read_torchcodec(path: str | os.PathLike, choose: Callable[[int], list[int]], threads: int) -> np.ndarray:
+def _read_torchcodec(
+    path: str | os.PathLike, choose: Callable[[int], list[int]], keep: Keep, threads: int
+) -> list[np.ndarray]:
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(os.fspath(path), dimension_order="NHWC", num_ffmpeg_threads=threads)
-    return decoder.get_frames_at(choose(len(decoder))).data.numpy()
+    chosen = choose(len(decoder))
+    frames = {index: keep(decoder.get_frame_at(index).data.numpy()) for index in sorted(set(chosen))}
+    return [frames[index] for index in chosen]

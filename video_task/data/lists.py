@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rmeeto.data.pictures import ENDINGS, hidden
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
-from video_task.data.decode import IMAGES
 
 VIDEOS = ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ogv .flv .wmv .ts .3gp .gif".split()
 FIRST = 8  # so many lines of a list are looked at to see what it is
@@ -189,7 +189,7 @@ LOADERS = {
 
 def _is_video(path: Path) -> bool:
     if path.is_dir():
-        return any(image.suffix.lower() in IMAGES for image in path.iterdir())
+        return any(image.suffix.lower() in ENDINGS and not hidden(image.name) for image in path.iterdir())
     return path.suffix.lower() in VIDEOS
 
 

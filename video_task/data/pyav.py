@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
+from rmeeto.data.pictures import check_regular
+from video_task.data import decode
+from video_task.data.faults import Errors, complaint, heard, promised_size, whole_riff, whole_stream
+
+# What opens a file. Of FFmpeg's others some would open further files that a playlist or script names.
+DEMUXERS = (
+    "mov matroska webm avi mpegts mpeg mpegvideo flv asf ogg gif apng h264 hevc m4v mjpeg ivf obu mxf dv rm nut "
+    "yuv4mpegpipe wav mp3"  # the last two hold sound, and are named so
+).replace(" ", ",")
 MAX_BYTES = 1 << 29  # compressed; a clip is held in memory
-MAX_PIXELS = 1 << 25  # of a frame
 # Where a packet is a frame by the rules of container and codec, so that counting packets counts frames.
 EXACT_CONTAINERS = ("mov,mp4", "matroska,webm", "avi")
 EXACT_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4")
@@ -36,33 +44,48 @@ def open_clip(
     Raises:
         Exception: nearly anything on a damaged file; the message is the reason.
     """
-    if not os.path.isfile(path):  # a pipe would wait for ever
-        raise FileNotFoundError("not a regular file" if os.path.exists(path) else "no such file")
-    if (missing := _promised_size(path) - os.path.getsize(path)) > 0:
+    check_regular(path)
+    if (missing := promised_size(path) - os.path.getsize(path)) > 0:
         raise EOFError(f"truncated: {missing} bytes are missing")
-    with av.open(
-        f"file:{os.fspath(path)}",  # so that a colon in the name names no protocol
-        container_options={"protocol_whitelist": "file"},  # a playlist must not reach the network
-        metadata_errors="replace",
-        timeout=seconds,
-    ) as container:
+    with (
+        heard() if threads == 1 else nullcontext([]) as errors,
+        _container(path, seconds, errors) as container,
+    ):
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise ValueError("no video in it that FFmpeg can decode")
         stream.codec_context.thread_count = threads
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        yield Clip(container, stream, check_time)
+        stream.codec_context.options = {"max_pixels": str(decode.MAX_PIXELS)}
+        yield Clip(container, stream, check_time, errors)
+
+
+def _container(path: str | os.PathLike, seconds: float, errors: Errors) -> InputContainer:
+    name = f"file:{os.fspath(path)}"  # so that a colon in the name names no protocol
+    options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
+    try:
+        return av.open(name, container_options=options, metadata_errors="replace", timeout=seconds)
+    except av.FFmpegError as error:
+        if any("whitelist" in message for *_, message in errors):
+            raise ValueError("no format that is read here, such as a playlist") from error
+        raise
 
 
 class Clip:
     """The packets of a video, and what decodes them.
 
     Where a packet is a frame, frame i is the packet with the i-th smallest time stamp. Everywhere else, and where
-    the decoder disagrees, frame i is what comes i-th out of a decoder that starts at the beginning.
+    the decoder disagrees, frame i is what comes i-th out of a decoder that starts at the beginning. What that one
+    or the demuxer calls an error makes the clip unreadable: frames after it may have other numbers.
     """
 
-    def __init__(self, container: InputContainer, stream: av.VideoStream, check_time: Callable[[], None]):
-        self._decoder, self._check_time = stream.codec_context, check_time
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: av.VideoStream,
+        check_time: Callable[[], None],
+        errors: Errors,
+    ):
+        self._decoder, self._check_time, self._errors = stream.codec_context, check_time, errors
         self._packets: list[av.Packet] = []
         size = 0
         for packet in container.demux(stream):
@@ -74,8 +97,21 @@ class Clip:
                 size += packet.size
             if size > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES >> 20} MiB of video; cut it into clips")
+        if said := complaint(errors, container.format.name):
+            raise ValueError(f"damaged: {said}")
+        errors.clear()
+        self._check_structure(container, stream)
         self._keys = [number for number, packet in enumerate(self._packets) if packet.is_keyframe]
         self._order = self._frame_order(container.format.name)  # None: only decoding tells
+
+    def _check_structure(self, container: InputContainer, stream: av.VideoStream) -> None:
+        """Refuse what a demuxer steps over without a word, which would give later frames other numbers."""
+        name, path = container.format.name, container.name.removeprefix("file:")
+        stamps = [packet.dts for packet in self._packets if packet.dts is not None]
+        if name == "avi" and max(stamps, default=-1) + 1 < stream.frames and not whole_riff(path):
+            raise ValueError(f"damaged: {stream.frames} frames are announced, {len(self._packets)} found")
+        if name == "mpegts" and not whole_stream(path):
+            raise ValueError("damaged: packets without their mark")
 
     def __len__(self) -> int:
         count = sum(1 for _ in self._decode(self._packets)) if self._order is None else len(self._order)
@@ -83,17 +119,19 @@ class Clip:
             raise ValueError("no frame in it")
         return count
 
-    def read(self, choose: Callable[[int], list[int]]) -> np.ndarray:
-        """The frames that `choose` picks, given their number, (T, H, W, 3) uint8 RGB."""
+    def read(self, choose: Callable[[int], list[int]], keep: decode.Keep) -> list[np.ndarray]:
+        """The frames that `choose` picks, given their number; `keep` makes of each (H, W, 3) RGB what is kept."""
         chosen = choose(len(self))
-        frames = self._read(set(chosen))
-        if self._order is not None and len(frames) < len(set(chosen)):
+        frames = self._read(set(chosen), keep)
+        said = complaint(self._errors, self._decoder.name, after_seek=True)
+        if self._order is not None and (said or len(frames) < len(set(chosen))):
             self._order = None
+            self._errors.clear()
             chosen = choose(len(self))
-            frames = self._read(set(chosen))
-        return np.stack([frames[index] for index in chosen])
+            frames = self._read(set(chosen), keep)
+        return [frames[index] for index in chosen]
 
-    def _read(self, wanted: set[int]) -> dict[int, np.ndarray]:
+    def _read(self, wanted: set[int], keep: decode.Keep) -> dict[int, np.ndarray]:
         if self._order is None:
             numbered = zip(range(max(wanted) + 1), self._decode(self._packets))
         else:
@@ -101,7 +139,7 @@ class Clip:
             stops = sorted(self._order[index] for index in wanted)
             numbered = ((numbers.get(frame.pts), frame) for frame in self._seek(stops, numbers))
         convert = _Converter()
-        return {number: convert(frame) for number, frame in numbered if number in wanted}
+        return {number: keep(convert(frame)) for number, frame in numbered if number in wanted}
 
     def _frame_order(self, container: str) -> list[int] | None:
         """Packet number of every frame, or None where a packet need not be a frame or has no own time stamp."""
@@ -157,7 +195,14 @@ class Clip:
             self._check_time()
             self._decoder.skip_frame = "NONREF" if skips and packet.pts not in wanted else "DEFAULT"
             yield from self._decoder.decode(packet)
+            self._check_errors()
         yield from self._decoder.decode(None)
+        self._check_errors()
+
+    def _check_errors(self) -> None:
+        """Refuse the clip where a decoder that has started at its beginning has found an error."""
+        if self._order is None and self._errors and (said := complaint(self._errors, self._decoder.name)):
+            raise ValueError(f"damaged: {said}")
 
 
 class _Converter:
@@ -191,20 +236,3 @@ def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     if abs(b) > abs(a):
         image, a, d = image.swapaxes(0, 1), c, b
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def _promised_size(path: str | os.PathLike) -> int:
-    """Bytes that an AVI or Matroska file says it has, which FFmpeg does not check; 0 where it does not say."""
-    with open(path, "rb") as file:
-        head = file.read(128)
-    if head[:4] == b"RIFF":
-        size = int.from_bytes(head[4:8], "little")
-        return 0 if size == 0xFFFFFFFF else size + 8
-    segment = head.find(b"\x18\x53\x80\x67")
-    if head[:4] != b"\x1a\x45\xdf\xa3" or not 0 < segment < len(head) - 12:
-        return 0
-    start = segment + 4
-    width = 9 - head[start].bit_length()  # the leading zeros say how many bytes the number has
-    unknown = (1 << 7 * width) - 1
-    size = int.from_bytes(head[start : start + width], "big") & unknown
-    return 0 if size == unknown else start + width + size

@@ -18,7 +18,10 @@ from rmeeto.data.augment import allow_black, build_mixup
 from rmeeto.data.sampler import seed_globals
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
+from video_task.data.decode import MAX_PIXELS
 from video_task.data.sampling import crop_corners
+
+Shrink = Callable[[np.ndarray], np.ndarray]
 
 
 class TrainTransform:
@@ -38,9 +41,8 @@ class TrainTransform:
             UserError: a RandAugment that timm does not know.
         """
         interpolation = InterpolationMode(config.train_interpolation)
-        steps: list[Callable] = [v2.RandomResizedCrop(size, interpolation=interpolation, antialias=True)]
-        if flip:
-            steps.append(v2.RandomHorizontalFlip())
+        self.crop = v2.RandomResizedCrop(size, interpolation=interpolation, antialias=True)
+        steps: list[Callable] = [v2.RandomHorizontalFlip()] if flip else []
         if config.aa not in ("", "none"):
             steps.append(_SameForAll(_RandAugment(config, size)))
         elif config.color_jitter:
@@ -51,9 +53,22 @@ class TrainTransform:
             steps.append(_SameForAll(erase))
         self.steps = v2.Compose(steps)
 
+    def shrink(self, height: int, width: int) -> Shrink:
+        """Draw where frames of this size are cropped; gives what makes of one, (H, W, 3), what is kept of it."""
+        box = self.crop.make_params([torch.empty(3, height, width, device="meta")])
+
+        def crop(frame: np.ndarray) -> np.ndarray:
+            return _channels_last(self.crop.transform(_channels_first(frame), box))
+
+        return crop
+
+    def finish(self, frames: np.ndarray) -> Tensor:
+        """From (T, size, size, 3) uint8, already cropped, to (1, 3, T, size, size) float32."""
+        return self.steps(_channels_first(frames)).transpose(0, 1)[None]
+
     def __call__(self, frames: np.ndarray) -> Tensor:
         """From (T, H, W, 3) uint8 to (1, 3, T, size, size) float32."""
-        return self.steps(_channels_first(frames)).transpose(0, 1)[None]
+        return self.finish(np.stack([*map(self.shrink(*frames.shape[1:3]), frames)]))
 
 
 class ViewTransform:
@@ -76,12 +91,33 @@ class ViewTransform:
                 f"--short_side_size is {self.short_side}; expected at least the input's {size} pixels."
             )
 
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """From (T, H, W, 3) uint8 to (num_crops, 3, T, size, size) float32."""
-        small = v2.functional.resize(_channels_first(frames), [self.short_side], antialias=True)
+    def shrink(self, height: int, width: int) -> Shrink:
+        """What makes of a frame, (H, W, 3), the resized one.
+
+        Raises:
+            ValueError: frames so thin that a resized one has more than MAX_PIXELS.
+        """
+        if self.short_side**2 * max(height, width) > MAX_PIXELS * min(height, width):
+            raise ValueError(
+                f"frames of {height} x {width}, too thin for a shorter side of {self.short_side}"
+            )
+
+        def resize(frame: np.ndarray) -> np.ndarray:
+            small = v2.functional.resize(_channels_first(frame), [self.short_side], antialias=True)
+            return _channels_last(small)
+
+        return resize
+
+    def finish(self, frames: np.ndarray) -> Tensor:
+        """From (T, h, w, 3) uint8, already resized, to (num_crops, 3, T, size, size) float32."""
+        small = _channels_first(frames)
         corners = crop_corners(*small.shape[-2:], self.size, self.num_crops)
         crops = [small[..., top : top + self.size, left : left + self.size] for top, left in corners]
         return torch.stack([_normalize(crop).transpose(0, 1) for crop in crops])
+
+    def __call__(self, frames: np.ndarray) -> Tensor:
+        """From (T, H, W, 3) uint8 to (num_crops, 3, T, size, size) float32."""
+        return self.finish(np.stack([*map(self.shrink(*frames.shape[1:3]), frames)]))
 
 
 class ClipMixup:
@@ -131,7 +167,11 @@ class _RandAugment:
 
 
 def _channels_first(frames: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, -3)
+
+
+def _channels_last(frame: Tensor) -> np.ndarray:
+    return frame.movedim(-3, -1).numpy()
 
 
 def _normalize(frames: Tensor) -> Tensor:

@@ -167,6 +167,11 @@ def _item(name: str, value: str, indent: int = 2) -> str:
     )
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run the command line of this process, which has no flags."""
     argparse.ArgumentParser(prog="python -m rmeeto.doctor", description=__doc__).parse_args()
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,17 @@
+"""`python -m video_task`, and `rmeeto-video` once installed: the same as `python -m video_task.main`."""
+
+import sys
+
+from rmeeto.cli.interrupt import answer_interrupts
+
+
+def main() -> int:
+    """Run the command line of this process."""
+    answer_interrupts()  # before torch is imported
+    from video_task.main import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

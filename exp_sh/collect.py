@@ -6,7 +6,6 @@ into exp_sh/results.json beside it. What nobody has run stays "not yet measured"
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python exp_sh/collect.py`
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rmeeto.cli.parser import Parser
 from rmeeto.errors import shown
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
     Returns:
         The exit code: 0, 2 for a user error, 1 where nobody reads the output any more.
     """
-    parser = argparse.ArgumentParser(description="Collect the results of finished runs for exp_sh/README.md.")
+    parser = Parser(description="Collect the results of finished runs for exp_sh/README.md.")
     parser.add_argument("folders", nargs="*", type=Path, default=[here.parent / "runs"], help="default: runs")
     parser.add_argument(
         "--write", action="store_true", help="update exp_sh/results.json and exp_sh/README.md"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import pkgutil
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from rmeeto.cli.parser import Parser
 from rmeeto.errors import shown
 
 WIDTH = 80
@@ -169,7 +169,7 @@ def _item(name: str, value: str, indent: int = 2) -> str:
 
 def command() -> int:
     """Run the command line of this process, which has no flags."""
-    argparse.ArgumentParser(prog="python -m rmeeto.doctor", description=__doc__).parse_args()
+    Parser(prog="python -m rmeeto.doctor", description=__doc__).parse_args()
     return main()
 
 

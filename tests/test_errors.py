@@ -15,10 +15,12 @@ from PIL import Image
 from image_task.main import main
 from rmeeto import doctor
 from rmeeto.cli.main import run_command
+from rmeeto.cli.quickstart import run_quickstart
 from rmeeto.data.loading import Unread, Unreadable
 from rmeeto.engine import World
 from rmeeto.engine.dist import RankError
 from rmeeto.errors import UserError, shown
+from video_task.views import main as merge_views
 
 HOSTILE = {
     "a\x1b]0;title\x07b": r"a\x1b]0;title\x07b",
@@ -77,6 +79,22 @@ def test_every_way_to_the_screen_shows_names_escaped(name, capsys, caplog):
     for text in (printed.out, printed.err, logged):
         assert harmless(text) and shown(name) in text.replace("\n" + " " * 29, " ")
     assert len(printed.err.splitlines()) == 2 and len(caplog.messages) == 1
+
+
+SMALL = {
+    "doctor": doctor.command,
+    "quick start": lambda: run_quickstart(None, "", "runs", Path(), lambda *_: None),
+    "views": lambda: merge_views(None),
+}
+
+
+@pytest.mark.parametrize("command", SMALL.values(), ids=SMALL)
+def test_arguments_of_the_small_commands_are_shown_escaped(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["program", "--x\x1b[2J", "y"])
+    with pytest.raises(SystemExit) as exit:
+        command()
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and harmless(error) and r"--x\x1b[2J" in error
 
 
 def names_of_files() -> list[str]:

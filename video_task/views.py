@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rmeeto.cli.parser import Parser
 from rmeeto.engine import World
 from rmeeto.engine.evaluate import own_errors
 from rmeeto.engine.precision import autocast
@@ -212,9 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for a user error, 1 where nobody reads the output any more.
     """
-    parser = argparse.ArgumentParser(
-        prog="video_task.views", description="Merge a test's files of views again."
-    )
+    parser = Parser(prog="video_task.views", description="Merge a test's files of views again.")
     parser.add_argument("files", nargs="+", type=Path, help="a run folder's views/rank*.npz")
     try:
         print(json.dumps(merge_views(parser.parse_args(argv).files), indent=2), flush=True)

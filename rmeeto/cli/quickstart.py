@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmeeto.cli.parser import Parser
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import read_json
@@ -39,7 +39,7 @@ def run_quickstart(
     Returns:
         The exit code: 0, 2 for a user error, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="quickstart", description=description)
+    parser = Parser(prog="quickstart", description=description)
     parser.add_argument(
         "--output_dir", default=folder, help="an older quick start's is kept as <name>-1, -2, ..."
     )

@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import selectors
 import shlex
 import shutil
 import signal
@@ -38,6 +39,7 @@ FLAGS = (
 )
 # A build takes a minute at most, on a busy machine.
 LIMIT_S, VERSION_LIMIT_S = 300.0, 10.0
+LARGEST_OUTPUT = 1 << 20  # bytes
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
@@ -218,7 +220,7 @@ def _run(commands: Sequence[Sequence[str]], limit_s: float) -> list[tuple[int, s
                     start_new_session=True,  # a compiler starts others, which end with it
                 )
             )
-        outputs = [process.communicate(timeout=max(0.0, end - time.monotonic()))[0] for process in running]
+        outputs = [_output(process, end) for process in running]
         return [
             (process.returncode, output.decode(errors="replace")) for process, output in zip(running, outputs)
         ]
@@ -235,3 +237,19 @@ def _run(commands: Sequence[Sequence[str]], limit_s: float) -> list[tuple[int, s
     finally:
         for process in running:
             process.stdout.close()
+
+
+def _output(process: subprocess.Popen, end: float) -> bytes:
+    """What a process writes until it ends, which has to be before `end` and within `LARGEST_OUTPUT`."""
+    output = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while len(output) <= LARGEST_OUTPUT:
+            if not selector.select(max(0.0, end - time.monotonic())):
+                raise subprocess.TimeoutExpired(process.args, 0)
+            some = os.read(process.stdout.fileno(), 1 << 16)
+            if not some:
+                process.wait(max(0.0, end - time.monotonic()))
+                return bytes(output)
+            output += some
+    raise BackendUnavailable(f"{process.args[0]} writes without end")

@@ -161,6 +161,12 @@ def test_a_wrong_cxx_is_named(cxx, message, small, monkeypatch):
         build.build("portable")
 
 
+def test_a_compiler_that_writes_without_end_is_stopped(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", shlex.quote(str(compiler_of(tmp_path, "yes"))))
+    with pytest.raises(BackendUnavailable, match="my compiler writes without end"):
+        build.build("portable")
+
+
 def test_a_compiler_that_cannot_be_started_is_named(small, monkeypatch, tmp_path):
     script = tmp_path / "cxx"
     script.write_bytes(b"\x7fELF no program")

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
+from image_task.models.registry import default_cfgs
 from rmeeto.cli import config as cli
-from rmeeto.errors import UserError
-from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
+from rmeeto.cli.config import AUGMENTED
+from rmeeto.settings import Need, refuse, setting
+
+SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
+
+STORED = Need(lambda config: not config.data.digits, "the digits are embedded", fatal=True)
+SUBSET = Need(
+    lambda config: config.data.data_set == "SUBIMNET", "it belongs to data_set='SUBIMNET'", fatal=True
+)
+INAT = Need(
+    lambda config: config.data.data_set.startswith("INAT"), "it belongs to data_set='INAT'", fatal=True
+)
+PHOTOS = Need(lambda config: not config.data.digits, "the digits have an augmentation of their own")
+CROPPED = (
+    Need(lambda config: not config.data.digits, "the digits are not cropped"),
+    Need(lambda config: config.img_size > SMALL, f"images of up to {SMALL} pixels are not cropped"),
+)
+RESIZED = Need(  # a policy interpolates even where the crop does not
+    lambda config: config.img_size > SMALL or config.data.aa not in ("", "none"),
+    f"images of up to {SMALL} pixels are cropped from padded ones",
+)
 
 
 @dataclass(frozen=True)
@@ -15,15 +34,14 @@ class ModelConfig(cli.ModelConfig):
     """Which model, and where its weights and its teacher's come from."""
 
     model: str = setting("vim_nano_patch2_16", "its name; an unknown one lists all")
-    pretrained: str | None = setting(None, "auto: the official weights, from ./weights or the hub")
+    pretrained: str | None = setting(
+        None, "auto: the official weights, from ./weights or the hub", one_of=(None, "auto"), smoke=None
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self, ("pretrained",), lambda name: name in (None, "auto"), "auto (a file is --model_pth's)")
         if self.pretrained and self.model_pth:
-            raise UserError(
-                f"--pretrained and --model_pth {self.model_pth} both name weights; give one of them."
-            )
+            refuse(self, "pretrained", f"none beside model_pth={self.model_pth!r}, for both name weights")
 
     @property
     def has_weights(self) -> bool:
@@ -35,23 +53,56 @@ class ModelConfig(cli.ModelConfig):
 class DataConfig(cli.DataConfig):
     """Which images, and how they are augmented (the defaults are DeiT's recipe)."""
 
-    data_set: str = setting("digits", "digits, IMNET, SUBIMNET, CIFAR, INAT, ...; an unknown one lists all")
-    data_path: str = setting("", "folder that holds the data set")
-    data_ratio: float = setting(1.0, "share of the training images that SUBIMNET keeps")
-    batch_size: int = setting(128, "images per process and micro-batch, in evaluation too")
-    inat_category: str = setting("name", "what INAT takes for the class: kingdom ... genus, name")
-    color_jitter: float = setting(0.3, "strength of the colour jitter (where --aa is none)")
-    aa: str = setting("rand-m9-mstd0.5-inc1", "automatic augmentation policy in timm's notation, or none")
-    train_interpolation: str = setting("bicubic", "of the random resized crop: bicubic, bilinear, random")
-    repeated_aug: bool = setting(True, "three augmentations of each image, a third of the images an epoch")
-    eval_crop_ratio: float = setting(0.875, "share of the resized image's edge that evaluation sees")
+    data_set: str = setting(
+        "digits", "digits, IMNET, SUBIMNET, CIFAR, INAT, ...; an unknown one lists all", smoke="digits"
+    )
+    data_path: str = setting("", "folder that holds the data set", needs=STORED, smoke="", harmless=True)
+    data_ratio: float = setting(
+        1.0,
+        "share of the training images that SUBIMNET keeps",
+        within="(0, 1]",
+        only="training",
+        needs=SUBSET,
+        smoke=1.0,
+    )
+    batch_size: int = setting(
+        128, "images per process and micro-batch, in evaluation too", within="[1, 1000000]", smoke=2
+    )
+    inat_category: str = setting("name", "what INAT takes for the class: kingdom ... genus, name", needs=INAT)
+    color_jitter: float = setting(
+        0.3,
+        "strength of the colour jitter (where --aa is none)",
+        within="[0, inf)",
+        only="training",
+        needs=(AUGMENTED, PHOTOS),
+    )
+    aa: str = setting(
+        "rand-m9-mstd0.5-inc1",
+        "automatic augmentation policy in timm's notation, or none",
+        only="training",
+        needs=(AUGMENTED, PHOTOS),
+    )
+    train_interpolation: str = setting(
+        "bicubic",
+        "of the random resized crop: bicubic, bilinear, random",
+        one_of=("bicubic", "bilinear", "random"),
+        only="training",
+        needs=(AUGMENTED, PHOTOS, RESIZED),
+    )
+    repeated_aug: bool = setting(
+        True,
+        "three augmentations of each image, a third of the images an epoch",
+        only="training",
+        needs=AUGMENTED,
+    )
+    eval_crop_ratio: float = setting(
+        0.875, "share of the resized image's edge that evaluation sees", within="(0, 1]", needs=CROPPED
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(self, ("data_ratio", "eval_crop_ratio"), lambda share: 0 < share <= 1, "a share in (0, 1]")
-        expect_at_least(self, 1, "batch_size")
-        expect_at_least(self, 0, "color_jitter")
-        expect_one_of(self, "train_interpolation", "bicubic", "bilinear", "random")
+    @property
+    def digits(self) -> bool:
+        """Whether the images are the embedded ones."""
+        return self.data_set == "digits"
 
 
 @dataclass(frozen=True)
@@ -61,25 +112,7 @@ class Config(cli.TaskConfig):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
 
-
-def smoke(config: Config) -> Config:
-    """The same run for a few batches: embedded digits, two images a batch, one epoch, no weights."""
-    data = dataclasses.replace(
-        config.data,
-        data_set="digits",
-        data_path="",
-        data_ratio=1.0,
-        batch_size=2,
-        num_workers=0,
-        max_train_batches=2,
-        max_eval_batches=2,
-    )
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(
-            config.model, nb_classes=None, model_pth=None, pretrained=None, teacher=None, teacher_pth=None
-        ),
-        data=data,
-        optim=dataclasses.replace(config.optim, epochs=1, warmup_epochs=0),
-        run=dataclasses.replace(config.run, smoke=True),
-    )
+    @property
+    def img_size(self) -> int:
+        """Edge of the model's input in pixels."""
+        return self.data.input_size or default_cfgs[self.model.model]["input_size"][-1]

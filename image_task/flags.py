@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from image_task.config import Config, smoke
-from image_task.models.registry import ALIASES, MODELS, default_cfgs
-from image_task.transforms import SMALL
+from image_task.config import Config
+from image_task.models.registry import ALIASES, MODELS
 from rmeeto.cli.command import Command
-from rmeeto.cli.flags import Flag, Ignored, parse_bool
-from rmeeto.cli.merging import MERGE_FLAGS, Effects
-
-__all__ = ["IGNORED_FLAGS", "MERGE_FLAGS", "build_parser", "parse"]
+from rmeeto.cli.flags import Flag, Given, Ignored, parse_bool
 
 
 def _read_amp(text: str) -> str:
@@ -20,8 +16,8 @@ def _read_amp(text: str) -> str:
 
 # Vim's names of what --amp says.
 AMP_FLAGS = {
-    "if_amp": Flag("run.amp", _read_amp, "--amp auto", switch=True),
-    "no_amp": Flag("run.amp", lambda text: _read_amp(str(not parse_bool(text))), "--amp off", switch=True),
+    "if_amp": Flag("run", "amp", _read_amp, "--amp auto", switch=True),
+    "no_amp": Flag("run", "amp", lambda text: _read_amp(str(not parse_bool(text))), "--amp off", switch=True),
 }
 
 _NO_EFFECT = "the released code did not use it either"
@@ -69,39 +65,12 @@ REFUSED_FLAGS = {
 }
 
 
-def _adjust(given: dict[str, Any], start: dict[str, Any]) -> list[str]:
-    if given.get("data.data_path") and "data.data_set" not in given and start["data"]["data_set"] == "digits":
-        given["data.data_set"] = "IMNET"
+def _adjust(given: Mapping[str, Given], start: Config) -> list[str]:
+    data = given["data"].values
+    if data.get("data_path") and "data_set" not in data and start.data.digits:
+        data["data_set"] = "IMNET"
         return ["--data_path without --data_set: IMNET, the default of DeiT's script"]
     return []
-
-
-def _effects(config: Config) -> Effects:
-    """Settings that the others leave without effect, why, and whether that is an error (else a notice)."""
-    data = config.data
-    if data.data_set == "digits":
-        yield ["data.data_path"], "the digits are embedded", True
-    if not data.data_set.startswith("INAT"):
-        yield ["data.inat_category"], "it belongs to --data_set INAT", True
-    if data.data_set != "SUBIMNET" and not config.run.eval:
-        yield ["data.data_ratio"], "it belongs to --data_set SUBIMNET", True
-    augments = data.augment and not config.run.eval
-    img_size = data.input_size or default_cfgs[config.model.model]["input_size"][-1]
-    if data.data_set == "digits" or config.run.smoke:
-        yield ["data.eval_crop_ratio"], "the digits are not cropped", False
-        if augments:
-            own = ("aa", "color_jitter", "train_interpolation")
-            yield [f"data.{name}" for name in own], "the digits have an augmentation of their own", False
-    elif img_size <= SMALL:
-        yield ["data.eval_crop_ratio"], f"images of up to {SMALL} pixels are not cropped", False
-        if augments and data.aa in ("", "none"):  # else the policy interpolates
-            padded = f"images of up to {SMALL} pixels are cropped from padded ones"
-            yield ["data.train_interpolation"], padded, False
-    if config.run.smoke:
-        yield ["model.pretrained"], "--smoke takes no weights", False
-        images = ("data_set", "data_path", "data_ratio", "batch_size", "num_workers")
-        limits = ("max_train_batches", "max_eval_batches")
-        yield [f"data.{name}" for name in (*images, *limits)], "--smoke takes a few of the digits", False
 
 
 COMMAND = Command(
@@ -110,18 +79,9 @@ COMMAND = Command(
     config=Config,
     models=MODELS,
     aliases=ALIASES,
-    keep_order=False,
-    training=(
-        "color_jitter", "aa", "train_interpolation", "reprob", "remode", "recount", "mixup", "cutmix",
-        "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "smoothing", "repeated_aug", "augment",
-        "data_ratio", "max_unreadable", "max_train_batches",
-    ),
-    augmenting=("color_jitter", "aa", "train_interpolation", "reprob", "mixup", "cutmix", "repeated_aug"),
-    effects=_effects,
-    smoke=smoke,
     flags=AMP_FLAGS,
     ignored=IGNORED_FLAGS,
     refused=REFUSED_FLAGS,
     adjust=_adjust,
-)  # fmt: skip
-build_parser, parse = COMMAND.parser, COMMAND.parse
+)
+parse = COMMAND.parse

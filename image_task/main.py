@@ -20,7 +20,7 @@ from torch import nn
 from image_task.config import Config
 from image_task.data import ImageData, build_data
 from image_task.datasets import KNOWN
-from image_task.flags import parse
+from image_task.flags import COMMAND
 from image_task.models import load_weights
 from image_task.models.pretrained import load_official, official
 from image_task.transforms import train_transform
@@ -37,7 +37,7 @@ Parts = tuple[nn.Module, nn.Module | None, ImageData]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; see `run_command`."""
-    return run_command(argv, parse, check, run)
+    return run_command(argv, COMMAND, check, run)
 
 
 def run(config: Config) -> dict[str, Any]:

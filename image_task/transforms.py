@@ -17,12 +17,11 @@ from torchvision.transforms import (
 )
 from torchvision.transforms import Resize as TorchvisionResize
 
-from image_task.config import DataConfig
+from image_task.config import SMALL, DataConfig
 from rmeeto.data.augment import allow_black
 from rmeeto.errors import UserError
 
 MAX_RESIZED = 1 << 25  # pixels of a picture whose shorter side is resized
-SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
 
 
 def train_transform(config: DataConfig, img_size: int) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
 
@@ -116,28 +117,49 @@ def _merge_config(name: str, merge: dict[str, Any]) -> MergeConfig:
     return MergeConfig(**merge)
 
 
-def released_merge(
-    alias: str, kind: str, merge_para: dict[str, Any] | None, merge: MergeConfig | None
-) -> MergeConfig | None:
-    """How a model of a released name merges: as the released ``merge_para`` dict or ``merge`` says.
+@dataclass(frozen=True)
+class ReleasedName:
+    """What a model's name in the released code stands for, in Python and on the command line.
 
     Args:
-        alias: the name.
-        kind: what it fixes: "merged" or "any" nothing, "shuffle" that it shuffles first, "dense" that it never merges.
-
-    Raises:
-        UserError: merge settings for a dense teacher, or both forms at once.
-        ValueError: a ``merge_para`` that is not understood.
+        model: our name.
+        dense: it is a teacher, which never merges.
+        shuffles: it shuffles the tokens before each merge.
+        ordered: whether merged tokens kept their order where the command line said nothing.
+        note: how ours differs.
     """
-    if merge_para is not None and merge is not None:
-        raise UserError(f"{alias}: got both merge_para and merge; give one of them")
-    if kind == "dense" and (merge_para is not None or merge is not None):
-        merging = alias.replace("_teacher", "")
-        raise UserError(f"{alias} is the dense teacher; it takes no merge settings, use {merging}")
-    if merge_para is not None:
-        fixed = {"shuffle": "random"} if kind == "shuffle" else {}
-        merge = MergeConfig.from_released(merge_para, **fixed)
-    return merge
+
+    model: str
+    dense: bool = False
+    shuffles: bool = False
+    ordered: bool = True
+    note: str = ""
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The merge settings that it fixes."""
+        return {"shuffle": "random"} if self.shuffles else {}
+
+    @property
+    def start(self) -> MergeConfig | None:
+        """The merge settings that a command line starts from."""
+        return None if self.dense else MergeConfig(keep_order=self.ordered, **self.fixed)
+
+    def merge(
+        self, name: str, merge_para: dict[str, Any] | None, merge: MergeConfig | None
+    ) -> MergeConfig | None:
+        """How the model of this name merges: as the released ``merge_para`` dict or ``merge`` says.
+
+        Raises:
+            UserError: merge settings for a dense teacher, or both forms at once.
+            ValueError: a ``merge_para`` that is not understood.
+        """
+        if merge_para is not None and merge is not None:
+            raise UserError(f"{name}: got both merge_para and merge; give one of them")
+        if self.dense and (merge_para is not None or merge is not None):
+            merging = name.replace("_teacher", "")
+            raise UserError(f"{name} is the dense teacher; it takes no merge settings, use {merging}")
+        return merge if merge_para is None else MergeConfig.from_released(merge_para, **self.fixed)
 
 
 def register(module: str, names: Iterable[str], make: Callable[..., nn.Module]) -> None:

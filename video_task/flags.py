@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from rmeeto.cli.command import Command
 from rmeeto.cli.flags import Flag, Ignored, parse_bool
-from rmeeto.cli.merging import MERGE_FLAGS, Effects
-from video_task.config import VideoConfig, smoke
+from video_task.config import VideoConfig
 from video_task.models.registry import ALIASES, MODELS
-
-__all__ = ["IGNORED_FLAGS", "MERGE_FLAGS", "build_parser", "parse"]
 
 
 def _read_bf16(text: str) -> str:
     return "bf16" if parse_bool(text) else "auto"
 
 
-FLAGS = {"bf16": Flag("run.amp", _read_bf16, "--amp bf16", switch=True)}
+FLAGS = {"bf16": Flag("run", "amp", _read_bf16, "--amp bf16", switch=True)}
 
 _TORCHRUN = "torchrun's environment says it"
 _CHECKPOINTS = "last.pt and best.pt are always kept (--checkpoint_every adds to last.pt within an epoch)"
@@ -55,45 +52,13 @@ IGNORED_FLAGS = {
 }
 
 
-def _effects(config: VideoConfig) -> Effects:
-    """Settings that the others leave without effect, why, and whether that is an error (else a notice)."""
-    data, model = config.data, config.model
-    if not (model.model_pth or config.run.smoke):
-        yield ["model.head_map"], "there is no --model_pth", True
-    if not model.use_checkpoint:
-        yield ["model.checkpoint_num"], "there is no --use_checkpoint", False
-    if not data.dense:
-        yield ["data.sampling_rate"], "sparse sampling has no rate", False
-    if data.data_set not in ("UCF101", "HMDB51"):
-        yield ["data.fold"], "it belongs to --data_set UCF101 and HMDB51", True
-    if data.data_set == "folder":
-        yield ["data.prefix", "data.split"], "--data_set folder has no lists", False
-    if config.run.smoke:
-        yield ["model.head_map"], "--smoke takes no weights", False
-        clips = ("data_set", "data_path", "prefix", "split", "batch_size", "num_workers")
-        limits = ("max_train_batches", "max_eval_batches")
-        yield [f"data.{name}" for name in (*clips, *limits)], "--smoke takes a few clips of its own", False
-    if config.run.eval:
-        training = ("model.use_checkpoint", "model.checkpoint_num", "run.test_best")
-        yield training, "--eval only evaluates", False
-
-
 COMMAND = Command(
     prog="python -m video_task.main",
     description="Merge tokens in a video model, test it, re-train it.",
     config=VideoConfig,
     models=MODELS,
     aliases=ALIASES,
-    keep_order=True,
-    training=(
-        "num_sample", "flip", "color_jitter", "aa", "train_interpolation", "reprob", "remode", "recount", "mixup",
-        "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "smoothing", "augment",
-        "max_redraws", "max_unreadable", "max_train_batches",
-    ),
-    augmenting=("flip", "color_jitter", "aa", "train_interpolation", "reprob", "mixup", "cutmix"),
-    effects=_effects,
-    smoke=smoke,
     flags=FLAGS,
     ignored=IGNORED_FLAGS,
-)  # fmt: skip
-build_parser, parse = COMMAND.parser, COMMAND.parse
+)
+parse = COMMAND.parse

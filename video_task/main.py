@@ -29,7 +29,7 @@ from video_task.config import VideoConfig, VideoDataConfig
 from video_task.data import VideoData, build_data
 from video_task.data.digits import write_digits
 from video_task.data.kinetics import check_data
-from video_task.flags import parse
+from video_task.flags import COMMAND
 from video_task.models import load_weights
 from video_task.models.weights import read_head_map
 from video_task.optim import REFERENCE_BATCH, parameter_groups
@@ -50,7 +50,7 @@ class Parts(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; see `run_command`."""
-    return run_command(argv, parse, check, run)
+    return run_command(argv, COMMAND, check, run)
 
 
 def run(config: VideoConfig) -> dict[str, Any]:

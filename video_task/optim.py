@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rmeeto.engine.optim import OptimConfig
-from rmeeto.errors import UserError
+from rmeeto.engine.optim import SCHEDULES, WARMUP, OptimConfig
 from rmeeto.settings import setting
 
 # The rates are for this many clips in an optimizer step, over all processes and micro-batches.
@@ -24,25 +23,37 @@ class VideoOptimConfig(OptimConfig):
     published numbers rest on, gives all blocks the full rate.
     """
 
-    lr: float = setting(2e-5, "learning rate per 256 clips of a step: times all clips of a step / 256")
+    lr: float = setting(
+        2e-5, "learning rate per 256 clips of a step: times all clips of a step / 256", within="(0, inf)"
+    )
     min_lr: float = setting(
-        1e-6, "where the cosine ends (scaled like --lr, unless --schedule says otherwise)"
+        1e-6, "where the cosine ends (scaled like --lr, unless --schedule says otherwise)", within="[0, inf)"
     )
-    warmup_epochs: int = setting(5, "epochs of linear warm-up")
-    warmup_lr: float = setting(1e-6, "where the warm-up starts (scaled like --lr, see --min_lr)")
+    warmup_epochs: int = setting(5, "epochs of linear warm-up", within="[0, inf)", smoke=0)
+    warmup_lr: float = setting(
+        1e-6,
+        "where the warm-up starts (scaled like --lr, see --min_lr)",
+        within="[0, inf)",
+        needs=WARMUP,
+    )
     schedule: str = setting(
-        "iteration", "iteration: step by step; cosine: by epoch; released: the image task's"
+        "iteration",
+        "iteration: step by step; cosine: by epoch; released: the image task's",
+        one_of=SCHEDULES,
     )
-    weight_decay: float = setting(0.1, "of AdamW; not on biases, norms, embeddings and other vectors")
+    weight_decay: float = setting(
+        0.1, "of AdamW; not on biases, norms, embeddings and other vectors", within="[0, inf)"
+    )
     accumulation: int = setting(
-        1, "micro-batches averaged in one optimizer step", "accumulation_steps", "update_freq"
+        1,
+        "micro-batches averaged in one optimizer step",
+        "accumulation_steps",
+        "update_freq",
+        within="[1, inf)",
     )
-    layer_decay: float = setting(0.75, "the stem's rate is this to the power of depth + 1; 1: the full rate")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay is {self.layer_decay}; expected a factor in (0, 1].")
+    layer_decay: float = setting(
+        0.75, "the stem's rate is this to the power of depth + 1; 1: the full rate", within="(0, 1]"
+    )
 
 
 def parameter_groups(model: nn.Module, config: VideoOptimConfig) -> list[dict[str, Any]]:

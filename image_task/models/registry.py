@@ -14,6 +14,7 @@ from image_task.models.vim import Vim
 from image_task.models.weights import fit_pos_embed
 from rmeeto import registry
 from rmeeto.merge import MergeConfig
+from rmeeto.registry import ReleasedName
 
 # name -> (class, arguments)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -36,11 +37,27 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "rmeeto_deit_base_patch16_224": (Deit, {"embed_dim": 768, "num_heads": 12}),
 }  # fmt: skip
 
-# released name -> (our name, what it fixes): "merged" takes merge_para, "shuffle" shuffles first, "dense" never merges
-ALIASES: dict[str, tuple[str, str]] = {
-    f"RMeeTo_{size}{suffix}": (f"vim_{size}_patch16_224", kind)
-    for size in ("tiny", "small", "base")
-    for suffix, kind in (("", "merged"), ("_teacher", "dense"), ("_shuffle", "shuffle"))
+_VIM, _DEIT, _VIDEO = "vim_{}_patch16_224", "rmeeto_deit_{}_patch16_224", "videomamba_{}_patch16_224"
+_SIZES = ("tiny", "small", "base")
+ALIASES = {
+    **{f"RMeeTo_{size}": ReleasedName(_VIM.format(size), ordered=False) for size in _SIZES},
+    **{f"RMeeTo_{size}_teacher": ReleasedName(_VIM.format(size), dense=True) for size in _SIZES},
+    **{
+        f"RMeeTo_{size}_shuffle": ReleasedName(_VIM.format(size), ordered=False, shuffles=True)
+        for size in _SIZES
+    },
+    **{f"RMeeTo_deit_{size}": ReleasedName(_DEIT.format(size), ordered=False) for size in _SIZES},
+    "RMeeTo_deit_small_teacher": ReleasedName(_DEIT.format("small"), dense=True),
+    **{f"RMeeTo_video_{size}": ReleasedName(_VIDEO.format(size), ordered=False) for size in _SIZES},
+    "RMeeTo_video_middle": ReleasedName(
+        _VIDEO.format("middle"),
+        ordered=False,
+        note="RMeeTo_video_middle is 576 x 32 here, as its teacher and the weights are; the released one was 576 x 24",
+    ),
+    **{
+        f"RMeeTo_video_{size}_teacher": ReleasedName(_VIDEO.format(size), dense=True)
+        for size in ("tiny", "small", "middle", "base")
+    },
 }
 
 
@@ -94,8 +111,8 @@ def build_released(
         UserError: merge settings for a dense teacher, or both forms at once.
         ValueError: a ``merge_para`` that is not understood.
     """
-    name, kind = ALIASES[alias]
-    return build(name, merge=registry.released_merge(alias, kind, merge_para, merge), **kwargs)
+    released = ALIASES[alias]
+    return build(released.model, merge=released.merge(alias, merge_para, merge), **kwargs)
 
 
 registry.register(__name__, MODELS, build)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rmeeto.cli.config import TaskConfig
-from rmeeto.cli.flags import Flag, FlagParser, Ignored
-from rmeeto.cli.merging import MERGE_FLAGS, Effects, canonical, merge_settings
-from rmeeto.engine.distill import DistillConfig
-from rmeeto.engine.record import read_json
+from rmeeto.cli.flags import Flag, FlagParser, Given, Ignored, in_flags
+from rmeeto.cli.merging import ACTIVE, NEEDS, add_merge_flags, merge_settings
 from rmeeto.errors import UserError
+from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
+from rmeeto.registry import ReleasedName
+from rmeeto.settings import OWN, Need
 
-TITLES = {"optim": "training", "distill": "distillation"}
-MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_mode")
-WEIGHTS = ("model_pth", "weights", "delete_head", "teacher", "teacher_pth", "nb_classes")
+SMOKED = Need(lambda config: False, "--smoke has its own")
+EVALUATED = Need(lambda config: False, "--eval only evaluates")
 
 
 @dataclass(frozen=True)
@@ -31,47 +31,43 @@ class Command:
         description: what it does.
         config: the class of its settings.
         models: names of its models.
-        aliases: released name -> (our name, what it fixes).
-        keep_order: whether merged tokens keep their order where --if_order is not given, as in the released code.
-        training: settings of `data` that only training reads.
-        augmenting: those that --augment False switches off.
-        effects: what has no effect beside the other settings, apart from what both tasks share.
-        smoke: the same run for a few batches.
+        aliases: the released code's names of them.
         flags: flags with names of their own.
         ignored: flags of the released code without effect.
         refused: flags of the released code that ask for what there is not, and what there is instead.
-        adjust: changes the values that were given, by section.field, in the light of the starting point; returns
-            lines on what it has done.
+        adjust: changes what was given, by section, in the light of the starting point; returns lines on what it has
+            done.
     """
 
     prog: str
     description: str
     config: type[TaskConfig]
     models: Mapping[str, Any]
-    aliases: Mapping[str, tuple[str, str]]
-    keep_order: bool
-    training: Sequence[str]
-    augmenting: Sequence[str]
-    effects: Callable[[Any], Effects]
-    smoke: Callable[[Any], Any]
+    aliases: Mapping[str, ReleasedName]
     flags: Mapping[str, Flag] = field(default_factory=dict)
     ignored: Mapping[str, Ignored] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
-    adjust: Callable[[dict[str, Any], dict[str, Any]], list[str]] = lambda given, start: []
+    adjust: Callable[[Mapping[str, Given], Any], list[str]] = lambda given, start: []
 
     def parser(self) -> FlagParser:
         """All flags."""
         parser = FlagParser(self.prog, self.description, self.ignored)
         parser.add_argument(
-            "--dry_run", action="store_true", help="print the resolved settings as JSON, run nothing"
+            "--dry_run",
+            dest="command.dry_run",
+            action="store_true",
+            help="print the resolved settings as JSON, run nothing",
         )
         parser.add_argument(
-            "--config", metavar="FILE", help="start from a run's config.json; flags override it"
+            "--config",
+            dest="command.config",
+            metavar="FILE",
+            help="start from a run's config.json; flags override it",
         )
         for section, config_class in self.config.sections().items():
-            parser.add_section(section, config_class, TITLES.get(section, section))
+            parser.add_section(section, config_class, section)
             if section == "model":
-                parser.add_flags(MERGE_FLAGS, "merging")
+                add_merge_flags(parser)
         parser.add_flags(self.flags, "more names, as in the released scripts")
         for name in self.refused:
             parser.add_argument(f"--{name}", dest=f"refused.{name}", nargs="*", help=argparse.SUPPRESS)
@@ -86,92 +82,94 @@ class Command:
         Raises:
             UserError: an unknown flag, a value out of range, or a flag that the others leave without effect.
         """
-        given, written, notices = self.parser().read(argv)
-        for name, reason in self.refused.items():
-            if f"refused.{name}" in given:
-                raise UserError(f"--{name} is not supported ({reason}); leave the flag out.")
-        plain = self._starting_point(given.pop("config", None), given.get("run.resume", False))
-        dry_run = given.pop("dry_run", False)
-        plain["model"]["model"], kind = self.canonical(given.pop("model.model", plain["model"]["model"]))
-        if given.get("model.teacher"):
-            given["model.teacher"], _ = self.canonical(given["model.teacher"])
-        plain["merge"] = merge_settings(plain["merge"], given, written, kind, self.keep_order)
-        notices += self.adjust(given, plain)
-        for dest, value in given.items():
-            section, _, name = dest.partition(".")
-            if section != "merge":
-                plain[section][name] = value
-        config = self.config.from_dict(plain)
+        given, notices = self.parser().read(argv)
+        for name in given["refused"].values:
+            raise UserError(f"--{name} is not supported ({self.refused[name]}); leave the flag out.")
+        start = self._starting_point(given)
+        released = self._our_names(given["model"].values, start.model.model)
+        if "config" not in given["command"].values and released is not None:
+            start = dataclasses.replace(start, merge=released.start)
+        notices += self.adjust(given, start)
+        try:
+            merge = merge_settings(start.merge, given["merge"], released)
+            sections = {name: given[name].over(getattr(start, name)) for name in self.config.sections()}
+            config = dataclasses.replace(start, merge=merge, **sections)
+        except ValueError as error:
+            written = {name: flag for section in given.values() for name, flag in section.flags.items()}
+            raise UserError(self.in_flags(str(error), written)) from None
+        config = config.smoke() if config.run.smoke else config
+        notices += self._without_effect(config, given)
+        if released is not None:
+            notices += [released.note] if released.note else []
+            unordered = merge is not None and merge.is_active and not merge.keep_order
+            if unordered and "keep_order" not in given["merge"].values:
+                notices.append(
+                    "without --if_order the merged tokens lose their order, as in the released code"
+                )
+        return config, "dry_run" in given["command"].values, notices
 
-        for dests, reason, fatal in [*self._shared_effects(config), *self.effects(config)]:
-            flags = [written[dest] for dest in dests if dest in given and dest in written]
-            text = f"{', '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect: {reason}"
-            if flags and fatal:
-                raise UserError(f"{text}; leave {'it' if len(flags) == 1 else 'them'} out.")
-            notices += [text] if flags else []
-        unordered = config.merge is not None and config.merge.is_active and not config.merge.keep_order
-        if unordered and "merge.keep_order" not in given:
-            notices.append("without --if_order the merged tokens lose their order, as in the released code")
-        return self.smoke(config) if config.run.smoke else config, dry_run, notices
+    def in_flags(self, message: str, written: Mapping[str, str] | None = None) -> str:
+        """A message of the library as this command line speaks, see `rmeeto.cli.flags.in_flags`."""
+        return in_flags(message, {**self.config.sections(), "merge": MergeConfig}, written)
 
-    def canonical(self, model: str) -> tuple[str, str]:
-        """Our name of a model, and what the name fixes; see `merging.canonical`."""
-        return canonical(model, self.models, self.aliases)
+    def canonical(self, model: str) -> tuple[str, ReleasedName | None]:
+        """Our name of a model, and what it stands for if it is one of the released code.
 
-    def _starting_point(self, path: str | None, resume: bool) -> dict[str, Any]:
-        plain = self.config(merge=MergeConfig(keep_order=self.keep_order)).to_dict()
+        Raises:
+            UserError: an unknown name.
+        """
+        released = self.aliases.get(model)
+        name = model if released is None else released.model
+        if name not in self.models:
+            raise UserError(f"unknown --model {model!r}; known: {', '.join([*self.models, *self.aliases])}.")
+        return name, released
+
+    def _our_names(self, model: dict[str, Any], start: str) -> ReleasedName | None:
+        model["model"], released = self.canonical(model.get("model", start))
+        if model.get("teacher"):
+            model["teacher"], _ = self.canonical(model["teacher"])
+        return released
+
+    def _starting_point(self, given: Mapping[str, Given]) -> TaskConfig:
+        path = given["command"].values.get("config")
         if path is None:
-            return plain
-        loaded = read_json(Path(path))
-        if not isinstance(loaded, dict):
-            raise UserError(f"{path} holds a {type(loaded).__name__}; expected a run's config.json.")
-        config = self.config.from_dict(loaded)
-        name = config.run.name if resume else None  # another run has a folder of its own
-        return dataclasses.replace(
-            config, run=dataclasses.replace(config.run, resume=False, name=name)
-        ).to_dict()
+            return self.config(merge=MergeConfig())
+        config = self.config.from_dict(read_json(Path(path)))
+        resumes = given["run"].values.get("resume", False)
+        name = config.run.name if resumes else None  # another run has a folder of its own
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=False, name=name))
 
-    def _shared_effects(self, config: TaskConfig) -> Effects:
-        merge, data = config.merge, config.data
-        if merge is not None and not merge.is_active:
-            options = {flag.dest for flag in MERGE_FLAGS.values()} - {"merge.r", "merge.method"}
-            yield sorted(options), "r = 0 merges nothing", False
-        elif merge is not None:
-            if merge.prune:
-                yield ["merge.mode"], "--if_pruning drops tokens instead", False
-            if not merge.needs_ssm:
-                yield ["merge.released_flip"], "it is for --metric B, C and delta", True
-        if not (config.model.has_weights or config.run.smoke):
-            yield ["model.weights", "model.delete_head"], "there is no --model_pth", True
-        if config.run.smoke:
-            yield [f"model.{name}" for name in WEIGHTS], "--smoke takes no weights", False
-            yield ["optim.epochs", "optim.warmup_epochs"], "--smoke stops after one epoch", False
-        if config.run.eval:
-            yield self._only_training(), "--eval only evaluates", False
-            return
-        if not config.distill.distill:
-            yield (
-                ["distill.distill_weight", "model.teacher", "model.teacher_pth"],
-                "there is no --distill",
-                True,
-            )
-        if config.optim.warmup_epochs == 0:
-            yield ["optim.warmup_lr"], "there are no --warmup_epochs", False
-        if not config.optim.model_ema:
-            yield ["optim.model_ema_decay"], "there is no --model_ema", False
-        if not data.mixes:
-            yield [f"data.{name}" for name in MIXING], "neither --mixup nor --cutmix is on", False
-        if not data.augment:
-            yield [f"data.{name}" for name in self.augmenting], "--augment is off", False
-        if not data.augment or data.reprob == 0:
-            yield ["data.remode", "data.recount"], "nothing is erased (--reprob)", False
+    def _without_effect(self, config: TaskConfig, given: Mapping[str, Given]) -> list[str]:
+        """A line on the flags that have no effect for each reason.
 
-    def _only_training(self) -> list[str]:
-        optim, distill = self.config.sections()["optim"], DistillConfig
-        return [
-            *(f"optim.{field.name}" for field in dataclasses.fields(optim)),
-            *(f"distill.{field.name}" for field in dataclasses.fields(distill)),
-            *(f"model.{name}" for name in ("drop_path", "teacher", "teacher_pth")),
-            *(f"run.{name}" for name in ("log_every", "checkpoint_every")),
-            *(f"data.{name}" for name in self.training),
-        ]
+        Raises:
+            UserError: a flag that the others leave without any sense.
+        """
+        reasons: dict[tuple[str, bool], list[str]] = {}
+        for section, config_class in {**self.config.sections(), "merge": MergeConfig}.items():
+            for item in dataclasses.fields(config_class):
+                need = self._unmet(config, section, item) if item.name in given[section].flags else None
+                if need is not None:
+                    key = need.because, need.fatal and not config.run.smoke
+                    reasons.setdefault(key, []).append(given[section].flags[item.name])
+        notices = []
+        for (because, fatal), flags in reasons.items():
+            few = len(flags) == 1
+            text = self.in_flags(f"{', '.join(flags)} {'has' if few else 'have'} no effect: {because}")
+            if fatal:
+                raise UserError(f"{text}; leave {'it' if few else 'them'} out.")
+            notices.append(text)
+        return notices
+
+    def _unmet(self, config: TaskConfig, section: str, item: dataclasses.Field) -> Need | None:
+        """What a setting would need to have an effect, or None where it has one."""
+        if section == "merge":
+            needs = NEEDS.get(item.name, (ACTIVE,)) if config.merge is not None else ()
+        else:
+            needs = item.metadata["needs"]
+            if config.run.smoke and item.metadata["smoke"] is not OWN:
+                return SMOKED
+            only = getattr(self.config.sections()[section], "only", "") or item.metadata["only"]
+            if config.run.eval and only == "training":
+                return EVALUATED
+        return next((need for need in needs if not need.holds(config)), None)

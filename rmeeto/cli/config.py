@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
-from rmeeto.engine.distill import DistillConfig
+from rmeeto.engine.distill import DISTILLED, DistillConfig
 from rmeeto.engine.optim import OptimConfig
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
-from rmeeto.settings import expect, expect_at_least, expect_one_of, from_plain, setting
+from rmeeto.settings import Need, Settings, from_plain, refuse, setting, smoked
+
+WEIGHTED = Need(lambda config: config.model.has_weights, "there is no model.model_pth", fatal=True)
+AUGMENTED = Need(lambda config: config.data.augment, "data.augment is off")
+MIXED = Need(lambda config: config.data.mixes, "neither data.mixup nor data.cutmix is on")
+ERASED = Need(lambda config: config.data.augment and config.data.reprob > 0, "data.reprob erases nothing")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Which model, and where its weights and its teacher's come from."""
 
     model: str = setting("", "its name; an unknown one lists all")
-    nb_classes: int | None = setting(None, "classes of the head; none: the data's", "num_classes")
-    drop_path: float = setting(0.1, "drop path rate of the last block")
-    model_pth: str | None = setting(None, "pre-trained weights (.pth, .pt, .safetensors); none: from scratch")
-    weights: str = setting("auto", "of files that hold both: plain, ema, or auto (the plain ones)")
-    teacher: str | None = setting(None, "model of the dense teacher; none: the same", "teacher_model")
-    teacher_pth: str | None = setting(None, "the teacher's weights; none: --model_pth", "teacher_path")
+    nb_classes: int | None = setting(
+        None, "classes of the head; none: the data's", "num_classes", within="[1, 1000000]", smoke=None
+    )
+    drop_path: float = setting(0.1, "drop path rate of the last block", within="[0, 1)", only="training")
+    model_pth: str | None = setting(
+        None, "pre-trained weights (.pth, .pt, .safetensors); none: from scratch", smoke=None
+    )
+    weights: str = setting(
+        "auto",
+        "of files that hold both: plain, ema, or auto (the plain ones)",
+        one_of=("auto", "plain", "ema"),
+        needs=WEIGHTED,
+    )
+    teacher: str | None = setting(
+        None,
+        "model of the dense teacher; none: the same",
+        "teacher_model",
+        only="training",
+        needs=DISTILLED,
+        smoke=None,
+    )
+    teacher_pth: str | None = setting(
+        None,
+        "the teacher's weights; none: --model_pth",
+        "teacher_path",
+        only="training",
+        needs=DISTILLED,
+        smoke=None,
+    )
     delete_head: bool = setting(
         False,
         "leave out the weights' head and train a new one for the data's classes, drawn from the seed; a teacher "
         "needs a trained head for them, from --teacher_pth",
+        needs=WEIGHTED,
     )
 
     def __post_init__(self) -> None:
-        expect(self, ("drop_path",), lambda rate: 0 <= rate < 1, "a rate in [0, 1)")
-        expect(self, ("nb_classes",), lambda classes: classes is None or classes >= 1, "at least 1")
-        expect_one_of(self, "weights", "auto", "plain", "ema")
+        super().__post_init__()
         if self.teacher is not None and self.teacher_pth is None and self.teacher != self.model:
-            raise UserError(
-                f"--teacher {self.teacher} is another model than --model; give its --teacher_pth."
-            )
+            refuse(self, "teacher", f"teacher_pth=... with it, for it is another model than {self.model}")
 
     @property
     def has_weights(self) -> bool:
@@ -48,43 +74,70 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """How samples are loaded and augmented, images and clips alike; a task adds what they are."""
 
-    num_workers: int = setting(2, "loader processes of each process")
-    input_size: int | None = setting(None, "edge of the input in pixels; none: the model's")
-    reprob: float = setting(0.25, "share of samples with an erased rectangle")
-    remode: str = setting("pixel", "what fills it: pixel, rand, const")
-    recount: int = setting(1, "rectangles a sample")
-    mixup: float = setting(0.8, "alpha of mixup; 0: none")
-    cutmix: float = setting(1.0, "alpha of cutmix; 0: none")
-    cutmix_minmax: tuple[float, float] | None = setting(
-        None, "smallest and largest edge of cutmix, as shares"
+    num_workers: int = setting(
+        2, "loader processes of each process", within="[0, 1024]", smoke=0, harmless=True
     )
-    mixup_prob: float = setting(1.0, "share of batches that are mixed")
-    mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on")
-    mixup_mode: str = setting("batch", "what is mixed alike: batch, pair, elem")
-    smoothing: float = setting(0.1, "label smoothing")
-    max_unreadable: float = setting(0.01, "share of unreadable training samples at which training stops")
-    max_train_batches: int = setting(0, "micro-batches an epoch; 0: all")
-    max_eval_batches: int = setting(0, "batches an evaluation; 0: all")
-    pin_mem: bool = setting(True, "page-locked memory for batches that go to a GPU")
-    augment: bool = setting(True, "augment the training samples at all")
+    input_size: int | None = setting(
+        None, "edge of the input in pixels; none: the model's", within="[1, 16384]"
+    )
+    reprob: float = setting(
+        0.25, "share of samples with an erased rectangle", within="[0, 1]", only="training", needs=AUGMENTED
+    )
+    remode: str = setting(
+        "pixel",
+        "what fills it: pixel, rand, const",
+        one_of=("pixel", "rand", "const"),
+        only="training",
+        needs=ERASED,
+    )
+    recount: int = setting(1, "rectangles a sample", within="[1, 1000]", only="training", needs=ERASED)
+    mixup: float = setting(
+        0.8, "alpha of mixup; 0: none", within="[0, 1000]", only="training", needs=AUGMENTED
+    )
+    cutmix: float = setting(
+        1.0, "alpha of cutmix; 0: none", within="[0, 1000]", only="training", needs=AUGMENTED
+    )
+    cutmix_minmax: tuple[float, float] | None = setting(
+        None,
+        "smallest and largest edge of cutmix, as shares",
+        within="[0, 1]",
+        only="training",
+        needs=AUGMENTED,
+    )
+    mixup_prob: float = setting(
+        1.0, "share of batches that are mixed", within="[0, 1]", only="training", needs=MIXED
+    )
+    mixup_switch_prob: float = setting(
+        0.5, "share of cutmix where both are on", within="[0, 1]", only="training", needs=MIXED
+    )
+    mixup_mode: str = setting(
+        "batch",
+        "what is mixed alike: batch, pair, elem",
+        one_of=("batch", "pair", "elem"),
+        only="training",
+        needs=MIXED,
+    )
+    smoothing: float = setting(0.1, "label smoothing", within="[0, 1]", only="training")
+    max_unreadable: float = setting(
+        0.01, "share of unreadable training samples at which training stops", within="[0, 1]", only="training"
+    )
+    max_train_batches: int = setting(
+        0, "micro-batches an epoch; 0: all", within="[0, inf)", only="training", smoke=2
+    )
+    max_eval_batches: int = setting(0, "batches an evaluation; 0: all", within="[0, inf)", smoke=2)
+    pin_mem: bool = setting(True, "page-locked memory for batches that go to a GPU", harmless=True)
+    augment: bool = setting(True, "augment the training samples at all", only="training")
 
     def __post_init__(self) -> None:
-        shares = ("reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "max_unreadable")
-        expect(self, shares, lambda value: 0 <= value <= 1, "a share in [0, 1]")
-        expect_at_least(self, 1, "recount")
-        expect_at_least(self, 0, "num_workers", "mixup", "cutmix", "max_train_batches", "max_eval_batches")
-        expect_one_of(self, "remode", "pixel", "rand", "const")
-        expect_one_of(self, "mixup_mode", "batch", "pair", "elem")
-        expect(
-            self,
-            ("cutmix_minmax",),
-            lambda two: two is None or (len(two) == 2 and 0 <= two[0] < two[1] <= 1),
-            "two shares, the smaller one first, in [0, 1], or none",
-        )
-        expect(self, ("input_size",), lambda value: value is None or value >= 1, "an edge in pixels")
+        super().__post_init__()
+        for name in ("mixup", "cutmix"):
+            if 0 < getattr(self, name) < 1e-3:  # the beta distribution of less is not drawn from in floats
+                refuse(self, name, "0, or at least 0.001")
+        if self.cutmix_minmax is not None and self.cutmix_minmax[0] >= self.cutmix_minmax[1]:
+            refuse(self, "cutmix_minmax", "two shares in [0, 1], the smaller one first, or none")
 
     @property
     def mixes(self) -> bool:
@@ -105,7 +158,9 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if self.distill.distill and not (self.model.has_weights or self.run.smoke or self.run.eval):
-            raise UserError("--distill needs a trained teacher; give --model_pth or --teacher_pth.")
+            raise UserError(
+                "distill.distill needs a trained teacher; give model.model_pth or model.teacher_pth."
+            )
 
     @classmethod
     def sections(cls) -> dict[str, type]:
@@ -136,6 +191,12 @@ class TaskConfig:
         merge = plain.get("merge")
         return cls(merge=None if merge is None else from_plain(MergeConfig, merge, "merge"), **sections)
 
+    def smoke(self) -> Self:
+        """The same run for a few batches of embedded data, without weights."""
+        run = dataclasses.replace(self.run, smoke=True)
+        sections = {name: smoked(getattr(self, name)) for name in self.sections()}
+        return dataclasses.replace(self, **{**sections, "run": run})
+
     @property
     def setting(self) -> str:
         """A short name of how the model merges: dense, r5, r11-prune-metricB, ..."""
@@ -148,28 +209,44 @@ class TaskConfig:
         return Path(self.run.output_dir) / (name + ("-smoke" if self.run.smoke else ""))
 
 
+# What a run folder's name says of a setting that differs from the default, in this order.
+_NAMES = {
+    "prune": "prune",
+    "metric": "metric{}",
+    "released_flip": "flip",
+    "distance": "{}",
+    "mode": "{}",
+    "neighbour": "neighbour{}",
+    "interval": "every{}",
+    "odd": "odd",
+    "keep_order": "noorder",
+    "class_position": "{}",
+    "final_tokens": "final{}",
+    "shuffle": "{}",
+    "shuffle_rate": "shuffle{}",
+    "window": "window{}",
+    "rule": "{}",
+}
+
+
 def setting_name(merge: MergeConfig | None) -> str:
     """A short name of a merge setting that names what differs from the paper's defaults."""
     if merge is None or not merge.is_active:
         return "dense"
-    r = merge.r if isinstance(merge.r, tuple) else (merge.r,)
-    parts = {
-        "prune": merge.prune,
-        f"metric{merge.metric}": merge.metric != "X",
-        "flip": merge.released_flip,
-        merge.distance: merge.distance != "cosine",
-        merge.mode: merge.mode != "sum",
-        f"neighbour{merge.neighbour}": merge.neighbour != 1,
-        f"every{merge.interval}": merge.interval != 2,
-        "odd": merge.odd,
-        "noorder": not merge.keep_order,
-        merge.class_position: merge.class_position != "proportional",
-        f"final{merge.final_tokens}": merge.final_tokens is not None,
-        f"shuffle{merge.shuffle_rate:g}": merge.shuffle == "random",
-        "oddeven": merge.shuffle == "odd-even",
-        "window" + "_".join(map(str, merge.window or ())): merge.window is not None,
-        str(merge.matching.name).replace(":", "."): merge.matching.name not in ("exact", "window"),
-    }
+    values, defaults = merge.to_dict(), MergeConfig().to_dict()
+    names = _NAMES | {name: f"{name}{{}}" for name in values if name not in _NAMES and name != "r"}
+    differs = {name: values[name] for name in names if name in values and values[name] != defaults[name]}
+    if merge.window is not None:  # which names its rule
+        differs.pop("rule", None)
+    if merge.shuffle is not None:  # one part for both of its fields
+        differs.pop("shuffle_rate", None)
+        differs["shuffle"] = "oddeven" if merge.shuffle == "odd-even" else f"shuffle{merge.shuffle_rate:g}"
     return "-".join(
-        ["r" + "_".join(f"{n:g}" for n in r), *(name for name, differs in parts.items() if differs)]
+        ["r" + _short(values["r"]), *(names[name].format(_short(v)) for name, v in differs.items())]
     )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "_".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, int | float) else re.sub(r"[^\w.]+", ".", str(value))

@@ -5,25 +5,36 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections import Counter
+import functools
+import inspect
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from rmeeto.errors import UserError
+from rmeeto.settings import describe
 
 _TRUE, _FALSE, _NONE = ("true", "1", "yes", "on"), ("false", "0", "no", "off"), ("", "none")
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that is not a field of its own name: where its value goes (`section.field`), how it is read."""
+    """A flag that is not a field of its own name.
 
-    dest: str
+    Args:
+        section, field: where its value goes.
+        convert: reads it.
+        help: of the flag.
+        switch: whether it may stand alone, for True.
+    """
+
+    section: str
+    field: str
     convert: Callable[[str], Any]
     help: str
-    aliases: tuple[str, ...] = ()
-    switch: bool = False  # may stand alone for True
+    switch: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,18 @@ class Ignored:
 
     reason: str
     only: tuple[str, ...] = ()
+
+
+@dataclass
+class Given:
+    """What a command line says of one section: values by field, and the flags that they were written as."""
+
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    flags: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def over(self, section: Any) -> Any:
+        """A section with these values in place of its own."""
+        return dataclasses.replace(section, **self.values)
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -55,31 +78,43 @@ class FlagParser(argparse.ArgumentParser):
         for name in ignored:
             self.add_argument(f"--{name}", dest=f"ignored.{name}", nargs="*", help=argparse.SUPPRESS)
 
-    def add_section(self, section: str, config_class: type, title: str) -> None:
-        """One flag for each field of a dataclass whose fields are `setting`s."""
+    def add_section(
+        self,
+        section: str,
+        config_class: type,
+        title: str,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """One flag for each field of a dataclass.
+
+        Args:
+            section: where the values go.
+            config_class: its fields are `setting`s, or described in its docstring.
+            title: of the flags in the help.
+            aliases: more names by field.
+        """
         group = self.add_argument_group(title)
-        hints = get_type_hints(config_class)
+        hints, texts = get_type_hints(config_class), _documented(config_class)
         for field in dataclasses.fields(config_class):
             hint, more = hints[field.name], dict[str, Any]()
-            pairs = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple]
-            if pairs:
-                more, hint = {"nargs": len(get_args(pairs[0]))}, get_args(pairs[0])[0]
-            names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
-            help = field.metadata["help"]
+            other = (*field.metadata.get("aliases", ()), *(aliases or {}).get(field.name, ()))
+            names, dest = [f"--{name}" for name in (field.name, *other)], f"{section}.{field.name}"
+            text = field.metadata.get("help") or texts.get(field.name, "")
             if field.default not in (None, ""):
-                help += f" (default: {field.default})"
+                text += f" (default: {field.default})"
             if hint is bool:
                 more = {"nargs": "?", "const": True}
                 negative = [f"--no_{name[2:]}" for name in names]
-                group.add_argument(
-                    *negative, dest=f"{section}.{field.name}", action="store_false", help=argparse.SUPPRESS
-                )
+                group.add_argument(*negative, dest=dest, action="store_false", help=argparse.SUPPRESS)
+            elif any(get_origin(kind) is tuple for kind in (hint, *get_args(hint))):
+                single = any(kind in (int, float) for kind in get_args(hint))
+                more = {"nargs": "+", "action": functools.partial(_Numbers, single=single)}
             group.add_argument(
                 *names,
-                dest=f"{section}.{field.name}",
+                dest=dest,
                 type=converter(hint),
                 metavar=field.name.upper(),
-                help=help.replace("%", "%%"),
+                help=text.replace("%", "%%"),
                 **more,
             )
 
@@ -87,40 +122,51 @@ class FlagParser(argparse.ArgumentParser):
         """Flags with a name, a destination and a reader of their own."""
         group = self.add_argument_group(title)
         for name, flag in flags.items():
-            names = [f"--{n}" for n in (name, *flag.aliases)]
             alone: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.switch else {}
             group.add_argument(
-                *names, dest=flag.dest, type=flag.convert, metavar=name.upper(), help=flag.help, **alone
+                f"--{name}",
+                dest=f"{flag.section}.{flag.field}",
+                type=flag.convert,
+                metavar=name.upper(),
+                help=flag.help,
+                **alone,
             )
 
-    def read(self, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    def read(self, argv: Sequence[str]) -> tuple[defaultdict[str, Given], list[str]]:
         """Parse a command line.
 
         Returns:
-            Values by `section.field`; the flags as written, by `section.field`; a line on each flag that is
-            ignored, or given more than once.
+            What is given, by section; a line on each flag that is ignored, or given more than once.
 
         Raises:
             UserError: an unknown flag or a value that cannot be read.
         """
+        for token in argv:
+            if not token.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in token):
+                self.error(f"the argument {token!r} is no text in UTF-8; give another name.")
         argv = [normalise(token) for token in argv]
         values, extra = self.parse_known_args(argv)
         if extra:
             self.error(self._unknown(extra[0]))
-        given, notices = {}, []
+        given: defaultdict[str, Given] = defaultdict(Given)
+        notices = []
         for dest, value in vars(values).items():
             section, _, name = dest.partition(".")
             if section == "ignored":
                 notices.append(self._ignore(name, value))
             else:
-                given[dest] = value
+                given[section].values[name] = value
         names = {option: action.dest for option, action in self._option_string_actions.items()}
         flags = [flag for flag in (token.split("=")[0] for token in argv) if flag in names]
-        written = {names[flag]: flag for flag in flags}
+        for flag in flags:
+            section, _, name = names[flag].partition(".")
+            given[section].flags[name] = flag
         for dest, count in Counter(names[flag] for flag in flags).items():
+            section, _, name = dest.partition(".")
             if count > 1:
-                notices.append(f"{written[dest]} is the last of {count} flags for one setting, and counts")
-        return given, written, notices
+                flag = given[section].flags[name]
+                notices.append(f"{flag} is the last of {count} flags for one setting, and counts")
+        return given, notices
 
     def _ignore(self, name: str, value: list[str]) -> str:
         ignored = self._ignored[name]
@@ -138,6 +184,19 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+class _Numbers(argparse.Action):
+    """One value from several numbers, apart or with commas between; `single`: one alone is no tuple."""
+
+    def __init__(self, *args: Any, single: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._single = single
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        numbers = tuple(number for part in values for number in part)
+        alone = numbers == (None,) or (self._single and len(numbers) == 1)
+        setattr(namespace, self.dest, numbers[0] if alone else numbers)
 
 
 def normalise(token: str) -> str:
@@ -158,14 +217,20 @@ def parse_bool(text: str) -> bool:
 
 
 def converter(hint: Any) -> Callable[[str], Any]:
-    """A reader of command-line values for a field's type: bool, int, float or str, or one of them or None."""
+    """A reader of command-line values for a field's type: bool, int, float or str, numbers, or one of them or None.
+
+    Numbers are read into a list of what one word holds: "5", "5,5,6".
+    """
     if hint is bool:
         return parse_bool
-    kinds = [a for a in get_args(hint) if a is not type(None)] or [hint]
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
     optional = type(None) in get_args(hint)
-    names = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
-    what = names[kinds[0]] + (" or none" if optional else "")
-    convert = parse_bool if kinds[0] is bool else kinds[0]
+    listed = [kind for kind in (hint, *kinds) if get_origin(kind) is tuple]
+    if listed:
+        whole = int in kinds or any(int in get_args(kind) for kind in listed)
+        return functools.partial(_read_numbers, whole=whole, optional=optional)
+    what = describe(kinds[0]) + (" or none" if optional else "")
+    convert = parse_bool if kinds[0] is bool else kinds[0] if kinds[0] in (int, float) else str
 
     def read(text: str) -> Any:
         if optional and text.lower() in _NONE:
@@ -176,3 +241,50 @@ def converter(hint: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"got {text!r}; expected {what}.") from None
 
     return read
+
+
+def _read_numbers(text: str, whole: bool, optional: bool) -> list[int | float | None]:
+    if optional and text.lower() in _NONE:
+        return [None]
+    try:
+        return [int(n) if whole and re.fullmatch(r"[+-]?\d+", n) else float(n) for n in text.split(",")]
+    except ValueError:
+        what = "numbers with commas between" + (", or none" if optional else "")
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number or {what}.") from None
+
+
+def read_literal(text: str) -> bool | int | str:
+    """A whole number, a truth value or a text, whichever it looks like."""
+    try:
+        return int(text)
+    except ValueError:
+        return text.lower() in _TRUE if text.lower() in (*_TRUE, *_FALSE) else text
+
+
+def in_flags(message: str, sections: Mapping[str, type], written: Mapping[str, str] | None = None) -> str:
+    """A message of the library, which names sections and fields, as the command line speaks.
+
+    `OptimConfig: lr=-1; expected ...` becomes `--lr -1; expected ...`, and `run.name` becomes `--name`.
+
+    Args:
+        sections: their classes.
+        written: the flags in use, by field; the others go by their own names.
+    """
+    fields = {field.name for section in sections.values() for field in dataclasses.fields(section)}
+
+    def flag(match: re.Match[str], end: str = "") -> str:
+        name = match["name"]
+        return (written or {}).get(name, f"--{name}") + end if name in fields else match[0]
+
+    message = re.sub(r"\b[A-Z]\w*Config: (?=\w+=)", "", message)
+    message = re.sub(rf"\b(?:{'|'.join(sections)})\.(?P<name>\w+)\b", flag, message)
+    message = re.sub(r"(?<![\w.-])(?P<name>\w+)=(?=\S)", lambda match: flag(match, " "), message)
+    return re.sub(r"(--\w+) '([\w./:-]+)'", r"\1 \2", message)
+
+
+def _documented(config_class: type) -> dict[str, str]:
+    """What the docstring of a class says about its arguments."""
+    arguments = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(config_class) or "", re.M | re.S)
+    parts = re.split(r"^ {4}(\w+): ", arguments[1], flags=re.M)[1:] if arguments else []
+    texts = [" ".join(text.replace("`", "").split()).rstrip(".") for text in parts[1::2]]
+    return dict(zip(parts[::2], texts))

@@ -13,24 +13,28 @@ import timm
 import torch
 from torch import nn
 
+from rmeeto.cli.command import Command
 from rmeeto.cli.config import TaskConfig
 from rmeeto.engine import RunFolder, World, start
 from rmeeto.engine.dist import RankError, speaks
 from rmeeto.engine.precision import amp_dtype
-from rmeeto.engine.record import read_json, state_of
+from rmeeto.engine.record import state_of
 from rmeeto.errors import UserError, shown
-
-Parse = Callable[[Sequence[str]], tuple[Any, bool, list[str]]]
+from rmeeto.json_file import read_json
+from rmeeto.settings import harmless
 
 
 def run_command(
-    argv: Sequence[str] | None, parse: Parse, check: Callable[[Any], list[str]], run: Callable[[Any], Any]
+    argv: Sequence[str] | None,
+    command: Command,
+    check: Callable[[Any], list[str]],
+    run: Callable[[Any], Any],
 ) -> int:
     """Run a command line; errors that the user can fix are one or two lines on stderr.
 
     Args:
         argv: without the program's name; None for this process's own.
-        parse: from it to the settings, whether only a dry run is wanted, and lines to print.
+        command: what its flags are.
         check: what can be checked of the settings without touching data or weights; returns lines to print.
         run: what the settings say.
 
@@ -40,18 +44,18 @@ def run_command(
     is_main = speaks()
     config = None
     try:
-        config, dry_run, notices = parse(sys.argv[1:] if argv is None else argv)
-        notices += check(config)
+        config, dry_run, notices = command.parse(sys.argv[1:] if argv is None else argv)
+        notices += map(command.in_flags, check(config))
         for notice in notices if is_main else ():
             print(f"note: {shown(notice)}", file=sys.stderr)
         if dry_run:
-            print(json.dumps(config.to_dict(), indent=2), flush=True)
+            print(json.dumps(config.to_dict(), indent=2, allow_nan=False), flush=True)
         else:
             run(config)
         return 0
     except UserError as error:
         if is_main or isinstance(error, RankError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {command.in_flags(str(error))}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print(
@@ -99,7 +103,9 @@ def run_in_folder(
     """
     settings = config.to_dict()
     with start(config.run.device) as world:
-        if world.on_main(lambda: state_of(config.folder, settings, config.run.resume)) == "done":
+        may_differ = harmless(config.sections())
+        state = world.on_main(lambda: state_of(config.folder, settings, config.run.resume, may_differ))
+        if state == "done":
             world.print(f"{config.folder} is done already")
             return world.on_main(lambda: read_json(config.folder / "result.json"))
         parts = world.together(lambda: build(world))

@@ -16,9 +16,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from rmeeto.cli.flags import normalise
+from rmeeto.cli.flags import converter, normalise
 from rmeeto.cli.main import create_model
-from rmeeto.cli.merging import read_window
 from rmeeto.cli.speed_plot import draw, title, window_of
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
@@ -105,7 +104,7 @@ class Throughput:
             help="tokens that each merge removes; 0, dense, always runs",
         )
         add("--metric", default="X", help="X, B, C or delta; for DeiT X, Q, K or V")
-        add("--window", type=read_window, default=None, help="time matching in a window as well: 2,3,3")
+        add("--window", type=_read_window, default=None, help="time matching in a window as well: 2,3,3")
         add(
             "--batch_size",
             type=int,
@@ -228,6 +227,11 @@ class MergeSetting:
     @property
     def name(self) -> str:
         return f"r = {self.r}" + (f", window {','.join(map(str, self.window))}" if self.window else "")
+
+
+def _read_window(text: str) -> tuple[int, ...] | None:
+    numbers = converter(tuple[int, int, int] | None)(text)
+    return None if numbers == [None] else tuple(numbers)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -27,14 +27,14 @@ def build_mixup(config: Any, num_classes: int, batch_size: int, img_size: int) -
         return None
     if batch_size % 2:
         raise UserError(
-            f"--batch-size is {batch_size}, but mixup pairs the samples of a batch; give an even one, "
-            "or --mixup 0 --cutmix 0."
+            f"batch_size={batch_size}, but mixup pairs the samples of a batch; give an even one, or mixup=0 and "
+            "cutmix=0."
         )
     if config.cutmix_minmax is not None:
         smallest, largest = (int(share * img_size) for share in config.cutmix_minmax)
         if smallest == largest:  # timm draws from [smallest, largest)
             raise UserError(
-                f"--cutmix_minmax is {config.cutmix_minmax}, both {smallest} of {img_size} pixels; give shares "
+                f"cutmix_minmax={config.cutmix_minmax}, both {smallest} of {img_size} pixels; give shares "
                 "further apart."
             )
     return Mixup(

@@ -77,7 +77,7 @@ class Unread:
             names = ", ".join(list(self._train.values())[:3])
             raise UserError(
                 f"{met} of {total} training {self.kind}s are unreadable ({met / total:.2%}, allowed "
-                f"{self.allowed:.2%}), such as {names}; repair or remove them, or raise --max_unreadable."
+                f"{self.allowed:.2%}), such as {names}; repair or remove them, or raise data.max_unreadable."
             )
 
     def start(self, evaluation: str) -> None:

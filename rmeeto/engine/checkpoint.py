@@ -53,13 +53,13 @@ def load(path: Path, *entries: str) -> dict[str, Any]:
         state = read(path)
     except (Unreadable, OSError) as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({error}); start anew with another --name."
+            f"{path} cannot be read as a checkpoint ({error}); start anew with another run.name."
         ) from None
     missing = [name for name in entries if not isinstance(state, dict) or name not in state]
     if missing:
         raise UserError(
             f"{path} is another file than this run's: it has no {', '.join(missing)}. Put the right one there, or "
-            "start anew with another --name."
+            "start anew with another run.name."
         )
     return state
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from rmeeto.errors import UserError, shown
 
 T = TypeVar("T")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class RankError(UserError):
@@ -131,12 +132,12 @@ def _env_int(name: str, default: int | None) -> int:
 
 
 def _pick_device(device: str, local_rank: int) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device is {device!r}; expected auto, cpu or cuda.")
+    if device not in DEVICES:
+        raise UserError(f"device={device!r}; expected one of {', '.join(DEVICES)}.")
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or check the driver.")
+        raise UserError("device='cuda': torch sees no GPU here; use device='cpu', or check the driver.")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible; "

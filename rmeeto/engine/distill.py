@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmeeto.errors import UserError
-from rmeeto.settings import setting
+from rmeeto.settings import Need, Settings, setting
+
+DISTILLED = Need(lambda config: config.distill.distill, "distill.distill is off", fatal=True)
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """Whether a dense teacher guides the training, and how much it counts."""
 
-    distill: bool = setting(False, "learn from a dense teacher as well as from the labels")
-    distill_weight: float = setting(0.5, "weight of KL(teacher || student) beside the cross entropy's 1")
+    only: ClassVar[str] = "training"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.distill_weight < float("inf"):
-            raise UserError(f"--distill_weight is {self.distill_weight}; give a weight of 0 or more.")
+    distill: bool = setting(False, "learn from a dense teacher as well as from the labels")
+    distill_weight: float = setting(
+        0.5,
+        "weight of KL(teacher || student) beside the cross entropy's 1",
+        within="[0, inf)",
+        needs=DISTILLED,
+    )
 
 
 def classification_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

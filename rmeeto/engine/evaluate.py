@@ -79,7 +79,7 @@ def evaluate(
     if not read:
         raise UserError(f"nothing to evaluate: no image could be read, {missing} could not.")
     if not math.isfinite(mean_loss):
-        half = "" if dtype is None else "--amp off, or "
+        half = "" if dtype is None else "amp='off', or "
         raise NotFinite(f"the model's outputs are not finite in evaluation; try {half}other weights.")
     count = read + missing
     return {

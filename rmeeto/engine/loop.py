@@ -199,7 +199,7 @@ class Training:
 
     def advice(self) -> str:
         """What to try against numbers that are not finite."""
-        options = {"a lower --lr": True, "--clip-grad 1": not self.optim.clip_grad, "--amp off": self.dtype}
+        options = {"a lower optim.lr": True, "clip_grad=1": not self.optim.clip_grad, "amp='off'": self.dtype}
         return f"Try {' or '.join(option for option, is_open in options.items() if is_open)}."
 
     def evaluate_epoch(self) -> None:
@@ -260,7 +260,7 @@ class Training:
             raise UserError(
                 f"{path} was written by {here[0]} processes with {here[1]} batches an epoch each; here are "
                 f"{world.size} with {self.data.batches_per_epoch}. Start as many on the same data, or a new run "
-                "under another --name."
+                "under another run.name."
             )
         try:
             self.model.load_state_dict(state["model"])
@@ -271,7 +271,7 @@ class Training:
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is of another run: its state does not fit this one's ({str(error).splitlines()[0]}). Put "
-                "the right one there, or start anew with another --name."
+                "the right one there, or start anew with another run.name."
             ) from None
         self.at = Position(**state["position"])
         self.accuracy, self.best = state["accuracy"], state["best"]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
+from rmeeto.settings import Need, Settings, refuse, setting
 
 SCHEDULES = ("released", "cosine", "iteration")
+WARMUP = Need(lambda config: config.optim.warmup_epochs > 0, "optim.warmup_epochs is 0")
+AVERAGED = Need(lambda config: config.optim.model_ema, "optim.model_ema is off")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """How to train (the defaults are the paper's image recipe).
 
     `schedule="released"`, the default because the published numbers rest on it, passes the *finished* epoch to
@@ -25,43 +27,40 @@ class OptimConfig:
     with every optimizer step, and scales all rates for the batch.
     """
 
-    lr: float = setting(2e-5, "learning rate per 512 images of a step: times batch size x processes / 512")
-    min_lr: float = setting(1e-6, "where the cosine ends (not scaled)")
-    epochs: int = setting(30, "passes over the training set", "epoch")
-    warmup_epochs: int = setting(0, "epochs of linear warm-up")
-    warmup_lr: float = setting(1e-6, "where the warm-up starts (not scaled)")
+    only: ClassVar[str] = "training"
+
+    lr: float = setting(
+        2e-5, "learning rate per 512 images of a step: times batch size x processes / 512", within="(0, inf)"
+    )
+    min_lr: float = setting(1e-6, "where the cosine ends (not scaled)", within="[0, inf)")
+    epochs: int = setting(30, "passes over the training set", "epoch", within="[1, inf)", smoke=1)
+    warmup_epochs: int = setting(0, "epochs of linear warm-up", within="[0, inf)", smoke=0)
+    warmup_lr: float = setting(1e-6, "where the warm-up starts (not scaled)", within="[0, inf)", needs=WARMUP)
     schedule: str = setting(
         "released",
         "released: epochs 0 and 1 both at the full rate; cosine: the textbook one; iteration: step by step",
+        one_of=SCHEDULES,
     )
-    weight_decay: float = setting(0.05, "of AdamW, on all parameters")
-    betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW", "opt_betas")
-    eps: float = setting(1e-8, "of AdamW", "opt_eps")
-    clip_grad: float | None = setting(None, "largest norm of the gradient; none: no clipping")
-    accumulation: int = setting(2, "micro-batches averaged in one optimizer step", "accumulation_steps")
+    weight_decay: float = setting(0.05, "of AdamW, on all parameters", within="[0, inf)")
+    betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW", "opt_betas", within="[0, 1)")
+    eps: float = setting(1e-8, "of AdamW", "opt_eps", within="(0, inf)")
+    clip_grad: float | None = setting(
+        None, "largest norm of the gradient; none: no clipping", within="(0, inf)"
+    )
+    accumulation: int = setting(
+        2, "micro-batches averaged in one optimizer step", "accumulation_steps", within="[1, inf)"
+    )
     model_ema: bool = setting(False, "keep and evaluate an exponential moving average of the weights as well")
-    model_ema_decay: float = setting(0.99996, "of that average, per optimizer step")
+    model_ema_decay: float = setting(
+        0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED
+    )
 
     def __post_init__(self) -> None:
-        expect(self, ("lr", "eps"), lambda value: value > 0, "a positive number")
-        expect(self, ("min_lr",), lambda rate: 0 <= rate <= self.lr, f"a rate between 0 and --lr ({self.lr})")
-        expect_at_least(self, 1, "epochs", "accumulation")
-        expect(
-            self,
-            ("warmup_epochs",),
-            lambda epochs: 0 <= epochs < self.epochs,
-            f"fewer than the {self.epochs} epochs, 0 or more",
-        )
-        expect_at_least(self, 0, "warmup_lr", "weight_decay")
-        expect_one_of(self, "schedule", *SCHEDULES)
-        expect(
-            self,
-            ("betas",),
-            lambda two: len(two) == 2 and all(0 <= b < 1 for b in two),
-            "two numbers in [0, 1)",
-        )
-        expect(self, ("clip_grad",), lambda norm: norm is None or norm > 0, "a positive norm, or none")
-        expect(self, ("model_ema_decay",), lambda decay: 0 <= decay < 1, "a number in [0, 1)")
+        super().__post_init__()
+        if self.min_lr > self.lr:
+            refuse(self, "min_lr", f"a rate between 0 and lr={self.lr}")
+        if self.warmup_epochs >= self.epochs:
+            refuse(self, "warmup_epochs", f"fewer than epochs={self.epochs}")
 
 
 def scaled_lr(lr: float, batch_size: int, world_size: int, reference: int = 512) -> float:

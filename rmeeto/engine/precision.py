@@ -20,10 +20,10 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
         UserError: a format that is unknown or that the GPU lacks.
     """
     if amp not in AMP:
-        raise UserError(f"--amp is {amp!r}; expected one of {', '.join(AMP)}.")
+        raise UserError(f"amp={amp!r}; expected one of {', '.join(AMP)}.")
     has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if amp == "bf16" and not has_bf16:
-        raise UserError("--amp bf16: this GPU has no bf16; use --amp fp16 or off.")
+        raise UserError("amp='bf16': this GPU has no bf16; use amp='fp16' or 'off'.")
     if amp == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_bf16 else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]

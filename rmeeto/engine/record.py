@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,67 +16,58 @@ from typing import Any
 import torch
 
 from rmeeto import __version__
-from rmeeto.engine.dist import World
+from rmeeto.engine.dist import DEVICES, World
 from rmeeto.engine.precision import AMP
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json, write_json
-from rmeeto.settings import expect, expect_at_least, expect_one_of, setting
+from rmeeto.settings import Settings, refuse, setting
 
 _ROOT = Path(__file__).resolve().parents[2]
-
-# A resumed run may differ in these: they change neither the numbers nor the log.
-HARMLESS = (
-    "run.resume",
-    "run.device",
-    "run.output_dir",
-    "run.name",
-    "run.checkpoint_every",
-    "data.data_path",
-    "data.num_workers",
-    "data.pin_mem",
-)
 
 
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """Where a run writes, and what it runs on."""
 
-    output_dir: str = setting("./log", "folder of the run folders")
-    name: str | None = setting(None, "of the run folder; none: <model>-<setting>")
-    seed: int = setting(0, "of the weights, the drop path and the data")
+    output_dir: str = setting("./log", "folder of the run folders", harmless=True)
+    name: str | None = setting(None, "of the run folder; none: <model>-<setting>", harmless=True)
+    # NumPy takes 32 bits, and each process adds its rank.
+    seed: int = setting(0, "of the weights, the drop path and the data", within="[0, inf)")
     eval: bool = setting(False, "evaluate only")
-    resume: bool = setting(False, "go on with the run folder if it exists: to the last bit on CPU")
+    resume: bool = setting(
+        False, "go on with the run folder if it exists: to the last bit on CPU", harmless=True
+    )
     smoke: bool = setting(False, "a few batches of the embedded digits, without pre-trained weights")
-    device: str = setting("auto", "auto, cpu or cuda")
-    amp: str = setting("auto", "auto (bf16 on a GPU), bf16, fp16 or off")
-    log_every: int = setting(50, "optimizer steps between two train lines of log.jsonl")
+    device: str = setting("auto", "auto, cpu or cuda", one_of=DEVICES, harmless=True)
+    amp: str = setting("auto", "auto (bf16 on a GPU), bf16, fp16 or off", one_of=AMP)
+    log_every: int = setting(
+        50, "optimizer steps between two train lines of log.jsonl", within="[1, inf)", only="training"
+    )
     checkpoint_every: int = setting(
-        0, "optimizer steps between two checkpoints of an epoch; 0: only at its end"
+        0,
+        "optimizer steps between two checkpoints of an epoch; 0: only at its end",
+        within="[0, inf)",
+        only="training",
+        harmless=True,
     )
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"--device is {self.device!r}; expected auto, cpu or cuda.")
-        expect_one_of(self, "amp", *AMP)
-        expect_at_least(self, 1, "log_every")
-        expect_at_least(self, 0, "checkpoint_every")
-        # NumPy takes 32 bits, and each process adds its rank.
-        expect(self, ("seed",), lambda seed: 0 <= seed < 2**31, f"0 to {2**31 - 1}")
-        expect(
-            self, ("name",), _is_component, f"a name of 1 to {LONGEST_NAME} bytes without /, for one folder"
-        )
+        super().__post_init__()
+        if not _is_component(self.name):
+            refuse(self, "name", f"a name of 1 to {LONGEST_NAME} bytes without /, for one folder")
 
 
-def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
+def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Collection[str] = ()) -> str:
     """Whether a run folder is "new", to be "continued", or "done" already.
 
     Args:
         path: of the run folder.
         config: of this run, in sections of plain values.
         resume: whether going on is wanted.
+        harmless: settings, as `section.field`, that may differ from those of the folder.
 
     Raises:
         UserError: the folder exists and `resume` is not set, or it belongs to a run of other settings.
@@ -91,29 +82,31 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool) -> str:
     done = (path / "result.json").exists()
     if not resume:
         state = "holds a finished run" if done else "exists already"
-        raise UserError(f"{path} {state}; add --resume to go on with it, give another --name, or remove it.")
+        raise UserError(
+            f"{path} {state}; set run.resume to go on with it, give another run.name, or remove it."
+        )
     if not (path / "config.json").exists():
         raise UserError(
-            f"{path} exists but holds no config.json, so it is no run folder; choose another --name."
+            f"{path} exists but holds no config.json, so it is no run folder; choose another run.name."
         )
-    differences = _differences(read_json(path / "config.json"), json.loads(json.dumps(config)))
+    differences = _differences(read_json(path / "config.json"), json.loads(json.dumps(config)), harmless)
     if differences:
         raise UserError(
-            f"{path} was run with other settings: {'; '.join(differences)}. Use the same, or another --name."
+            f"{path} was run with other settings: {'; '.join(differences)}. Use the same, or another run.name."
         )
     return "done" if done else "continued"
 
 
 def _is_component(name: str | None) -> bool:
-    """Whether a name stays within --output_dir, with room for endings."""
+    """Whether a name stays within output_dir, with room for endings."""
     return name is None or (
         name not in ("", ".", "..") and not {"/", "\0"} & set(name) and len(os.fsencode(name)) <= LONGEST_NAME
     )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], harmless: Collection[str]) -> list[str]:
     flat_old, flat_new = _flatten(old), _flatten(new)
-    names = [name for name in {**flat_old, **flat_new} if name not in HARMLESS]
+    names = [name for name in {**flat_old, **flat_new} if name not in harmless]
     return [
         f"{name} {flat_old.get(name)} there, {flat_new.get(name)} here"
         for name in names
@@ -162,7 +155,7 @@ class RunFolder:
             raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error}); choose another --output_dir."
+                f"{self.path} cannot be written ({error}); choose another run.output_dir."
             ) from None
 
     def start(self, step: int = 0, log_size: int = 0) -> None:

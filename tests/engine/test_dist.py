@@ -121,7 +121,7 @@ def test_an_incomplete_launch_is_a_user_error(monkeypatch):
 
 def test_a_device_that_is_absent_is_a_user_error(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="--device cuda: torch sees no GPU"), start("cuda"):
+    with pytest.raises(UserError, match="device='cuda': torch sees no GPU"), start("cuda"):
         pass
     with start("auto") as world:
         assert world.device.type == "cpu"

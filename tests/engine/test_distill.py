@@ -70,5 +70,5 @@ def test_losses_are_float32_under_bf16():
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(UserError, match="--distill_weight is -0.5"):
+    with pytest.raises(UserError, match="DistillConfig: distill_weight=-0.5; expected at least 0"):
         DistillConfig(distill_weight=-0.5)

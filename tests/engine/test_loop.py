@@ -189,7 +189,7 @@ def test_resuming_from_a_foreign_file_is_refused(tmp_path, foreign, message):
     foreign(tmp_path / "toy")
     with pytest.raises(UserError, match=message) as caught:
         train(tmp_path, OptimConfig(epochs=1), resume=True)
-    assert "another --name" in str(caught.value)
+    assert "another run.name" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_resuming_from_a_foreign_file_is_refused(tmp_path, foreign, message):
 )
 def test_resuming_from_another_runs_checkpoint_is_refused(tmp_path, model, optim):
     train(tmp_path, OptimConfig(epochs=1))
-    with pytest.raises(UserError, match="its state does not fit this one's.*another --name"):
+    with pytest.raises(UserError, match="its state does not fit this one's.*another run.name"):
         train(tmp_path, OptimConfig(epochs=2, **optim), model=model, resume=True)
 
 
@@ -240,8 +240,8 @@ def test_after_a_loss_that_is_not_finite_no_step_changes_the_weights(tmp_path, a
 @pytest.mark.parametrize(
     ("settings", "amp", "advice"),
     [
-        ({}, "off", "Try a lower --lr or --clip-grad 1."),
-        ({"clip_grad": 1.0}, "bf16", "Try a lower --lr or --amp off."),
+        ({}, "off", "Try a lower optim.lr or clip_grad=1."),
+        ({"clip_grad": 1.0}, "bf16", "Try a lower optim.lr or amp='off'."),
     ],
 )
 def test_a_training_that_diverges_is_told_what_helps(tmp_path, settings, amp, advice):

@@ -104,5 +104,5 @@ def test_adamw_decays_every_parameter():
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(UserError, match=f"--{list(wrong)[-1]} is .*; expected"):
+    with pytest.raises(UserError, match=f"OptimConfig: {list(wrong)[-1]}=.*; expected"):
         OptimConfig(**wrong)

@@ -24,11 +24,11 @@ def test_a_folder_that_is_absent_or_empty_is_new(tmp_path):
 
 def test_a_run_folder_is_not_overwritten(tmp_path):
     RunFolder(tmp_path, CONFIG, cpu()).close()
-    with pytest.raises(UserError, match="exists already; add --resume.*another --name, or remove it"):
+    with pytest.raises(UserError, match="exists already; set run.resume.*another run.name, or remove it"):
         state_of(tmp_path, CONFIG, resume=False)
     assert state_of(tmp_path, CONFIG, resume=True) == "continued"
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="holds a finished run; add --resume"):
+    with pytest.raises(UserError, match="holds a finished run; set run.resume"):
         state_of(tmp_path, CONFIG, resume=False)
     assert state_of(tmp_path, CONFIG, resume=True) == "done"
 
@@ -45,7 +45,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 )
 def test_a_name_stays_in_its_folder(name):
     with pytest.raises(
-        UserError, match="--name is .*; expected a name of 1 to 200 bytes without /, for one folder"
+        UserError, match="RunConfig: name=.*; expected a name of 1 to 200 bytes without /, for one folder"
     ):
         RunConfig(name=name)
 
@@ -63,8 +63,11 @@ def test_a_path_that_is_too_long_is_a_user_error(path, tmp_path):
 
 def test_resuming_needs_the_same_settings_except_harmless_ones(tmp_path):
     RunFolder(tmp_path, CONFIG, cpu()).close()
-    harmless = {**CONFIG, "data": {"num_workers": 9}, "run": {"resume": True}}
-    assert state_of(tmp_path, harmless, resume=True) == "continued"
+    changed = {**CONFIG, "data": {"num_workers": 9}, "run": {"resume": True}}
+    harmless = {"data.num_workers", "run.resume"}
+    assert state_of(tmp_path, changed, resume=True, harmless=harmless) == "continued"
+    with pytest.raises(UserError, match="other settings: data.num_workers 2 there, 9 here"):
+        state_of(tmp_path, changed, resume=True, harmless={"run.resume"})
     other = {**CONFIG, "optim": {"lr": 0.2, "betas": (0.9, 0.99)}}
     with pytest.raises(UserError, match="other settings: optim.lr 0.1 there, 0.2 here") as caught:
         state_of(tmp_path, other, resume=True)
@@ -138,7 +141,7 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path, capfd):
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*--output_dir"):
+    with pytest.raises(UserError, match="cannot be written.*run.output_dir"):
         RunFolder(tmp_path / "file" / "run", CONFIG, cpu())
 
 
@@ -146,5 +149,5 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     "wrong", [{"device": "tpu"}, {"amp": "int4"}, {"log_every": 0}, {"checkpoint_every": -1}, {"seed": -1}]
 )
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
+    with pytest.raises(UserError, match=f"RunConfig: {next(iter(wrong))}="):
         RunConfig(**wrong)

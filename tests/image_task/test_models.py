@@ -153,18 +153,18 @@ def test_merge_settings_may_be_a_dict_as_in_a_config_file():
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_released_names_build_our_models(alias):
-    name, kind = ALIASES[alias]
-    merge_para = {} if kind == "dense" else {"merge_para": {"num_prune": 5, "choose": "3c", "if_order": True}}
+    released = ALIASES[alias]
+    merge_para = {} if released.dense else {"merge_para": {"num_prune": 5, "choose": "3c", "if_order": True}}
     with torch.device("meta"):
         model = timm.create_model(alias, depth=2, **merge_para)
-    assert model.pretrained_cfg["architecture"] == name
-    if kind == "dense":
+    assert model.pretrained_cfg["architecture"] == released.model
+    if released.dense:
         assert model.merge_config is None
         with pytest.raises(UserError, match="is the dense teacher"):
             timm.create_model(alias, merge_para={"num_prune": 5})
     else:
         assert (model.merge_config.r, model.merge_config.neighbour) == (5, 3)
-        assert model.merge_config.shuffle == ("random" if kind == "shuffle" else None)
+        assert model.merge_config.shuffle == ("random" if released.shuffles else None)
 
 
 @pytest.mark.parametrize("metric", ["Q", "K", "V"])

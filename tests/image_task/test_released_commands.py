@@ -13,6 +13,7 @@ import torch
 from image_task.config import DataConfig
 from image_task.flags import parse
 from image_task.main import build_model, check, main
+from image_task.models import ALIASES
 from rmeeto.engine import OptimConfig
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
@@ -25,6 +26,7 @@ TINY = f"{COMMON} --model RMeeTo_tiny --num_prune 5"
 SMALL = f"{COMMON} --model RMeeTo_small --num_prune 11"
 BASE = f"{COMMON} --model RMeeTo_base --num_prune 11"
 TRAIN = "--distill True --epoch 3"
+VIDEO_SIZES = ("tiny", "small", "middle", "base")
 UNORDERED = "without --if_order the merged tokens lose their order"
 
 # (table, the line, the merge settings that it means, epochs or 0 for --eval)
@@ -77,6 +79,32 @@ def test_a_released_line_means_what_it_says(table, line, merge, epochs, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out) == json.loads(json.dumps(config.to_dict()))
     assert (UNORDERED in captured.err) == (table == "tab4" and not merge.keep_order)
+
+
+OTHERS = [
+    ("RMeeTo_deit_tiny", "rmeeto_deit_tiny", MergeConfig(r=5)),
+    ("RMeeTo_deit_small", "rmeeto_deit_small", MergeConfig(r=5)),
+    ("RMeeTo_deit_base", "rmeeto_deit_base", MergeConfig(r=5)),
+    ("RMeeTo_deit_small_teacher", "rmeeto_deit_small", None),
+    *((f"RMeeTo_video_{size}", f"videomamba_{size}", MergeConfig(r=5)) for size in VIDEO_SIZES),
+    *((f"RMeeTo_video_{size}_teacher", f"videomamba_{size}", None) for size in VIDEO_SIZES),
+]
+
+
+@pytest.mark.parametrize(("released", "ours", "merge"), OTHERS, ids=[name for name, *_ in OTHERS])
+def test_every_other_released_model_name_is_known(released, ours, merge, capsys):
+    line = COMMON if merge else COMMON.replace("--merge_method ToMe ", "")
+    merging = "--num_prune 5 --merge_interval 2 --metric X --distance cosine --if_order True" if merge else ""
+    line = f"{line} --model {released} {merging} --data-set IMNET {TRAIN}"
+    assert main([*line.split(), "--dry_run"]) == 0
+    captured = capsys.readouterr()
+    config, _, notices = parse(line.split())
+    assert json.loads(captured.out) == json.loads(json.dumps(config.to_dict()))
+    assert (config.model.model, config.merge) == (f"{ours}_patch16_224", merge)
+    assert notices == ([ALIASES[released].note] if released == "RMeeTo_video_middle" else [])
+    if merge:
+        unordered, _, notices = parse(line.replace("--if_order True", "").split())
+        assert not unordered.merge.keep_order and any(UNORDERED in notice for notice in notices)
 
 
 def test_every_image_table_has_a_line():
@@ -224,7 +252,7 @@ def test_a_flag_that_asks_for_another_recipe_is_an_error(flag):
     [
         (
             "--model rmeeto_deit_tiny_patch16_224 --num_prune 5 --metric B",
-            "Deit: metric='B'; a Transformer has X, Q",
+            "metric='B'; a Transformer has X, Q",
         ),
         ("--model rmeeto_deit_tiny_patch16_224 --num_prune 5 --if_merge_odd", "Deit: odd=True has no effect"),
         (

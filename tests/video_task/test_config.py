@@ -43,7 +43,7 @@ def test_every_field_is_read():
     ids=str,
 )
 def test_a_wrong_setting_is_refused_by_name(wrong):
-    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
+    with pytest.raises(UserError, match=f"VideoDataConfig: {next(iter(wrong))}="):
         VideoDataConfig(**wrong)
 
 

@@ -125,7 +125,8 @@ def test_a_clip_a_second_is_what_it_says(monkeypatch, videos):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--window", "2,3"], "expected frames,rows,columns"),
+        (["--window", "2,3"], "expected frames, rows and columns"),
+        (["--window", "2,x"], "expected a number or numbers with commas"),
         (["--window", "1,1,1", "--r", "4"], "holds no token but the source"),
         (["--num_frames", "0"], "expected frames that fill whole tubelets"),
         (["--decode", "absent.mp4"], "--decode: absent.mp4"),

@@ -9,6 +9,7 @@ from torch import nn
 
 from rmeeto import registry
 from rmeeto.merge import MergeConfig
+from rmeeto.registry import ReleasedName
 from video_task.models.videomamba import VideoMamba
 from video_task.models.weights import fit_clips
 
@@ -21,11 +22,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "videomamba_video_nano_patch4_32": {"embed_dim": 32, "depth": 6, "img_size": 32, "patch_size": 4},
 }
 
-# released name -> (our name, what it fixes): "any" nothing, "merged" takes merge_para
-ALIASES: dict[str, tuple[str, str]] = {
-    f"videomamba_{prefix}{size}": (f"videomamba_video_{size}_patch16_224", kind)
+# The released R_MeeTo models kept the order whatever the flags said.
+ALIASES = {
+    f"videomamba_{merging}{size}": ReleasedName(f"videomamba_video_{size}_patch16_224")
     for size in ("tiny", "small", "middle")
-    for prefix, kind in (("", "any"), ("R_MeeTo_", "merged"))
+    for merging in ("", "R_MeeTo_")
 }
 
 
@@ -76,8 +77,8 @@ def build_released(
         UserError: both forms at once.
         ValueError: a ``merge_para`` that is not understood.
     """
-    name, kind = ALIASES[alias]
-    return build(name, merge=registry.released_merge(alias, kind, merge_para, merge), **kwargs)
+    released = ALIASES[alias]
+    return build(released.model, merge=released.merge(alias, merge_para, merge), **kwargs)
 
 
 registry.register(__name__, MODELS, build)

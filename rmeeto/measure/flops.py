@@ -182,4 +182,4 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
 
 def merge_cost(config: MergeConfig, tokens: Tokens, width: int, r: int, channels: int) -> dict[str, int]:
     """The rule's matching on a metric of ``width`` channels, and r tokens added to others."""
-    return {"matching": config.matching.macs(tokens, width, config.options), "merging": r * channels}
+    return {"matching": config.matching.macs(tokens, width, r, config.options), "merging": r * channels}

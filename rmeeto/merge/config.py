@@ -125,6 +125,11 @@ class MergeConfig:
                     f"MergeConfig: {name}={getattr(self, name)!r} has no effect with rule={rule.name or self.rule!r}, "
                     "which does not take it; leave it out"
                 )
+        if rule.ordered and not self.keep_order:
+            raise ValueError(
+                f"MergeConfig: keep_order=False with rule={rule.name or self.rule!r}, which chooses its own "
+                "sources, so that no other order is defined; keep the order (--if_order)"
+            )
         object.__setattr__(self, "_rule", rule)  # found once: a compiled forward pass looks nothing up
 
     @property

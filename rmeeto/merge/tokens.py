@@ -70,6 +70,11 @@ class Tokens:
         return self.num if self.prefix is not None else self.num - 1
 
     @property
+    def num_free(self) -> int:
+        """Tokens F that may merge: patches without a prefix."""
+        return self.num_patches - (self.prefix or 0)
+
+    @property
     def num_sources(self) -> int:
         """Patches 0, 2, 4, ..., which may go."""
         return (self.num_patches + 1) // 2
@@ -98,8 +103,11 @@ class Tokens:
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The sources' and the destinations' part of what tokens have: (B, L, ...) -> (B, S, ...), (B, D, ...)."""
         patches = self.patches(x.device)
-        parts = patches[..., 0::2], patches[..., 1::2]
-        return tuple(x.index_select(1, part) if part.ndim == 1 else take_tokens(x, part) for part in parts)  # type: ignore[return-value]
+        return _take(x, patches[..., 0::2]), _take(x, patches[..., 1::2])
+
+    def free(self, x: Tensor) -> Tensor:
+        """The part of what tokens have that may merge: (B, L, ...) -> (B, F, ...), patches without a prefix."""
+        return _take(x, self.patches(x.device)[..., self.prefix or 0 :])
 
     def cells(self, device: torch.device | None = None) -> Tensor:
         """The cell of the grid that each token stands at: (B, L) or (L,).
@@ -157,7 +165,7 @@ class Tokens:
         first, pick = order[:, :r], pick.gather(1, order[:, :r])
         if self.keep_order:
             return self._ordered(2 * first, 2 * pick + 1)
-        device, batch = score.device, len(score)
+        device, batch = score.device, score.shape[0]
         destinations = (2 * torch.arange(self.num_patches // 2, device=device) + 1).expand(batch, -1)
         unmerged = 2 * order[:, r:]
         if self.prefix is None:
@@ -174,7 +182,7 @@ class Tokens:
         """The plan in which tokens of any choice go into others, those that stay in their order.
 
         Args:
-            source: (B, r) index among the patches of each token that goes; no prefix, and none twice.
+            source: (B, r) index in ``free(x)`` of each token that goes; none twice.
             destination: (B, r) that of the token it goes into; none that goes itself.
 
         Raises:
@@ -182,7 +190,8 @@ class Tokens:
         """
         if not self.keep_order:
             raise ValueError("this rule chooses its own sources, which needs keep_order=True")
-        return self._ordered(source, destination)
+        first = self.prefix or 0
+        return self._ordered(source + first, destination + first)
 
     def identity(self, batch: int, device: torch.device | None = None) -> MergePlan:
         """The plan that merges nothing."""
@@ -253,6 +262,11 @@ def _per_sample(index: int | Tensor, batch: int, device: torch.device | None) ->
     if isinstance(index, Tensor):
         return index
     return torch.full((batch,), index, dtype=torch.long, device=device)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """(B, L, ...) at (n,) or (B, n) positions."""
+    return x.index_select(1, index) if index.ndim == 1 else take_tokens(x, index)
 
 
 def _look_up(positions: Tensor, index: Tensor) -> Tensor:

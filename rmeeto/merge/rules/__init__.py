@@ -5,13 +5,44 @@ from __future__ import annotations
 import importlib
 from types import MappingProxyType
 
+from rmeeto.merge.rules.adjacent import adjacent
+from rmeeto.merge.rules.energy import energy
 from rmeeto.merge.rules.exact import exact
-from rmeeto.merge.rules.rule import FEATURES, OPTIONS, Rule, RuleFunction, cost, read_rule
+from rmeeto.merge.rules.importance import importance
+from rmeeto.merge.rules.random import random
+from rmeeto.merge.rules.rule import FEATURES, OPTIONS, Rule, RuleFunction, cost, ordered, read_rule
+from rmeeto.merge.rules.shift import shift
 from rmeeto.merge.rules.window import window
 
-RULES = MappingProxyType({"exact": exact, "window": window})
+RULES = MappingProxyType(
+    {
+        "exact": exact,
+        "window": window,
+        "adjacent": adjacent,
+        "energy": energy,
+        "importance": importance,
+        "shift": shift,
+        "random": random,
+    }
+)
 
-__all__ = ["FEATURES", "OPTIONS", "RULES", "Rule", "RuleFunction", "cost", "exact", "find_rule", "window"]
+__all__ = [
+    "FEATURES",
+    "OPTIONS",
+    "RULES",
+    "Rule",
+    "RuleFunction",
+    "adjacent",
+    "cost",
+    "energy",
+    "exact",
+    "find_rule",
+    "importance",
+    "ordered",
+    "random",
+    "shift",
+    "window",
+]
 
 
 def find_rule(rule: str | RuleFunction) -> Rule:

@@ -28,9 +28,10 @@ def all_pairs(tokens: Tokens, width: int, **_: object) -> int:
 
 
 def cost(macs: Callable[..., int]) -> Callable[[RuleFunction], RuleFunction]:
-    """Say what a rule costs: ``macs(tokens, width, **options)`` multiply-accumulates, ``width`` channels of the metric.
+    """Say what a rule costs: ``macs(tokens, width, r=r, **options)`` multiply-accumulates.
 
-    Without it, `count_flops` takes a rule to compare all pairs (`all_pairs`).
+    ``width`` is the metric's, ``options`` are the settings that the rule takes. Without it, `count_flops` takes a rule
+    to compare all pairs (`all_pairs`).
     """
 
     def declare(function: RuleFunction) -> RuleFunction:
@@ -38,6 +39,12 @@ def cost(macs: Callable[..., int]) -> Callable[[RuleFunction], RuleFunction]:
         return function
 
     return declare
+
+
+def ordered(function: RuleFunction) -> RuleFunction:
+    """Say that a rule chooses its own sources (`Tokens.pair`), so that tokens have to keep their order."""
+    function.ordered = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,19 @@ class Rule:
             )
         return plan
 
-    def macs(self, tokens: Tokens, width: int, given: Mapping[str, Any]) -> int:
-        """Multiply-accumulates of one matching of ``tokens`` on a metric of ``width`` channels."""
-        function = self.function.func if isinstance(self.function, partial) else self.function
+    @property
+    def ordered(self) -> bool:
+        """Whether it is defined only for tokens that keep their order."""
+        return bool(self._declared("ordered", False))
+
+    def macs(self, tokens: Tokens, width: int, r: int, given: Mapping[str, Any]) -> int:
+        """Multiply-accumulates of one matching of ``tokens`` that removes r, on a metric of ``width`` channels."""
         options = {name: given[name] for name in self.options}
-        return int(getattr(function, "macs", all_pairs)(tokens, width, **options))
+        return int(self._declared("macs", all_pairs)(tokens, width, r=tokens.limit(r), **options))
+
+    def _declared(self, name: str, default: Any) -> Any:
+        function = self.function.func if isinstance(self.function, partial) else self.function
+        return getattr(function, name, default)
 
 
 @cache

@@ -46,7 +46,7 @@ def window(
     if covers(window, tokens.grid):
         return exact(metric, r, tokens, distance=distance)
     sources, destinations = tokens.split(normalized(metric))
-    at, to = tokens.split(cell.expand(len(metric), -1))
+    at, to = tokens.split(cell.expand(metric.shape[0], -1))
     measure = partial(similarity, distance=distance)
     score, pick = best_near(sources, destinations, at, to, window, tokens.grid, measure)
     return tokens.plan(score, pick, r)

@@ -122,6 +122,10 @@ class ImageData:
             if indices:
                 yield images, targets
 
+    def contents(self) -> dict[str, list[Any]]:
+        """What the training set is: by class, the number of images and a digest of their names and sizes."""
+        return self._train_source.contents(self.config.data_path) if self._train_source else {}
+
     def report(self) -> dict[str, Any]:
         """Unreadable images of this rank: distinct ones of all epochs, those of the latest evaluation, names."""
         return self._unread.report("eval")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from rmeeto.data.contents import by_class, of_files
 from rmeeto.data.pictures import ENDINGS, check_regular, decode, natural_key, read_file, read_open
 from rmeeto.errors import UserError
 
@@ -28,6 +29,9 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What a message calls this image."""
+
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        """What there is of each class; see `rmeeto.data.contents`. `folder`: the data set's, which may move."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Files:
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
+
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        return by_class(self.classes, self.targets, of_files(self.paths, folder))
 
     @classmethod
     def of(cls, samples: list[tuple[str, int]], classes: list[str]) -> Files:
@@ -70,6 +77,9 @@ class Arrays:
     def name(self, index: int) -> str:
         return f"image {index}"
 
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        return by_class(self.classes, self.targets, (image.tobytes() for image in self.images))
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -88,6 +98,12 @@ class Reader:
 
     def name(self, index: int) -> str:
         return str(self.reader.filename(index) or f"image {index}")
+
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        names = (
+            os.fsencode(self.name(index)) for index in range(len(self))
+        )  # a class needs the image opened
+        return by_class(["of any"], [0] * len(self), names)
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,12 @@ class Shards:
 
     def name(self, index: int) -> str:
         return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"
+
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        samples = (
+            b"%s %d" % (name, size) for name, size in zip(self.names.tolist(), self.places[:, 2].tolist())
+        )
+        return by_class(self.classes, self.targets, samples)
 
     @classmethod
     def by_folder(cls, shards: list[str], *, stem_is_class: bool) -> Shards:

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rmeeto.errors import UserError
 
+DEEPEST = 100  # levels of lists and objects; the deepest that the project writes has six
 LARGEST = 16 * 2**20  # bytes of a file; the largest that the project writes has some thousand
 
 
@@ -46,12 +48,19 @@ def parse_json(text: bytes) -> Any:
     """
     try:
         content = json.loads(text.decode(), parse_constant=_refuse, parse_float=_finite)
-        json.dumps(
-            content, ensure_ascii=False
-        ).encode()  # half a surrogate pair can be parsed but not printed
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [part for value in level for part in _parts(value)]
+    if level:
+        raise ValueError("it is nested too deeply")
+    json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair can be parsed but not printed
     return content
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def write_json(path: Path, value: Any) -> None:

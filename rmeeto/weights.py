@@ -63,7 +63,7 @@ def load_weights(
             numbers for weights, numbers that are not finite.
     """
     path = Path(path)
-    state, entry = _select(read_checkpoint(path), path, ema)
+    state, entry = _select(read_checkpoint(path, mapped=True), path, ema)
     state = _stripped(state, path)
     _check_kinds(state, model, path)
     resized = (fit or fit_pos_embed)(state, model)
@@ -77,8 +77,12 @@ def load_weights(
     return LoadReport(str(path), entry, len(state) - len(new), resized, new)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file, without running any code of it.
+
+    Args:
+        path: as in `load_weights`.
+        mapped: as in `rmeeto.reader.read`.
 
     Raises:
         UserError: no such file, or one that cannot be read.
@@ -87,7 +91,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         kind = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise UserError(f"weights: {path} {kind}; expected a .safetensors, .pth or .pt file")
     try:
-        content = read_safetensors(path) if path.suffix == ".safetensors" else read(path)
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read(path, mapped=mapped)
     except (Unreadable, OSError) as error:
         raise UserError(
             f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {error}",

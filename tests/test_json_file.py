@@ -15,6 +15,7 @@ HOSTILE = {
     "cut": b'{"a": ',
     "nested": b"[" * 10**6,
     "nested and whole": b'{"a":' * 10**5 + b"1" + b"}" * 10**5,
+    "nested a little": b"[" * 200 + b"]" * 200,
     "nan": b'{"a": NaN}',
     "infinity": b'{"a": -Infinity}',
     "beyond a float": b'{"a": 1e999}',

@@ -11,43 +11,72 @@ import numpy as np
 import torch
 
 from rmeeto.errors import UserError
-from rmeeto.reader import Unreadable, read
+from rmeeto.json_file import open_new
+from rmeeto.reader import DIGEST, Unreadable, digest, read
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     """Write a checkpoint so that `path` holds the old one or the new one, whole, whatever happens meanwhile.
 
     Args:
         path: where to; the file is written beside it and renamed.
-        state: tensors, numbers, strings, None, and dicts and lists of them (`load` accepts nothing else).
+        state: tensors, numbers, strings, None, and dicts and lists of them (`load` accepts nothing else). A digest of
+            it is written with it.
+        previous: where the file that was at `path` is kept.
 
     Raises:
         UserError: the disk refuses (full, read-only); the old file is untouched.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, disk = path.with_name(path.name + ".tmp"), _Watched()
     try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with open_new(temporary) as disk.file:
+            torch.save({**state, DIGEST: digest(state)}, disk)
+            disk.file.flush()
+            os.fsync(disk.file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        reason = (
+            disk.error if isinstance(error, RuntimeError) else error
+        )  # torch turns the disk's into its own
+        if reason is None:
+            raise
         raise UserError(
-            f"{path} cannot be written ({error}); what was there before is intact. Free the disk and resume."
+            f"{path} cannot be written ({reason}); what was there before is intact. Free the disk and resume."
         ) from None
 
 
+class _Watched:
+    """A file to write to that remembers what the disk has refused."""
+
+    file: Any = None
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def load(path: Path, *entries: str) -> dict[str, Any]:
-    """Read a checkpoint of `save` onto the CPU; nothing that the file brings is executed.
+    """Read a checkpoint of `save` onto the CPU; nothing that the file brings is executed, its digest is verified.
+
+    Files from before there were digests have none; of them the checksums of the archive are all that is verified.
 
     Args:
         path: of the file.
         entries: that it needs to have.
 
     Raises:
-        UserError: the file is missing, truncated or not such a checkpoint.
+        UserError: the file is missing, truncated, damaged or not such a checkpoint.
     """
     try:
         state = read(path)

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +20,7 @@ from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.precision import amp_dtype, autocast
 from rmeeto.engine.progress import Progress
 from rmeeto.engine.record import RunConfig, RunFolder
+from rmeeto.engine.resume import FILES, Position, resume
 from rmeeto.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -39,14 +39,11 @@ class Data(EvalData, Protocol):
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """(images, targets) of this process's micro-batches start, start + 1, ... of an epoch."""
 
+    def contents(self) -> dict[str, list[Any]]:
+        """What the training set is: by class, the number of samples and a digest of their names and sizes.
 
-@dataclass
-class Position:
-    """How far a training is."""
-
-    epoch: int = 0
-    batch: int = 0  # micro-batches of this epoch that are done
-    step: int = 0  # optimizer steps of all epochs that are done
+        A data set may leave this out; then nobody notices that it changes between a stop and a resumption.
+        """
 
 
 def fit(
@@ -79,7 +76,7 @@ def fit(
         UserError: a loss that is not finite (before it reaches the weights or a file), a checkpoint of another set-up.
     """
     training = Training(model, data, criterion, optim, run, world, folder, peak_lr, groups)
-    training.resume()
+    resume(training)
     while training.at.epoch < optim.epochs:
         training.train_epoch()
         training.evaluate_epoch()
@@ -116,6 +113,9 @@ class Training:
         )  # step * processes + rank of the first loss not finite
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
+        self.weights = ("model",) if self.ema is None else ("model", "ema")
+        contents = getattr(data, "contents", None)
+        self.contents = None if contents is None else world.on_main(contents)
         random_seed(run.seed, world.rank)
 
     def train_epoch(self) -> None:
@@ -226,10 +226,11 @@ class Training:
         self.save()
 
     def save(self) -> None:
-        """Write last.pt."""
+        """Write last.pt; the one before it is kept, since a file may be damaged after it was written."""
         self.stop_if_not_finite()
         state = self.state()
-        self.world.on_main(lambda: checkpoint.save(self.folder.path / "last.pt", state))
+        last, previous = (self.folder.path / name for name in FILES)
+        self.world.on_main(lambda: checkpoint.save(last, state, previous))
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds. The schedule is a function of the position, so it has no state of its own."""
@@ -243,44 +244,10 @@ class Training:
             "ranks": self.world.gather(own),
             "accuracy": self.accuracy,
             "best": self.best,
-            "log_size": self.folder.log_size(),
+            "log_lines": self.folder.log_lines(),
             "batches_per_epoch": self.data.batches_per_epoch,
+            "data": self.contents,
         }
-
-    def resume(self) -> None:
-        """Put back all that `save` wrote, or start anew where there is nothing."""
-        path, world = self.folder.path / "last.pt", self.world
-        if not world.on_main(path.exists):
-            self.folder.start()
-            return
-        entries = list(self.state())
-        state = world.together(lambda: checkpoint.load(path, *entries))
-        here = len(state["ranks"]), state["batches_per_epoch"]
-        if here != (world.size, self.data.batches_per_epoch):
-            raise UserError(
-                f"{path} was written by {here[0]} processes with {here[1]} batches an epoch each; here are "
-                f"{world.size} with {self.data.batches_per_epoch}. Start as many on the same data, or a new run "
-                "under another run.name."
-            )
-        try:
-            self.model.load_state_dict(state["model"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state["model_ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is of another run: its state does not fit this one's ({str(error).splitlines()[0]}). Put "
-                "the right one there, or start anew with another run.name."
-            ) from None
-        self.at = Position(**state["position"])
-        self.accuracy, self.best = state["accuracy"], state["best"]
-        own = state["ranks"][world.rank]
-        self.means.load(own["means"])
-        checkpoint.set_rng_state(own["rng"], world.device)
-        self.folder.start(self.at.step, state["log_size"])
-        at = self.at
-        world.print(f"resuming at epoch {at.epoch + 1}, micro-batch {at.batch}, step {at.step}")
 
     def log(self, event: str, values: dict[str, Any], **process: float) -> None:
         self.stop_if_not_finite()

@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,11 @@ from rmeeto import __version__
 from rmeeto.engine.dist import DEVICES, World
 from rmeeto.engine.precision import AMP
 from rmeeto.errors import UserError
-from rmeeto.json_file import read_json, write_json
-from rmeeto.settings import Settings, refuse, setting
+from rmeeto.json_file import open_new, parse_json, read_json, write_json
+from rmeeto.settings import Need, Settings, refuse, setting
 
 _ROOT = Path(__file__).resolve().parents[2]
-
-
+RESUMED = Need(lambda config: config.run.resume, "there is no run.resume", fatal=True)
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
@@ -39,6 +40,14 @@ class RunConfig(Settings):
     eval: bool = setting(False, "evaluate only")
     resume: bool = setting(
         False, "go on with the run folder if it exists: to the last bit on CPU", harmless=True
+    )
+    data_changed: str = setting(
+        "refuse",
+        "where a resumed run finds other training data than before: refuse, or ok to go on",
+        one_of=("refuse", "ok"),
+        only="training",
+        needs=RESUMED,
+        harmless=True,
     )
     smoke: bool = setting(False, "a few batches of the embedded digits, without pre-trained weights")
     device: str = setting("auto", "auto, cpu or cuda", one_of=DEVICES, harmless=True)
@@ -79,7 +88,7 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
         raise UserError(
             f"{path} cannot be a run folder ({error.strerror}); choose another --output_dir."
         ) from None
-    done = (path / "result.json").exists()
+    done = _is_result(path / "result.json")
     if not resume:
         state = "holds a finished run" if done else "exists already"
         raise UserError(
@@ -91,10 +100,16 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
         )
     differences = _differences(read_json(path / "config.json"), json.loads(json.dumps(config)), harmless)
     if differences:
-        raise UserError(
-            f"{path} was run with other settings: {'; '.join(differences)}. Use the same, or another run.name."
-        )
+        listed = "; ".join(differences[:8]) + (" and more" if len(differences) > 8 else "")
+        raise UserError(f"{path} was run with other settings: {listed}. Use the same, or another run.name.")
     return "done" if done else "continued"
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return isinstance(read_json(path).get("top1"), int | float)
+    except UserError:
+        return False
 
 
 def _is_component(name: str | None) -> bool:
@@ -108,7 +123,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], harmless: Colle
     flat_old, flat_new = _flatten(old), _flatten(new)
     names = [name for name in {**flat_old, **flat_new} if name not in harmless]
     return [
-        f"{name} {flat_old.get(name)} there, {flat_new.get(name)} here"
+        f"{name[:60]} {str(flat_old.get(name))[:60]} there, {str(flat_new.get(name))[:60]} here"
         for name in names
         if flat_old.get(name) != flat_new.get(name)
     ]
@@ -142,14 +157,15 @@ class RunFolder:
     def _create(self, config: Mapping[str, Any], world: World) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            self._log = _open_log(self.path / "log.jsonl")
             fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (self.path / "config.json").exists():
                 write_json(self.path / "config.json", config)
             env_file, now = self.path / "env.json", environment(world)
             if env_file.exists():
                 first = read_json(env_file)
-                now = {**first, "resumed": [*first.get("resumed", []), now]}
+                earlier = first.get("resumed")
+                now = {**first, "resumed": [*(earlier if isinstance(earlier, list) else ()), now]}
             write_json(env_file, now)
         except BlockingIOError:
             raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
@@ -158,14 +174,41 @@ class RunFolder:
                 f"{self.path} cannot be written ({error}); choose another run.output_dir."
             ) from None
 
-    def start(self, step: int = 0, log_size: int = 0) -> None:
-        """Begin to log after optimizer step `step`; what the log holds beyond `log_size` bytes is cut off."""
+    def start(
+        self, step: int = 0, keep: Callable[[Mapping[str, Any]], bool] = lambda line: False, lines: int = 0
+    ) -> list[str]:
+        """Begin to log after optimizer step `step`.
+
+        Args:
+            keep: whether a line of the log was written before that; the others are cut off.
+            lines: that there were then.
+
+        Returns:
+            What there is to say: of lines that are missing, of a log that is kept under another name.
+        """
         if not self._writes:
-            return
+            return []
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only this process writes
 
-        self._log.truncate(log_size)
         self._board = SummaryWriter(str(self.path), purge_step=step + 1 if step else None)
+        path, notes = self.path / "log.jsonl", []
+        old = path.read_bytes()
+        kept = [line for line in old.splitlines(keepends=True) if _is_kept(line, keep)]
+        new = b"".join(kept)
+        if old and (not step or not old.startswith(new)):  # more goes than a tail behind the checkpoint
+            copy = next(p for n in count(1) if not (p := path.with_name(f"log.{n}.jsonl")).exists())
+            with open_new(copy) as file:
+                file.write(old)
+            notes.append(f"the log so far is kept as {copy}")
+        self._log.truncate(len(new) if old.startswith(new) else 0)
+        if not old.startswith(new):
+            self._log.write(new.decode())
+        self._log.flush()
+        if len(kept) < lines:
+            notes.append(
+                f"{path} has {len(kept)} of its {lines} lines up to step {step}; the others are lost"
+            )
+        return notes
 
     def log(
         self, event: str, position: Mapping[str, int], values: Mapping[str, Any], **process: float
@@ -187,12 +230,12 @@ class RunFolder:
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{event}/{name}", value, position["step"])
 
-    def log_size(self) -> int:
-        """Bytes of log.jsonl, which are on the disk when this returns."""
+    def log_lines(self) -> int:
+        """Lines of log.jsonl, which are on the disk when this returns."""
         if not self._writes:
             return 0
         os.fsync(self._log.fileno())
-        return os.fstat(self._log.fileno()).st_size
+        return (self.path / "log.jsonl").read_bytes().count(b"\n")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as done."""
@@ -210,6 +253,27 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open_log(path: Path) -> Any:
+    """The log to append to: a file of our own, no link or pipe in its place."""
+    descriptor = os.open(
+        path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path.name} is no regular file")
+    return open(descriptor, "a", encoding="utf-8")
+
+
+def _is_kept(line: bytes, keep: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether a whole line of the log, of the kind that `log` writes, is to be kept."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return False
+    known = isinstance(found, dict) and all(type(found.get(name)) is int for name in ("epoch", "step"))
+    return known and line.endswith(b"\n") and keep(found)
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A checkpoint file: torch's zip archive, or the format before it. Its tensors are views of the mapped file."""
+"""A checkpoint file: torch's zip archive, or the format before it. Its tensors are views of the file's bytes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ _THREADS = 4  # at most, for checksums: they take as long as reading
 _END = struct.Struct("<4s4H2LH")  # of a zip archive: the record at its end
 
 
-def read(path: str | Path) -> Any:
+def read(path: str | Path, *, mapped: bool = False) -> Any:
     """What a checkpoint file holds: plain values and tensors, without running any code of it.
 
     Args:
-        path: of a file of `torch.save`, zip archive or older. Its tensors are views of it: they do not survive that it
-            is shortened in place (a new file under its name does no harm); clone what is to be kept.
+        path: of a file of `torch.save`, zip archive or older.
+        mapped: tensors are views of the file, which takes half the time. They do not survive that it is shortened in
+            place (a new file under its name does no harm), so they are for copying at once.
 
     Raises:
         OSError: there is none.
         Unreadable: it is damaged (checksums and `DIGEST` are verified), no checkpoint, or holds more than plain values.
     """
-    data = _mapped(Path(path))
+    data = _bytes_of(Path(path), mapped)
     try:
         content = (_read_zip if data[:2] == b"PK" else _read_legacy)(data)
         written = content.pop(DIGEST, None) if isinstance(content, dict) else None
@@ -102,15 +103,21 @@ def _conversion(path: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _bytes_of(path: Path, mapped: bool) -> mmap.mmap:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise Unreadable("it is no regular file")
-        if not os.fstat(file.fileno()).st_size:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
             raise Unreadable("it is empty")
-        return mmap.mmap(
-            file.fileno(), 0, access=mmap.ACCESS_COPY
-        )  # writable, as torch wants it, for us alone
+        if mapped:
+            return mmap.mmap(
+                file.fileno(), 0, access=mmap.ACCESS_COPY
+            )  # writable, as torch wants it, for us alone
+        data = mmap.mmap(-1, size)
+        if file.readinto(data) != size:
+            raise Unreadable("it becomes shorter while it is read")
+        return data
 
 
 def _numbers(data: mmap.mmap, start: int, nbytes: int, dtype: torch.dtype | None) -> Tensor:

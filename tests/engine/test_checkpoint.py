@@ -9,6 +9,7 @@ import torch
 
 from rmeeto.engine import checkpoint
 from rmeeto.errors import UserError
+from tests.limits import run_limited
 
 CPU = torch.device("cpu")
 
@@ -77,3 +78,58 @@ def test_random_generators_go_on_where_they_were(tmp_path):
     draw()
     checkpoint.set_rng_state(checkpoint.load(tmp_path / "x.pt")["rng"], CPU)
     assert draw() == expected
+
+
+def test_the_checkpoint_before_is_kept(tmp_path):
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in range(3):
+        checkpoint.save(last, {"step": step}, previous)
+        assert checkpoint.load(last) == {"step": step}
+        assert not step or checkpoint.load(previous) == {"step": step - 1}
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+def test_an_error_that_is_not_the_disks_is_not_taken_for_it(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("a data worker was killed")
+
+    monkeypatch.setattr("rmeeto.engine.checkpoint.torch.save", fail)
+    with pytest.raises(RuntimeError, match="a data worker was killed"):
+        checkpoint.save(tmp_path / "x.pt", {"step": 1})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_refuses_within_a_write_is_named(tmp_path):
+    """A limit on the size of files: torch turns the operating system's error into one of its own."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from rmeeto.engine import checkpoint
+from rmeeto.errors import UserError
+from tests.limits import run_limited
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoint.save(Path(sys.argv[1]), {"w": torch.zeros(10**6)})
+except UserError as error:
+    print(error)
+"""
+    assert "x.pt cannot be written ([Errno 27] File too large); what was there" in run_limited(
+        code, tmp_path / "x.pt"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "x.pt.tmp").symlink_to("thesis")
+    checkpoint.save(tmp_path / "x.pt", {"step": 1})
+    assert (tmp_path / "thesis").read_text() == "years of work" and checkpoint.load(tmp_path / "x.pt") == {
+        "step": 1
+    }
+
+
+def test_a_pipe_is_no_checkpoint_and_nothing_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="no regular file"):
+        checkpoint.load(tmp_path / "x.pt")

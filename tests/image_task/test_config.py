@@ -122,6 +122,7 @@ CHOICES = {
     "data_set": "INAT",
     "weights": "ema",
     "pretrained": "auto",
+    "data_changed": "ok",
 }
 # What else a flag needs, so that it is not refused as one without effect.
 COMPANY = {
@@ -133,6 +134,7 @@ COMPANY = {
     "inat_category": "--data_set INAT",
     "warmup_lr": "--warmup_epochs 1",
     "weights": "--model_pth m.pth",
+    "data_changed": "--resume",
     "delete_head": "--model_pth m.pth",
 }
 

@@ -108,6 +108,8 @@ def test_tar_files_hold_the_same_images_and_classes_as_folders(folder, layout, t
     for ours, theirs in zip(found, expected):
         assert ours.classes == theirs.classes and len(ours) == len(theirs)
         assert _pixels(ours) == _pixels(theirs)
+        counts = {name: count for name, (count, _) in ours.contents(str(root)).items()}
+        assert counts == {"ant": len(ours) // 2, "bee": len(ours) // 2}
 
 
 @pytest.mark.parametrize("info", [False, True])

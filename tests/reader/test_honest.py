@@ -207,3 +207,17 @@ def test_a_digest_sees_every_change(tmp_path):
         torch.save({**changed, DIGEST: digest(content)}, tmp_path / "x.pt")
         with pytest.raises(Unreadable, match="another digest"):
             read(tmp_path / "x.pt")
+
+
+def test_what_was_read_survives_the_file(tmp_path):
+    torch.save({"w": W}, tmp_path / "x.pth")
+    found = read(tmp_path / "x.pth")
+    found["w"] += 1
+    (tmp_path / "x.pth").write_bytes(b"")
+    assert same(found, {"w": W + 1})
+
+
+def test_mapped_tensors_are_not_written_to_the_file(tmp_path):
+    torch.save({"w": W}, tmp_path / "x.pth")
+    read(tmp_path / "x.pth", mapped=True)["w"] += 1
+    assert same(read(tmp_path / "x.pth"), {"w": W})

@@ -309,3 +309,11 @@ def test_an_absent_decoder_is_a_user_error(videos, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchcodec", None)
     with pytest.raises(UserError, match="--decoder torchcodec does not load"):
         _build(_config(videos, decoder="torchcodec"))
+
+
+def test_a_changed_training_video_is_seen_in_its_class(videos):
+    before = _build(_config(videos)).contents()
+    assert {name: count for name, (count, _) in before.items()} == {"ant": 8, "bee": 8}
+    _damage(videos / "train" / "bee" / "3.mp4")
+    after = _build(_config(videos)).contents()
+    assert after["ant"] == before["ant"] and after["bee"] != before["bee"]

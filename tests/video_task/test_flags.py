@@ -131,6 +131,7 @@ VALUES = {
     "clip_grad": 1.0,
     "cutmix_minmax": (0.25, 0.5),
     "betas": (0.25, 0.5),
+    "data_changed": "ok",
 }
 # What else a flag needs, so that it is not refused as one without effect.
 COMPANY = {
@@ -142,6 +143,7 @@ COMPANY = {
     "head_map": "--model_pth m.pth",
     "delete_head": "--model_pth m.pth",
     "fold": "--data_set UCF101",
+    "data_changed": "--resume",
 }
 
 

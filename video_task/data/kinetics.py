@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rmeeto.data.contents import by_class, of_files
 from rmeeto.data.loading import Unread, load_batches
 from rmeeto.data.sampler import shard_indices, shuffled_indices
 from rmeeto.errors import UserError
@@ -152,6 +153,11 @@ class VideoData:
         """
         for views in self._views(self._test, "test"):
             yield from zip(*(part.split(self.config.batch_size) for part in views))
+
+    def contents(self) -> dict[str, list[Any]]:
+        """What the training set is: by class, the number of videos and a digest of their names and sizes."""
+        videos = self._train
+        return by_class(videos.classes, videos.targets, of_files(videos.paths, self.config.data_path))
 
     def report(self) -> dict[str, Any]:
         """Unreadable videos of this rank: distinct ones of all epochs, those of the latest validation and test."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.parity import Case
 from rmeeto.merge import MergePlan, Tokens, match, merge_wavg
+from rmeeto.ops import Direction
 from rmeeto.ops.add_norm import ADD_NORM
 from rmeeto.ops.add_norm.naive import naive_add_rms_norm
 from rmeeto.ops.backend import Operator
@@ -82,7 +83,7 @@ def bidirectional(shape: Sequence[int], device: torch.device, dtype: torch.dtype
     each = (len(inputs) - 1) // 2
 
     def ordered(way: Callable, *tensors: Tensor) -> Tensor:
-        return way(tensors[:each], tensors[each:-1], tensors[-1], True)
+        return way(Direction(*tensors[:each]), Direction(*tensors[each:-1]), tensors[-1], True)
 
     return Case(
         what="bidirectional scan",

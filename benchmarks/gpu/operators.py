@@ -15,7 +15,14 @@ from benchmarks.gpu import floors
 from benchmarks.gpu.peers import Kernels
 from benchmarks.gpu.setting import Setting
 from rmeeto.merge import Tokens
-from rmeeto.ops import add_rms_norm, bidirectional_conv1d, bidirectional_scan, match_tokens, merge_tokens
+from rmeeto.ops import (
+    Direction,
+    add_rms_norm,
+    bidirectional_conv1d,
+    bidirectional_scan,
+    match_tokens,
+    merge_tokens,
+)
 
 STATES = 16
 # Settings of the forward scan that are worth trying where there is a GPU.
@@ -71,10 +78,10 @@ class Inputs:
             log_A = (torch.rand(inner, STATES, device=setting.device) * 8 + 0.1).log()
             weight, bias = make(inner, self.rank, dtype=half), make(inner)
             u = make(batch, length, inner, dtype=half)
-            self.directions.append((u, (features, weight), log_A, B, C, make(inner), bias))
+            self.directions.append(Direction(u, features, log_A, B, C, make(inner), bias, weight, log_A=True))
         self.tensors = [self.hidden, self.residual, self.weight, self.u, self.z, *self.taps]
-        for u, delta, *others in self.directions:
-            self.tensors += [u, *delta, *others]
+        for *tensors, _ in self.directions:
+            self.tensors += tensors
         for tensor in self.tensors:
             tensor.requires_grad_(grad)
 
@@ -85,7 +92,7 @@ class Inputs:
         return bidirectional_conv1d(self.u, *self.taps)
 
     def scan(self) -> Any:
-        return bidirectional_scan(*self.directions, self.z, True, log_A=True)
+        return bidirectional_scan(*self.directions, self.z, True)
 
     def upstream_conv(self, kernels: Kernels) -> Callable[[], Any]:
         x = self.u.transpose(1, 2).contiguous()
@@ -94,8 +101,7 @@ class Inputs:
 
     def upstream_scan(self, kernels: Kernels) -> Callable[[], Any]:
         """Both directions' calls, the step sizes given, layouts as upstream wants them; no flips."""
-        u, (features, weight), log_A, B, C, D, bias = self.directions[0]
-        A, delta = -log_A.exp(), features @ weight.t()
+        u, delta, A, B, C, D, bias, *_ = self.directions[0].plain()
         u, delta, B, C, z = (t.transpose(1, 2).contiguous() for t in (u, delta, B, C, self.z))
         return lambda: [
             kernels.scan(u, delta, A, B, C, D=D, z=z, delta_bias=bias, delta_softplus=True) for _ in range(2)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmeeto.merge import SSMFeatures
-from rmeeto.ops import bidirectional_conv1d, bidirectional_scan
+from rmeeto.ops import Direction, bidirectional_conv1d, bidirectional_scan
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -86,31 +86,26 @@ class BiMamba(nn.Module):
         u_f, u_b = bidirectional_conv1d(
             u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
         )
-        delta_f, B_f, C_f = self._project(u_f, self.x_proj, self.dt_proj)
-        delta_b, B_b, C_b = self._project(u_b, self.x_proj_b, self.dt_proj_b)
-        y = bidirectional_scan(
-            (u_f, delta_f, self.A_log, B_f, C_f, self.D, self.dt_proj.bias),
-            (u_b, delta_b, self.A_b_log, B_b, C_b, self.D_b, self.dt_proj_b.bias),
-            z,
-            self.average,
-            log_A=True,
-        )
+        forward = self._direction(u_f, self.x_proj, self.dt_proj, self.A_log, self.D)
+        backward = self._direction(u_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        y = bidirectional_scan(forward, backward, z, self.average)
         out = self.out_proj(y)
         if not return_ssm:
             return out
-        steps = F.linear(*delta_f), F.linear(*delta_b)
-        pairs = ((B_f, B_b), (C_f, C_b), steps)
+        steps = (F.linear(d.delta, d.dt_weight) for d in (forward, backward))
+        pairs = (forward.B, backward.B), (forward.C, backward.C), steps
         return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
 
     def macs(self, num_tokens: int, directions: int = 2) -> dict[str, int]:
         """Multiply-accumulates of one sample, by part."""
         return scan_macs(self, num_tokens, directions)
 
-    def _project(
-        self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    def _direction(
+        self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+    ) -> Direction:
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return (dt, dt_proj.weight), B, C  # the scan multiplies them, and adds the bias
+        # The scan itself projects the step size, adds the bias and takes the exponential of A.
+        return Direction(u, dt, A_log, B, C, D, dt_proj.bias, dt_proj.weight, log_A=True)
 
     def _combine(self, forward: Tensor, backward: Tensor) -> Tensor:
         if self.released_flip:

@@ -16,7 +16,7 @@ from rmeeto.ops import build
 from rmeeto.ops.backend import BackendUnavailable, Operator
 from rmeeto.ops.selective_scan import BIDIRECTIONAL, cpp, eager, naive
 from tests.helpers import assert_close_rms
-from tests.ops.test_selective_scan import both, leaves
+from tests.ops.test_selective_scan import both, leaves, run_both
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,8 +54,8 @@ def test_every_instruction_set_computes_the_same(isa, compiler, fresh, monkeypat
     for channels in (37, 5):
         tensors = [t.detach() for t in both(channels=channels, length=35)]
         mine, exact = leaves(tensors), leaves(tensors, torch.float64)
-        got = cpp.bidirectional_scan(tuple(mine[:7]), tuple(mine[7:14]), mine[14], True)
-        expected = naive.naive_bidirectional_scan(exact[:7], exact[7:14], exact[14], True)
+        got = run_both(cpp.bidirectional_scan, mine, True)
+        expected = run_both(naive.naive_bidirectional_scan, exact, True)
         got.square().sum().backward()
         expected.square().sum().backward()
         assert_close_rms(got, expected, "output", 1e-6)
@@ -109,11 +109,11 @@ def test_library_brings_no_openmp_runtime_of_its_own(compiler):
 
 def test_plain_threads_where_torch_has_no_known_openmp(compiler, monkeypatch):
     tensors, threads = [t.detach() for t in both(channels=70)], torch.get_num_threads()
-    expected = cpp.bidirectional_scan(tuple(tensors[:7]), tuple(tensors[7:14]), tensors[14], True)
+    expected = run_both(cpp.bidirectional_scan, tensors, True)
     monkeypatch.setattr(build, "openmp", lambda: 0)
     try:
         torch.set_num_threads(3)
-        got = cpp.bidirectional_scan(tuple(tensors[:7]), tuple(tensors[7:14]), tensors[14], True)
+        got = run_both(cpp.bidirectional_scan, tensors, True)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(got, expected)

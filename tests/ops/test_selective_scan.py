@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from rmeeto.ops import bidirectional_scan, selective_scan
+from rmeeto.ops import Direction, bidirectional_scan, selective_scan
 from rmeeto.ops.selective_scan import BIDIRECTIONAL, SCAN
+from rmeeto.ops.selective_scan.direction import flatten
 from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
 from tests.helpers import TOLERANCE, assert_close_rms
 
 BACKENDS = [
     name for name, state in SCAN.explain("cpu") if state in ("chosen", "available") and name != "naive"
 ]
-NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+NAMES = Direction._fields[:7]
 WIDE = (torch.float32, torch.float64)
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
@@ -32,6 +33,11 @@ def direction(batch, length, channels, states, dtype=torch.float32, seed=0):
     A = -torch.exp(randn(channels, states) * 0.5 + 1)
     B, C = projected[..., 3 : 3 + states], projected[..., 3 + states :]
     return [u, delta, A, B, C, randn(channels), randn(channels) - 2]
+
+
+def run_both(function, tensors, average=False):
+    """A function of two directions and a gate on the flat tensors of `both`."""
+    return function(Direction(*tensors[:7]), Direction(*tensors[7:14]), tensors[14], average)
 
 
 def gate(batch, length, channels, dtype=torch.float32):
@@ -70,8 +76,8 @@ def check_both(backend, batch, length, channels, states, dtype=torch.float32, av
     names = [*NAMES, *(f"{name}_b" for name in NAMES), "z"]
     run = BIDIRECTIONAL.implementation("cpu", backend)
     compare(
-        lambda *t: run(t[:7], t[7:14], t[14], average),
-        lambda *t: naive_bidirectional_scan(t[:7], t[7:14], t[14], average),
+        lambda *t: run_both(run, t, average),
+        lambda *t: run_both(naive_bidirectional_scan, t, average),
         tensors,
         names,
     )
@@ -197,28 +203,28 @@ def test_gradients_of_the_definition():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float64_stays_float64(backend):
-    tensors = [t.double() for t in direction(1, 9, 5, 3)]
+    one = Direction(*(t.double() for t in direction(1, 9, 5, 3)))
     z = gate(1, 9, 5).double()
-    out = bidirectional_scan(tuple(tensors), tuple(tensors), z, backend=backend)
-    assert_close_rms(out, naive_bidirectional_scan(tensors, tensors, z), tolerance=1e-12)
+    out = bidirectional_scan(one, one, z, backend=backend)
+    assert_close_rms(out, naive_bidirectional_scan(one, one, z), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float16_is_computed_in_float32(backend):
-    tensors = direction(1, 9, 5, 3, torch.float16)
-    out = bidirectional_scan(tuple(tensors), tuple(tensors), gate(1, 9, 5, torch.float16), backend=backend)
+    one = Direction(*direction(1, 9, 5, 3, torch.float16))
+    out = bidirectional_scan(one, one, gate(1, 9, 5, torch.float16), backend=backend)
     assert out.dtype == torch.float16
-    expected = naive_bidirectional_scan(tensors, tensors, gate(1, 9, 5, torch.float16))
+    expected = naive_bidirectional_scan(one, one, gate(1, 9, 5, torch.float16))
     assert_close_rms(out, expected, tolerance=2e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_under_autocast_and_in_inference_mode(backend):
-    tensors = direction(2, 9, 6, 16, torch.bfloat16)
+    one = Direction(*direction(2, 9, 6, 16, torch.bfloat16))
     z = gate(2, 9, 6, torch.bfloat16)
-    expected = bidirectional_scan(tuple(tensors), tuple(tensors), z, backend=backend)
+    expected = bidirectional_scan(one, one, z, backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-        out = bidirectional_scan(tuple(tensors), tuple(tensors), z, backend=backend)
+        out = bidirectional_scan(one, one, z, backend=backend)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, expected)
 
@@ -226,20 +232,38 @@ def test_under_autocast_and_in_inference_mode(backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_A_may_be_given_as_its_logarithm(backend, dtype):
-    tensors, z = direction(1, 9, 5, 3, torch.float32), gate(1, 9, 5)
-    log = (-tensors[2]).log().to(dtype)
-    tensors[2] = -log.to(torch.promote_types(dtype, torch.float32)).exp()  # never rounded to a half format
-    given = [*tensors[:2], log, *tensors[3:]]
-    out = bidirectional_scan(tuple(given), tuple(given), z, backend=backend, log_A=True)
-    assert_close_rms(
-        out, bidirectional_scan(tuple(tensors), tuple(tensors), z, backend=backend), tolerance=1e-7
-    )
+    one, z = Direction(*direction(1, 9, 5, 3)), gate(1, 9, 5)
+    log = (-one.A).log().to(dtype)
+    one = one._replace(
+        A=-log.to(torch.promote_types(dtype, torch.float32)).exp()
+    )  # never rounded to a half format
+    given = one._replace(A=log, log_A=True)
+    expected = bidirectional_scan(one, one, z, backend=backend)
+    assert_close_rms(bidirectional_scan(given, given, z, backend=backend), expected, tolerance=1e-7)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "naive"])
+def test_the_step_size_may_be_given_as_its_projection(backend):
+    one, z = Direction(*direction(2, 9, 6, 3)), gate(2, 9, 6)
+    features, weight = torch.randn(2, 9, 4), torch.randn(6, 4)
+    one = one._replace(delta=features @ weight.T)
+    given = one._replace(delta=features, dt_weight=weight)
+    expected = bidirectional_scan(one, one, z, backend=backend)
+    assert_close_rms(bidirectional_scan(given, given, z, backend=backend), expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("field", ["D", "delta_bias", "log_A"])
+def test_directions_that_differ_in_their_fields_are_refused(field):
+    one, z = Direction(*direction(1, 5, 6, 3)), gate(1, 5, 6)
+    other = one._replace(**{field: True if field == "log_A" else None})
+    with pytest.raises(ValueError, match=f"one direction has {field}"):
+        bidirectional_scan(one, other, z)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_samples(backend):
-    tensors = [t[:0] if t.ndim == 3 else t for t in direction(1, 5, 6, 3)]
-    assert bidirectional_scan(tuple(tensors), tuple(tensors), tensors[0], backend=backend).shape == (0, 5, 6)
+    one = Direction(*(t[:0] if t.ndim == 3 else t for t in direction(1, 5, 6, 3)))
+    assert bidirectional_scan(one, one, one.u, backend=backend).shape == (0, 5, 6)
 
 
 @pytest.fixture
@@ -254,14 +278,19 @@ def both(channels=24, length=20):
     return leaves([*tensors, gate(2, length, channels)])
 
 
+def flat():
+    tensors = both()
+    return flatten([Direction(*tensors[:7]), Direction(*tensors[7:14])], tensors[14])
+
+
 def test_operator_passes_opcheck(cpp):
-    opcheck(torch.ops.rmeeto.scan.default, (*both(), True, False, True, True))
-    one = leaves([*direction(2, 5, 6, 3)[:5], *[None] * 9, None])
+    opcheck(torch.ops.rmeeto.scan.default, (*flat(), True, False, True, True))
+    one = flatten([Direction(*leaves(direction(2, 5, 6, 3)[:5]))], None)
     opcheck(torch.ops.rmeeto.scan.default, (*one, False, True, False, True))
 
 
 def test_no_states_are_kept_without_gradients(cpp):
-    tensors = [tensor.detach() for tensor in both()]
+    tensors = [None if tensor is None else tensor.detach() for tensor in flat()]
     for keep, size in ((True, 2 * 2 * 2 * 32 * 16), (False, 0)):
         assert torch.ops.rmeeto.scan.default(*tensors, True, False, True, keep)[1].numel() == size
 
@@ -272,7 +301,7 @@ def test_threads_do_not_change_a_bit(cpp):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            out = cpp(tuple(tensors[:7]), tuple(tensors[7:14]), tensors[14], False)
+            out = run_both(cpp, tensors)
             results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
     finally:
         torch.set_num_threads(threads)
@@ -285,7 +314,7 @@ def test_channels_far_apart_in_memory(cpp):
     spread = [t.detach().mT.contiguous().mT.requires_grad_() if t.ndim == 3 else t for t in tensors]
     results = []
     for t in (tensors, spread):
-        out = cpp(tuple(t[:7]), tuple(t[7:14]), t[14], False)
+        out = run_both(cpp, t)
         results.append([out, *torch.autograd.grad(out.square().sum(), t)])
     assert spread[0].stride() != tensors[0].stride()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -295,7 +324,7 @@ def test_compiled_in_one_graph_equals_eager(cpp):
     tensors = both()
 
     def loss(*t):
-        return bidirectional_scan(t[:7], t[7:14], t[14], True).square().sum()
+        return run_both(bidirectional_scan, t, True).square().sum()
 
     expected = torch.autograd.grad(loss(*tensors), tensors)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -306,7 +335,7 @@ def test_compiled_in_one_graph_equals_eager(cpp):
 def test_export_keeps_the_operator(cpp):
     class Scan(torch.nn.Module):
         def forward(self, *t):
-            return bidirectional_scan(t[:7], t[7:14], t[14], True, backend="cpp")
+            return run_both(cpp, t, True)
 
     tensors = tuple(tensor.detach() for tensor in both())
     program = torch.export.export(Scan(), tensors)

@@ -13,7 +13,7 @@ namespace {
 constexpr int kTasks = 64;  // to aim at
 constexpr int kAhead = 16;  // rows that are fetched before they are used
 
-// As conv1d/cpp.py packs them, 64 bits each. Strides in elements; what is not listed with strides is contiguous.
+// As in conv1d/cpp.py, field by field. Strides in elements; what is not listed with strides is contiguous.
 struct Conv {
     int64_t openmp, threads, batch, length, channels, kernel;
     const void* x;
@@ -178,4 +178,5 @@ void rmeeto_conv_forward_f32(const Conv* conv) { forward<float>(*conv); }
 void rmeeto_conv_forward_bf16(const Conv* conv) { forward<bf16>(*conv); }
 void rmeeto_conv_backward_f32(const Conv* conv) { backward<float>(*conv); }
 void rmeeto_conv_backward_bf16(const Conv* conv) { backward<bf16>(*conv); }
+int rmeeto_conv_size() { return sizeof(Conv); }
 }

@@ -19,7 +19,7 @@ constexpr int kTile = kVectors * W;
 constexpr int kTaskSources = 8 * kSources;
 constexpr int kTaskRows = 64;
 
-// As token_merge/cpp.py packs them, 64 bits each. Strides in elements.
+// As in token_merge/cpp.py, field by field. Strides in elements.
 struct Match {
     int64_t openmp, threads, batch, tokens, channels, r;
     const void* metric;
@@ -264,4 +264,6 @@ void rmeeto_merge_forward_bf16_bf16(const Merge* m) { merge<bf16, bf16>(*m); }
 void rmeeto_merge_backward_f32_f32(const Merge* m) { merge_backward<float, float>(*m); }
 void rmeeto_merge_backward_bf16_f32(const Merge* m) { merge_backward<bf16, float>(*m); }
 void rmeeto_merge_backward_bf16_bf16(const Merge* m) { merge_backward<bf16, bf16>(*m); }
+int rmeeto_match_size() { return sizeof(Match); }
+int rmeeto_merge_size() { return sizeof(Merge); }
 }

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kRows = 32;  // of a task
 
-// As add_norm/cpp.py packs them, 64 bits each. All tensors are contiguous rows.
+// As in add_norm/cpp.py, field by field. All tensors are contiguous rows.
 struct Norm {
     int64_t openmp, threads, rows, channels;
     const void* hidden;
@@ -114,4 +114,5 @@ void rmeeto_norm_backward_f32_f32(const Norm* norm) { backward<float, float>(*no
 void rmeeto_norm_backward_f32_bf16(const Norm* norm) { backward<float, bf16>(*norm); }
 void rmeeto_norm_backward_bf16_f32(const Norm* norm) { backward<bf16, float>(*norm); }
 void rmeeto_norm_backward_bf16_bf16(const Norm* norm) { backward<bf16, bf16>(*norm); }
+int rmeeto_norm_size() { return sizeof(Norm); }
 }

@@ -18,10 +18,11 @@ namespace {
 constexpr int S = W / 2;                  // the 2 S sums over channels of dB and dC then fill one register
 constexpr int kTogether = S < 4 ? S : 4;  // states whose exponentials are taken in step
 constexpr int kTasks = 64;                // tasks to aim at; more of them cost memory in the backward pass
-// selective_scan/cpp.py allocates for these: tokens between stored states, and what a state is padded to.
+// Tokens between stored states, and what a state is padded to; at the end of this file Python learns them.
 constexpr int kChunk = 16, kPadChannels = 16, kPadStates = 8;
+static_assert(kPadChannels % W == 0 && kPadStates % S == 0, "a stored state is whole registers");
 
-// As selective_scan/cpp.py packs them, 64 bits each. Strides in elements; null pointers for what is absent.
+// As in selective_scan/cpp.py, field by field. Strides in elements; null pointers for what is absent.
 struct Direction {
     const void *u, *delta, *B, *C;
     const float *A, *D, *bias;
@@ -449,4 +450,8 @@ void rmeeto_scan_forward_f32(const Scan* scan) { forward<float>(*scan); }
 void rmeeto_scan_forward_bf16(const Scan* scan) { forward<bf16>(*scan); }
 void rmeeto_scan_backward_f32(const Scan* scan) { backward<float>(*scan); }
 void rmeeto_scan_backward_bf16(const Scan* scan) { backward<bf16>(*scan); }
+int rmeeto_scan_size() { return sizeof(Scan); }
+int rmeeto_scan_chunk() { return kChunk; }
+int rmeeto_scan_pad_channels() { return kPadChannels; }
+int rmeeto_scan_pad_states() { return kPadStates; }
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
 from rmeeto.ops.selective_scan import cpp, eager, naive, upstream
-from rmeeto.ops.selective_scan.naive import plain_direction
+from rmeeto.ops.selective_scan.direction import Direction
 
 _TRITON = "rmeeto.ops.selective_scan.triton_scan"
 
@@ -82,32 +82,33 @@ def selective_scan(
 
 
 def bidirectional_scan(
-    forward: tuple,
-    backward: tuple,
-    z: Tensor,
-    average: bool = False,
-    backend: str = "auto",
-    log_A: bool = False,
+    forward: Direction, backward: Direction, z: Tensor, average: bool = False, backend: str = "auto"
 ) -> Tensor:
     """Sum (or mean) of a forward and a backward scan that share one gate, token-major and without flips.
 
     Args:
-        forward: ``(u, delta, A, B, C, D, delta_bias)``; u, delta (B, L, D); A (D, N); B, C (B, L, N); D, bias (D,).
-            delta is taken before bias and softplus; it may be a pair (features (B, L, R), weight (D, R)), whose product
-            it then is: the Triton kernel never writes it to memory.
-        backward: the same of the backward direction, tokens in their original order.
+        forward, backward: what they read, tokens in their original order. What one has of `Direction`'s optional
+            fields the other has too.
         z: (B, L, D) gate, applied as ``silu(z)``.
         average: halve the sum.
         backend: as in `selective_scan`.
-        log_A: A holds log(-A), as a mixer's parameters do: the Triton kernel takes the exponential itself.
 
     Returns:
         (B, L, D).
+
+    Raises:
+        ValueError: the directions have not the same fields, or a backend that cannot run here.
     """
-    implementation = BIDIRECTIONAL.implementation(z.device.type, backend)
-    if getattr(implementation, "takes_parameters", False):
-        return implementation(forward, backward, z, average, log_A)
-    return implementation(plain_direction(forward, log_A), plain_direction(backward, log_A), z, average)
+    for name in ("D", "delta_bias", "dt_weight"):
+        if (getattr(forward, name) is None) != (getattr(backward, name) is None):
+            raise ValueError(
+                f"bidirectional_scan: one direction has {name}; expected both to have it, or none"
+            )
+    if forward.log_A != backward.log_A:
+        raise ValueError(
+            "bidirectional_scan: one direction has log_A=True; expected both to have it, or none"
+        )
+    return BIDIRECTIONAL.implementation(z.device.type, backend)(forward, backward, z, average)
 
 
 def _check(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rmeeto.ops.selective_scan.direction import Direction
+
 
 def eager_selective_scan(
     u: Tensor,
@@ -82,12 +84,10 @@ def _step(h: Tensor, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tenso
     return h, torch.bmm(h, c_t).squeeze(-1)
 
 
-def eager_bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool = False) -> Tensor:
+def eager_bidirectional_scan(
+    forward: Direction, backward: Direction, z: Tensor, average: bool = False
+) -> Tensor:
     """Same function as `naive_bidirectional_scan`; the gate is applied once, to the sum."""
-    out_dtype = forward[0].dtype
-    u, delta, A, B, C, D, bias = forward
-    y = eager_selective_scan(u, delta, A, B, C, D, None, bias)
-    u, delta, A, B, C, D, bias = backward
-    y = y + eager_selective_scan(u, delta, A, B, C, D, None, bias, reverse=True)
+    y = forward.scan(eager_selective_scan) + backward.scan(eager_selective_scan, reverse=True)
     y = y * F.silu(z)
-    return (y / 2 if average else y).to(out_dtype)
+    return (y / 2 if average else y).to(forward.u.dtype)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rmeeto.ops.selective_scan.direction import Direction
+
 
 def naive_selective_scan(
     u: Tensor,
@@ -51,33 +53,9 @@ def naive_selective_scan(
     return y.to(out_dtype)
 
 
-def naive_bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool = False) -> Tensor:
-    """Sum (or mean) of a forward and a backward scan that share one gate.
-
-    Args:
-        forward: ``(u, delta, A, B, C, D, delta_bias)`` of the forward direction.
-        backward: the same of the backward direction, its tokens in their original order.
-        z: (B, L, D) gate.
-        average: halve the sum.
-    """
-    u, delta, A, B, C, D, bias = forward
-    y = naive_selective_scan(u, delta, A, B, C, D, z, bias)
-    u, delta, A, B, C, D, bias = backward
-    y = y + naive_selective_scan(u, delta, A, B, C, D, z, bias, reverse=True)
+def naive_bidirectional_scan(
+    forward: Direction, backward: Direction, z: Tensor, average: bool = False
+) -> Tensor:
+    """Sum (or mean) of a forward and a backward scan that share the gate z (B, L, D)."""
+    y = forward.scan(naive_selective_scan, z) + backward.scan(naive_selective_scan, z, reverse=True)
     return y / 2 if average else y
-
-
-def plain_direction(direction: tuple, log_A: bool) -> tuple:
-    """A direction with its step sizes and its A, for a scan that does not derive them from the parameters itself.
-
-    Args:
-        direction: ``(u, delta, A, B, C, D, delta_bias)``; delta (B, L, D) or a pair (features (B, L, R), weight
-            (D, R)).
-        log_A: A is log(-A). Its exponential is taken in float32 at least: a half format would round it to three digits.
-    """
-    u, delta, A, *others = direction
-    if isinstance(delta, tuple):
-        delta = F.linear(*delta)
-    if log_A:
-        A = -torch.exp(A.to(torch.promote_types(A.dtype, torch.float32)))
-    return u, delta, A, *others

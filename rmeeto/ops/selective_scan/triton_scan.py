@@ -1,7 +1,6 @@
 """The selective scan on the Triton kernels, registered with torch.library as ``rmeeto::triton_scan``.
 
-Shapes: B batch, L tokens, D channels, N states, R rank. u, z (B, L, D); delta (B, L, D), or features (B, L, R) and
-weight (D, R) that it is projected from inside the kernel; A (D, N); B, C (B, L, N); D, bias (D,).
+Shapes: as in `Direction`; z (B, L, D). The kernels project the step size and take the exponential of A.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from rmeeto.ops.register import operator
 from rmeeto.ops.selective_scan import eager
-from rmeeto.ops.selective_scan.naive import plain_direction
+from rmeeto.ops.selective_scan.direction import NUM_TENSORS, SCHEMA, Direction, flatten, unflatten
 from rmeeto.ops.selective_scan.triton_backward import scan_bwd_kernel
 from rmeeto.ops.selective_scan.triton_forward import scan_fwd_kernel, scan_state_fwd_kernel
 from rmeeto.ops.triton_support import (
@@ -37,16 +36,9 @@ BACKWARD_WARPS = 16  # a multiprocessor gets before one of them takes several gr
 # instruction count the issue slots are as busy as that unit, so a polynomial takes from where nothing is free.
 POLYNOMIAL = 0
 
-_DIRECTION = (
-    "Tensor{0} u{1}, Tensor{0} delta{1}, Tensor? weight{1}, Tensor? bias{1}, Tensor{0} A{1}, Tensor{0} B{1}, "
-    "Tensor{0} C{1}, Tensor? D{1}"
-)
-_INPUTS = (
-    f"{_DIRECTION.format('', '')}, {_DIRECTION.format('?', '2')}, Tensor? z, "
-    "bool softplus, bool reverse, bool average, bool log_A"
-)
-_PER_DIRECTION, _NUM_TENSORS = 8, 17
-_SEQUENCES = (0, 1, 5, 6)  # u, delta, B, C
+# The kernels' names for the tensors of a Direction, in its order.
+_NAMES = [[f"{name}{k}" for name in ("u", "delta", "A", "B", "C", "D", "bias", "weight")] for k in (0, 1)]
+_INPUTS = f"{SCHEMA}, bool log_A"
 
 
 class _Flags(NamedTuple):
@@ -54,9 +46,6 @@ class _Flags(NamedTuple):
     reverse: bool
     average: bool
     log_A: bool
-
-
-_NUM_FLAGS = len(_Flags._fields)
 
 
 def selective_scan(
@@ -74,44 +63,31 @@ def selective_scan(
     """Same function as `naive_selective_scan`; float64 goes to the eager loop."""
     if u.dtype == torch.float64:
         return eager.eager_selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    return _scan([(u, delta, A, B, C, D, delta_bias)], z, delta_softplus, reverse, False, False)
+    return _scan([Direction(u, delta, A, B, C, D, delta_bias)], z, delta_softplus, reverse, False)
 
 
-def bidirectional_scan(
-    forward: tuple, backward: tuple, z: Tensor, average: bool = False, log_A: bool = False
-) -> Tensor:
-    """Same function as `naive_bidirectional_scan`; float64 goes to the eager loop.
-
-    A direction's ``delta`` may be a pair (features (B, L, R), weight (D, R)), which the kernel then projects, and its
-    ``A`` may be log(-A), of which the kernel then takes the exponential.
-    """
-    if forward[0].dtype == torch.float64:
-        forward, backward = (plain_direction(direction, log_A) for direction in (forward, backward))
+def bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, average: bool = False) -> Tensor:
+    """Same function as `naive_bidirectional_scan`; float64 goes to the eager loop."""
+    if forward.u.dtype == torch.float64:
         return eager.eager_bidirectional_scan(forward, backward, z, average)
-    return _scan([forward, backward], z, True, False, average, log_A)
-
-
-bidirectional_scan.takes_parameters = True  # type: ignore[attr-defined]
+    return _scan([forward, backward], z, True, False, average)
 
 
 def _scan(
-    directions: Sequence[tuple], z: Tensor | None, softplus: bool, reverse: bool, average: bool, log_A: bool
+    directions: Sequence[Direction], z: Tensor | None, softplus: bool, reverse: bool, average: bool
 ) -> Tensor:
     """Bring the tensors to one storage type (fp32 unless all sequences are bf16, or all fp16), and call the kernel."""
-    out_dtype = directions[0][0].dtype
-    unpacked = []
-    for u, delta, A, B, C, D, bias in directions:
-        delta, weight = delta if isinstance(delta, tuple) else (delta, None)
-        unpacked.append((u, delta, weight, bias, A, B, C, D))
-    sequences = [direction[i] for direction in unpacked for i in _SEQUENCES] + ([] if z is None else [z])
-    tensors: list[Tensor | None] = [tensor for direction in unpacked for tensor in direction]
-    tensors += [None] * (_NUM_TENSORS - 1 - len(tensors))
-    tensors.append(z)
-    if any(tensor.dtype != out_dtype for tensor in sequences):
-        for i in (*_SEQUENCES, *(i + _PER_DIRECTION for i in _SEQUENCES), _NUM_TENSORS - 1):
-            tensors[i] = None if tensors[i] is None else tensors[i].float()  # type: ignore[union-attr]
+    out_dtype = directions[0].u.dtype
+    sequences = [z, *(tensor for d in directions for tensor in (d.u, d.delta, d.B, d.C))]
+    if any(tensor is not None and tensor.dtype != out_dtype for tensor in sequences):
+        z = None if z is None else z.float()
+        directions = [
+            d._replace(u=d.u.float(), delta=d.delta.float(), B=d.B.float(), C=d.C.float()) for d in directions
+        ]
+    tensors = flatten(directions, z)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    return _operator(*tensors, softplus, reverse, average, log_A, keep)[0].to(out_dtype)
+    flags = _Flags(softplus, reverse, average, directions[0].log_A)
+    return _operator(*tensors, *flags, keep)[0].to(out_dtype)
 
 
 def num_chunks(programs: int, tiles: int, sms: int) -> int:
@@ -133,76 +109,63 @@ def num_chunks(programs: int, tiles: int, sms: int) -> int:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, keep = arguments
-    tensors, flags = _prepared(inputs)
-    u, z = tensors[0], tensors[-1]
+    directions, z, flags = _prepared(inputs)
+    first, num_directions = directions[0], len(directions)
+    u = first.u
     batch, length, channels = u.shape
-    directions = 1 if tensors[_PER_DIRECTION] is None else 2
     groups, tiles = -(-channels // BLOCK), -(-length // TOKENS)
     out, ungated, states = _forward_fake(*arguments)
     chunks = 1 if keep else num_chunks(groups * batch, tiles, num_sms(u.device))
     chunk = -(-tiles // chunks)
     chunks = -(-tiles // chunk)
-    constants = _constants(tensors, flags, FORWARD_TILE)
-    strides = _strides(tensors)
-    settings = {
-        "DIRECTIONS": directions,
+    settings = {"num_warps": 1, "maxnreg": FORWARD_REGISTERS}
+    constants = _constants(first, flags, FORWARD_TILE) | {
+        "DIRECTIONS": num_directions,
         "POLYNOMIAL": POLYNOMIAL,
-        "num_warps": 1,
-        "maxnreg": FORWARD_REGISTERS,
     }
-    first, second = _pointers(tensors)
+    tensors, gate = _tensors(directions), u if z is None else z
     ends = steps = out
     with on_device(u):
         if chunks > 1:
-            ends = u.new_empty(
-                (directions, batch, chunks, groups * BLOCK * constants["N"]), dtype=torch.float32
-            )
-            steps = u.new_empty((directions, batch, chunks, channels), dtype=torch.float32)
-            scan_state_fwd_kernel[(groups, batch, chunks * directions)](
-                *first[:6],
-                *second[:6],
-                ends,
-                steps,
-                length,
-                chunk * TOKENS,
-                *strides[:6],
-                **constants,
-                **settings,
-            )
-        constants |= {
-            "HAS_D": tensors[7] is not None,
-            "HAS_Z": z is not None,
-            "KEEP": keep,
-            "SPLIT": chunks > 1,
-        }
+            size = groups * BLOCK * constants["N"]
+            ends = u.new_empty((num_directions, batch, chunks, size), dtype=torch.float32)
+            steps = u.new_empty((num_directions, batch, chunks, channels), dtype=torch.float32)
+            scan_state_fwd_kernel[(groups, batch, chunks * num_directions)](
+                **{name: tensor for name, tensor in tensors.items() if name not in ("C0", "D0", "C1", "D1")},
+                ends=ends, steps=steps, length=length, chunk=chunk * TOKENS,
+                **_strides(u=u, delta=first.delta, B=first.B), **constants, **settings,
+            )  # fmt: skip
         scan_fwd_kernel[(groups, batch, chunks)](
-            *first, *second, _given(z, u), out, ungated, states, ends, steps,
-            length, chunk * TOKENS, *strides, 0.5 if flags.average else 1.0, **constants, **settings,
+            **tensors, z=gate, out=out, ungated=ungated, states=states, ends=ends, steps=steps,
+            length=length, chunk=chunk * TOKENS, **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate),
+            scale=0.5 if flags.average else 1.0, **constants,
+            HAS_D=first.D is not None, HAS_Z=z is not None, KEEP=keep, SPLIT=chunks > 1, **settings,
         )  # fmt: skip
     return out, ungated, states
 
 
 def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    tensors, flags = _prepared(inputs)
-    u, z = tensors[0], tensors[-1]
+    directions, z, flags = _prepared(inputs)
+    first = directions[0]
+    u, gate = first.u, first.u if z is None else z
     batch, length, channels = u.shape
     du, ddelta, dz, dBC, dA, dvectors = gradients = _backward_fake(dout, ungated, states, *inputs)
-    directions, num_states = du.shape[0], dA.shape[-1]
+    num_directions, num_states = du.shape[0], dA.shape[-1]
     (dout,) = contiguous_rows(dout)
     groups = -(-channels // BLOCK)
     # Groups that one program takes in turn: fewer partial sums of dB and dC, as long as the GPU stays full.
-    span = max(1, min(8, groups * batch * directions // (BACKWARD_WARPS * num_sms(u.device))))
+    span = max(1, min(8, groups * batch * num_directions // (BACKWARD_WARPS * num_sms(u.device))))
     spans = -(-groups // span)
-    first, second = _pointers(tensors)
-    partial_BC = dBC.new_empty((directions, spans, batch, length, 2 * num_states))
-    partial_A = dA.new_empty((directions, batch, channels, num_states))
-    partial_vectors = dvectors.new_empty((directions, batch, 2, channels))
+    partial_BC = dBC.new_empty((num_directions, spans, batch, length, 2 * num_states))
+    partial_A = dA.new_empty((num_directions, batch, channels, num_states))
+    partial_vectors = dvectors.new_empty((num_directions, batch, 2, channels))
     with on_device(u):
-        scan_bwd_kernel[(spans, batch, directions)](
-            *first, *second, _given(z, u), dout, ungated, states,
-            du, ddelta, dz, partial_BC, partial_A, partial_vectors, length, span,
-            *_strides(tensors), dout.stride(0), dout.stride(1), 0.5 if flags.average else 1.0,
-            **_constants(tensors, flags, BACKWARD_TILE), HAS_D=tensors[7] is not None, HAS_Z=z is not None, num_warps=1,
+        scan_bwd_kernel[(spans, batch, num_directions)](
+            **_tensors(directions), z=gate, dout=dout, ungated=ungated, states=states,
+            du=du, ddelta=ddelta, dz=dz, dBC=partial_BC, dA=partial_A, dvectors=partial_vectors,
+            length=length, span=span, **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate, dout=dout),
+            scale=0.5 if flags.average else 1.0, **_constants(first, flags, BACKWARD_TILE),
+            HAS_D=first.D is not None, HAS_Z=z is not None, num_warps=1,
         )  # fmt: skip
     torch.sum(partial_BC, 1, out=dBC)
     torch.sum(partial_A, 1, out=dA)
@@ -211,7 +174,7 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    u, A, second, keep = arguments[0], arguments[4], arguments[_PER_DIRECTION], arguments[-1]
+    u, A, second, keep = arguments[0], arguments[2], arguments[NUM_TENSORS // 2], arguments[-1]
     batch, length, channels = u.shape
     state = -(-channels // BLOCK) * BLOCK * power_of_two(A.shape[1])
     shape = (1 if second is None else 2, batch, -(-length // TOKENS), state)
@@ -224,7 +187,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_fake(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    u, A, second, z = inputs[0], inputs[4], inputs[_PER_DIRECTION], inputs[_NUM_TENSORS - 1]
+    u, A, second, z = inputs[0], inputs[2], inputs[NUM_TENSORS // 2], inputs[NUM_TENSORS - 1]
     batch, length, channels = u.shape
     directions, num_states = 1 if second is None else 2, A.shape[1]
     return (
@@ -240,79 +203,71 @@ def _backward_fake(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, ungated, states = output
     ctx.mark_non_differentiable(ungated, states)
-    ctx.flags = inputs[_NUM_TENSORS:-1]
-    ctx.save_for_backward(ungated, states, *inputs[:_NUM_TENSORS])
+    ctx.flags = inputs[NUM_TENSORS:-1]
+    ctx.save_for_backward(ungated, states, *inputs[:NUM_TENSORS])
 
 
 def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
     ungated, states, *tensors = ctx.saved_tensors
-    z = tensors[-1]
+    directions, z = unflatten(tensors)
     du, ddelta, dz, dBC, dA, dvectors = _backward_operator(dout, ungated, states, *tensors, *ctx.flags)
-    gradients: list[Tensor | None] = []
-    for k in range(2):
-        u, delta, weight, bias, A, B, C, D = tensors[k * _PER_DIRECTION : (k + 1) * _PER_DIRECTION]
-        if u is None:
-            gradients += [None] * _PER_DIRECTION
-            continue
+    gradients = []
+    for k, d in enumerate(directions):
         ddirection, dweight = ddelta[k], None
-        if weight is not None:
+        if d.dt_weight is not None:
             flat = ddirection.flatten(0, 1)
-            dweight = (flat.T @ delta.flatten(0, 1)).to(weight.dtype)
-            ddirection = (flat @ weight.to(flat.dtype)).view_as(delta)
-        dB, dC = dBC[k].to(B.dtype).chunk(2, dim=-1)
-        dbias = None if bias is None else dvectors[k, 1].to(bias.dtype)
-        dD = None if D is None else dvectors[k, 0].to(D.dtype)
-        gradients += [du[k], ddirection, dweight, dbias, dA[k].to(A.dtype), dB, dC, dD]
-    return (*gradients, None if z is None else dz, *[None] * (_NUM_FLAGS + 1))
+            dweight = (flat.T @ d.delta.flatten(0, 1)).to(d.dt_weight.dtype)
+            ddirection = (flat @ d.dt_weight.to(flat.dtype)).view_as(d.delta)
+        dB, dC = dBC[k].to(d.B.dtype).chunk(2, dim=-1)
+        dD = None if d.D is None else dvectors[k, 0].to(d.D.dtype)
+        dbias = None if d.delta_bias is None else dvectors[k, 1].to(d.delta_bias.dtype)
+        gradients.append(Direction(du[k], ddirection, dA[k].to(d.A.dtype), dB, dC, dD, dbias, dweight))
+    return (*flatten(gradients, None if z is None else dz), *[None] * (len(ctx.flags) + 1))
 
 
-def _prepared(inputs: Sequence[Any]) -> tuple[list[Any], _Flags]:
-    """The tensors as the kernels take them: last dimension contiguous, the same strides in both directions."""
-    tensors, flags = list(inputs[:_NUM_TENSORS]), inputs[_NUM_TENSORS : _NUM_TENSORS + _NUM_FLAGS]
-    for i in range(_PER_DIRECTION):
-        for k in (i, i + _PER_DIRECTION):
-            if i not in _SEQUENCES and tensors[k] is not None:
-                tensors[k] = tensors[k].contiguous()
-    for i in _SEQUENCES:
-        if tensors[i + _PER_DIRECTION] is None:
-            (tensors[i],) = contiguous_rows(tensors[i])
-        else:
-            tensors[i], tensors[i + _PER_DIRECTION] = contiguous_rows(tensors[i], tensors[i + _PER_DIRECTION])
-    if tensors[-1] is not None:
-        (tensors[-1],) = contiguous_rows(tensors[-1])
-    return tensors, _Flags(*flags)
+def _prepared(inputs: Sequence[Any]) -> tuple[list[Direction], Tensor | None, _Flags]:
+    """What the kernels take: last dimensions contiguous, the same strides in both directions."""
+    directions, z = unflatten(inputs[:NUM_TENSORS])
+    sequences = [contiguous_rows(*alike) for alike in zip(*((d.u, d.delta, d.B, d.C) for d in directions))]
+    prepared = []
+    for d, u, delta, B, C in zip(directions, *sequences, strict=True):
+        A, *vectors, weight = (
+            None if tensor is None else tensor.contiguous()
+            for tensor in (d.A, d.D, d.delta_bias, d.dt_weight)
+        )
+        prepared.append(Direction(u, delta, A, B, C, *vectors, weight))  # type: ignore[arg-type]
+    return prepared, None if z is None else contiguous_rows(z)[0], _Flags(*inputs[NUM_TENSORS:])
 
 
-def _given(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    """A kernel argument that is not read, for one that is not there."""
-    return instead if tensor is None else tensor
+def _tensors(directions: Sequence[Direction]) -> dict[str, Tensor]:
+    """The kernels' arguments u0, ..., u1, ...; for one that is not there, and so not read, any other."""
+    given = dict(zip(_NAMES[0], directions[0])) | dict(zip(_NAMES[1], directions[-1]))
+    return {name: directions[0].u if tensor is None else tensor for name, tensor in given.items()}
 
 
-def _pointers(tensors: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
-    first, second = tensors[:_PER_DIRECTION], tensors[_PER_DIRECTION : 2 * _PER_DIRECTION]
-    one = [_given(tensor, tensors[0]) for tensor in first]
-    return one, [_given(tensor, instead) for tensor, instead in zip(second, one)]
-
-
-def _strides(tensors: Sequence[Any]) -> list[int]:
-    u, delta, _, _, _, B, C, _ = tensors[:_PER_DIRECTION]
-    return [stride for t in (u, delta, B, C, _given(tensors[-1], u)) for stride in t.stride()[:2]]
-
-
-def _constants(tensors: Sequence[Any], flags: _Flags, tile: tuple[int, int]) -> dict[str, Any]:
-    u, _, weight, bias, A, *_ = tensors
-    rank = 0 if weight is None else weight.shape[1]
+def _strides(**tensors: Tensor) -> dict[str, int]:
+    """How far apart samples and tokens lie, in elements, of tensors whose channels lie side by side."""
     return {
-        "CHANNELS": u.shape[2],
-        "STATES": A.shape[1],
+        f"{name}_{dim}": stride
+        for name, tensor in tensors.items()
+        for dim, stride in zip(("batch", "row"), tensor.stride())
+    }
+
+
+def _constants(direction: Direction, flags: _Flags, tile: tuple[int, int]) -> dict[str, Any]:
+    rank = 0 if direction.dt_weight is None else direction.dt_weight.shape[1]
+    num_states = direction.A.shape[1]
+    return {
+        "CHANNELS": direction.u.shape[2],
+        "STATES": num_states,
         "RANK": rank,
         "REVERSE": int(flags.reverse),
         "SOFTPLUS": flags.softplus,
         "LOG_A": flags.log_A,
-        "HAS_BIAS": bias is not None,
+        "HAS_BIAS": direction.delta_bias is not None,
         "T": TOKENS,
         "G": tile[0],
-        "N": power_of_two(A.shape[1]),
+        "N": power_of_two(num_states),
         "W": tile[1],
         "R": power_of_two(rank, 16),
     }

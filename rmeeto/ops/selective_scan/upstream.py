@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rmeeto.ops.backend import BackendUnavailable
+from rmeeto.ops.selective_scan.direction import Direction
 
 
 def load() -> tuple[Callable, Callable]:
@@ -47,12 +48,11 @@ def load() -> tuple[Callable, Callable]:
         )
         return (y.flip(-1) if reverse else y).transpose(1, 2)
 
-    def bidirectional_scan(forward: tuple, backward: tuple, z: Tensor, average: bool = False) -> Tensor:
+    def bidirectional_scan(
+        forward: Direction, backward: Direction, z: Tensor, average: bool = False
+    ) -> Tensor:
         """Same function as `naive_bidirectional_scan`."""
-        u, delta, A, B, C, D, bias = forward
-        y = selective_scan(u, delta, A, B, C, D, z, bias)
-        u, delta, A, B, C, D, bias = backward
-        y = y + selective_scan(u, delta, A, B, C, D, z, bias, reverse=True)
+        y = forward.scan(selective_scan, z) + backward.scan(selective_scan, z, reverse=True)
         return y / 2 if average else y
 
     return selective_scan, bidirectional_scan

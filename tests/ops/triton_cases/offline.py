@@ -24,13 +24,13 @@ from triton.runtime.jit import JITFunction
 
 from rmeeto.ops import triton_support
 
-triton_support.dispatch_keys = lambda: (
-    "CPU",
-)  # the launchers then take CPU tensors, whose contents nobody reads
+# The launchers then take CPU tensors, whose contents nobody reads.
+triton_support.dispatch_keys = lambda: ("CPU",)
 
 from rmeeto.merge import Tokens  # noqa: E402
 from rmeeto.ops.add_norm.triton_add_norm import add_rms_norm  # noqa: E402
 from rmeeto.ops.conv1d.triton_conv1d import bidirectional_conv1d  # noqa: E402
+from rmeeto.ops.selective_scan import Direction  # noqa: E402
 from rmeeto.ops.selective_scan.triton_scan import bidirectional_scan, selective_scan  # noqa: E402
 from rmeeto.ops.token_merge.triton_match import match_tokens  # noqa: E402
 from rmeeto.ops.token_merge.triton_merge import merge_tokens  # noqa: E402
@@ -71,9 +71,10 @@ def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool) -
     def make(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=of).requires_grad_(training)
 
-    def direction(u: torch.Tensor) -> tuple:
+    def direction(u: torch.Tensor) -> Direction:
         features, B, C = make(1, tokens, rank + 2 * states, of=dtype).split([rank, states, states], -1)
-        return u, (features, make(inner, rank)), make(inner, states), B, C, make(inner), make(inner)
+        A, D, bias, weight = make(inner, states), make(inner), make(inner), make(inner, rank)
+        return Direction(u, features, A, B, C, D, bias, weight, log_A=True)
 
     hidden, residual = make(1, tokens, embed, of=dtype), make(1, tokens, embed)
     plan = match_tokens(hidden.detach(), r, Tokens(tokens, tokens // 2))
@@ -82,7 +83,7 @@ def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool) -
     u, z = make(1, tokens, 2 * inner, of=dtype).chunk(2, dim=-1)
     taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)
     forward, backward = bidirectional_conv1d(u, *taps)
-    y = bidirectional_scan(direction(forward), direction(backward), z, True, log_A=True)
+    y = bidirectional_scan(direction(forward), direction(backward), z, True)
     if training:
         outputs = [merged, normed, total, y]
         torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
@@ -114,7 +115,7 @@ def main(capability: str, *settings: str) -> None:
         if kernel.hash in seen:
             return kernel
         seen.add(kernel.hash)
-        flags = {k: v for k, v in options.items() if k.isupper()}
+        flags = {k: v for k, v in options.items() if k.isupper() and not isinstance(v, torch.Tensor)}
         report = {
             "kernel": self.fn.__name__,
             "setting": setting,

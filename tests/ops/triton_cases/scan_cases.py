@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch.library import opcheck
 from torch.nn import functional as F
 
-from rmeeto.ops.selective_scan import triton_scan
-from rmeeto.ops.selective_scan.naive import (
-    naive_bidirectional_scan,
-    naive_selective_scan,
-    plain_direction,
-)
+from rmeeto.ops.selective_scan import Direction, triton_scan
+from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
 from rmeeto.ops.triton_math import exp2_polynomial
 from tests.helpers import assert_close_rms, rms_ratio
 from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
@@ -38,16 +32,16 @@ def direction(b, length, d, n, r, device, dtype, seed):
     """A direction's tensors; features, B and C are slices of one tensor, as x_proj's output gives them."""
     projected = randn(b, length, r + 2 * n, seed=seed, device=device, dtype=dtype)
     features, B, C = projected.split([r, n, n], dim=-1)
-    names = ("u", "features", "weight", "A", "B", "C", "D", "bias")
+    names = ("u", "features", "A", "B", "C", "D", "bias", "weight")
     tensors = (
         randn(b, length, d, seed=seed + 1, device=device, dtype=dtype),
         features,
-        randn(d, r, seed=seed + 2, device=device) / r**0.5,
         -torch.exp(randn(d, n, seed=seed + 3, device=device)),
         B,
         C,
         randn(d, seed=seed + 4, device=device),
         randn(d, seed=seed + 5, device=device) - 2,
+        randn(d, r, seed=seed + 2, device=device) / r**0.5,
     )
     return dict(zip(names, tensors))
 
@@ -63,16 +57,16 @@ def both(sizes, device, dtype):
     return forward | {f"{k}_b": v for k, v in backward.items()} | {"z": gate(b, length, d, device, dtype)}
 
 
-def arguments(u, features, weight, A, B, C, D, bias, projected=True):
-    delta = F.linear(features, weight.to(features.dtype)) if projected else (features, weight)
-    return u, delta, A, B, C, D, bias
+def run(function, average=True, projected=True, log_A=False):
+    """Call on flat tensors; ``projected``: outside of the function, features and weight to step sizes."""
 
+    def arguments(u, features, A, B, C, D, bias, weight):
+        if not projected:
+            return Direction(u, features, A, B, C, D, bias, weight, log_A)
+        return Direction(u, F.linear(features, weight.to(features.dtype)), A, B, C, D, bias, log_A=log_A)
 
-def run(function, average=True, projected=True):
     def call(*tensors):
-        forward, backward = tensors[:8], tensors[8:16]
-        forward, backward = (arguments(*t, projected=projected) for t in (forward, backward))
-        return function(forward, backward, tensors[16], average)
+        return function(arguments(*tensors[:8]), arguments(*tensors[8:16]), tensors[16], average)
 
     return call
 
@@ -116,17 +110,13 @@ def test_A_given_as_its_logarithm(sizes, device, monkeypatch):
     tensors = both(sizes, device, torch.float32)
     tensors |= {name: (-tensors[name]).log() for name in ("A", "A_b")}
 
-    def naive(forward, backward, z, average):
-        forward, backward = (plain_direction(d, log_A=True) for d in (forward, backward))
-        return naive_bidirectional_scan(forward, backward, z, average)
-
-    call = run(partial(triton_scan.bidirectional_scan, log_A=True), projected=False)
-    compare(call, run(naive), tensors)
-    monkeypatch.setattr(
-        triton_scan, "num_chunks", lambda *_: 2
-    )  # its kernel of the chunks' states reads A too
+    call = run(triton_scan.bidirectional_scan, projected=False, log_A=True)
+    expected = run(naive_bidirectional_scan, log_A=True)
+    compare(call, expected, tensors)
+    # The kernel of the chunks' states reads A too.
+    monkeypatch.setattr(triton_scan, "num_chunks", lambda *_: 2)
     with torch.no_grad():
-        assert_close_rms(call(*tensors.values()), run(naive)(*tensors.values()))
+        assert_close_rms(call(*tensors.values()), expected(*tensors.values()))
 
 
 @pytest.mark.parametrize("reverse", [slow(False), True])
@@ -215,13 +205,7 @@ def test_the_polynomial_is_as_good_as_fp32(device):
 
 @pytest.mark.parametrize("checks", [QUICK, slow(FULL)])
 def test_registration(checks, device):
-    tensors = list(both((1, 9, 20, 16, 5), device, torch.float32).values())
-    forward, backward, z = tensors[:8], tensors[8:16], tensors[16]
-
-    def ordered(u, features, weight, A, B, C, D, bias):
-        return u, features, weight, bias, A, B, C, D
-
-    inputs = [*ordered(*forward), *ordered(*backward), z]
+    inputs = both((1, 9, 20, 16, 5), device, torch.float32).values()
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
     opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True, True), test_utils=checks)
 

@@ -1,0 +1,72 @@
+"""What one direction of the selective scan reads, and how one or two of them become an operator's flat arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Direction(NamedTuple):
+    """One direction: B batch, L tokens in their original order, D channels, N states, R rank.
+
+    Attributes:
+        u: (B, L, D) input.
+        delta: (B, L, D) step size before bias and softplus; with ``dt_weight`` the features (B, L, R) it is made of.
+        A: (D, N), negative; with ``log_A`` it is log(-A), as a mixer's parameters are.
+        B, C: (B, L, N).
+        D, delta_bias: (D,), or None.
+        dt_weight: (D, R), or None. The step size is then ``delta @ dt_weight.T``, which the Triton kernel computes
+            itself and never writes to memory.
+        log_A: whether A is a logarithm, of which the Triton kernel takes the exponential itself.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    delta_bias: Tensor | None = None
+    dt_weight: Tensor | None = None
+    log_A: bool = False
+
+    def plain(self) -> Direction:
+        """The direction with its step size and its A computed, for a scan that does not derive them itself."""
+        delta = self.delta if self.dt_weight is None else F.linear(self.delta, self.dt_weight)
+        A = self.A
+        if self.log_A:  # in float32 at least: a half format would round the exponential to three digits
+            A = -torch.exp(A.to(torch.promote_types(A.dtype, torch.float32)))
+        return Direction(self.u, delta, A, self.B, self.C, self.D, self.delta_bias)
+
+    def scan(self, selective_scan: Callable, z: Tensor | None = None, reverse: bool = False) -> Tensor:
+        """(B, L, D) of a function with the arguments of `naive_selective_scan`."""
+        u, delta, A, B, C, D, bias, *_ = self.plain()
+        return selective_scan(u, delta, A, B, C, D, z, bias, reverse=reverse)
+
+
+NUM_TENSORS = 17  # of an operator: those of two directions, and the gate
+_PER_DIRECTION = 8
+_FIELDS = (
+    "Tensor{0} u{1}, Tensor{0} delta{1}, Tensor{0} A{1}, Tensor{0} B{1}, Tensor{0} C{1}, Tensor? D{1}, "
+    "Tensor? delta_bias{1}, Tensor? dt_weight{1}"
+)
+SCHEMA = f"{_FIELDS.format('', '')}, {_FIELDS.format('?', '2')}, Tensor? z, bool softplus, bool reverse, bool average"
+
+
+def flatten(directions: Sequence[Direction], z: Tensor | None) -> list[Tensor | None]:
+    """The tensors of one or two directions and the gate, in the order of `SCHEMA`."""
+    tensors: list[Tensor | None] = []
+    for direction in directions:
+        tensors += direction[:_PER_DIRECTION]
+    return [*tensors, *[None] * (NUM_TENSORS - 1 - len(tensors)), z]
+
+
+def unflatten(tensors: Sequence[Tensor | None]) -> tuple[list[Direction], Tensor | None]:
+    """The directions (their ``log_A`` is not among the tensors) and the gate."""
+    first, second = tensors[:_PER_DIRECTION], tensors[_PER_DIRECTION : NUM_TENSORS - 1]
+    given = [first] if second[0] is None else [first, second]
+    return [Direction(*direction) for direction in given], tensors[NUM_TENSORS - 1]  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
+from rmeeto.errors import shown
 
 WEIGHTS = Path(__file__).parents[1] / "exp_sh" / "digits" / "dense.safetensors"
 RIDGE = 1.0
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[int, float]:
     if args.weights.is_file():
         load_weights(model, args.weights)
     else:
-        print(f"{args.weights} is not there: the features are those of random weights")
+        print(f"{shown(args.weights)} is not there: the features are those of random weights")
     config = DataConfig(augment=False, num_workers=0, batch_size=256, max_train_batches=args.batches,
                         max_eval_batches=args.batches, repeated_aug=False)  # fmt: skip
     data = build_data(config, img_size=16, rank=0, world_size=1, seed=0)

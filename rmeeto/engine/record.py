@@ -65,6 +65,8 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.output_dir:
+            refuse(self, "output_dir", "a folder")
         if not _is_component(self.name):
             refuse(self, "name", f"a name of 1 to {LONGEST_NAME} bytes without /, for one folder")
 

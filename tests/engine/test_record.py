@@ -55,6 +55,11 @@ def test_other_names_are_taken(name):
     assert RunConfig(name=name).name == name
 
 
+def test_an_empty_folder_is_no_folder():
+    with pytest.raises(UserError, match="output_dir.*expected a folder"):
+        RunConfig(output_dir="")
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000 + "b"])
 def test_a_path_that_is_too_long_is_a_user_error(path, tmp_path):
     with pytest.raises(UserError, match="cannot be a run folder .*choose another --output_dir"):

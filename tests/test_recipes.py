@@ -166,6 +166,25 @@ def test_smoke_runs_of_image_and_video_have_folders_of_their_own(launch, tmp_pat
     assert marks == {f"runs/smoke/{task}/digits-dense" for task in ("image_task", "video_task")}
 
 
+def test_clips_that_were_cut_short_are_not_taken_for_whole(tmp_path):
+    python, fails = tmp_path / "encoder", tmp_path / "fails"
+    python.write_text(
+        '#!/bin/sh\n[ "$2" != video_task.data.digits ] || { mkdir -p "$3"; touch "$3/$(ls -A "$3" | wc -l)"; }\n'
+        f'[ ! -e "{fails}" ]\n'
+    )
+    python.chmod(0o755)
+    clips = tmp_path / "runs" / "digits-video" / "clips"
+    fails.touch()
+    recipe = ROOT / "video_task" / "exp_sh" / "digits" / "dense.sh"
+    settings = {"PYTHON": str(python), "NPROC": "1"}
+    assert launch(recipe, tmp_path, **settings)[0].returncode == 1
+    assert not clips.exists()
+    fails.unlink()
+    for _ in range(2):
+        assert launch(recipe, tmp_path, **settings)[0].returncode == 0
+        assert len(list(clips.iterdir())) == 2, "once more after the failure, and never again"
+
+
 SWITCHES = {"DRY_RUN": "--dry_run", "SMOKE": "--smoke", "RESUME": "--resume"}
 
 

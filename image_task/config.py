@@ -68,6 +68,9 @@ class DataConfig(cli.DataConfig):
     batch_size: int = setting(
         128, "images per process and micro-batch, in evaluation too", within="[1, 1000000]", smoke=2
     )
+    class_map: str | None = setting(
+        None, "file of class names, one a line; none: the data's own classes", needs=STORED, smoke=None
+    )
     inat_category: str = setting("name", "what INAT takes for the class: kingdom ... genus, name", needs=INAT)
     color_jitter: float = setting(
         0.3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from image_task.config import DataConfig
-from image_task.sources import Arrays, Files, Reader, Shards, Source, numbered
+from image_task.shards import Shards
+from image_task.sources import Arrays, Files, Reader, Source
+from rmeeto.data.classes import LeftOut, check_used, files_below, in_order, numbered, read_lines, subfolders
+from rmeeto.data.pictures import ENDINGS, check_regular, natural_key
 from rmeeto.data.sampler import subset_indices
 from rmeeto.errors import UserError
 
@@ -23,7 +27,10 @@ READERS = (
     "wds",
     "hfds",
 )  # of timm: what follows their slash matters to hfds only, as in timm
-SPLITS = {"train": ("train",), "val": ("val", "validation")}
+SPLITS = {"train": ("train",), "val": ("val", "validation", "valid", "eval", "evaluation", "test")}
+FOLDERS = ("IMNET", "SUBIMNET", "folder")
+
+logger = logging.getLogger(__name__)
 
 
 def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[Source | None, Source]:
@@ -34,15 +41,17 @@ def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[
     For the same reason timm's other streams (tfds, hfids) are refused.
 
     Args:
-        config: data_set, data_path, data_ratio and inat_category are read.
+        config: data_set, data_path, data_ratio, class_map and inat_category are read.
         seed: draws the SUBIMNET subset, a plain random share of the training images.
         train: False leaves the training images out, so that a folder with val/ alone can be evaluated.
 
     Returns:
-        (training images or None, evaluation images), with the same classes.
+        (training images or None, evaluation images), with the same classes: those of `class_map`, or of the training
+        split (of its class folders where `train` is False and they are there), or of what there is. Either split may
+        lack some of them; a line says so.
 
     Raises:
-        UserError: unknown name, missing or empty folders, splits that do not belong together.
+        UserError: unknown name, missing or empty folders, a split with classes that the others do not have.
     """
     name, folder = config.data_set, config.data_path
     prefix, slash, rest = name.partition("/")
@@ -60,25 +69,66 @@ def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[
 
     load = LOADERS[kind]
     eval_source = load(config, "val")
-    if not train:
+    train_source = load(config, "train") if train else None
+    classes = _classes(config, kind, train_source, eval_source)
+    eval_source = _as(eval_source, classes, f"the evaluation split of {folder or name}")
+    if train_source is None:
         return None, eval_source
-    train_source = load(config, "train")
-    if kind in ("wds", "hfds") and set(eval_source.classes) < set(train_source.classes):
-        # classes that are only numbered: a small evaluation set need not hold the last ones
-        eval_source = replace(eval_source, classes=train_source.classes)
-    if train_source.classes != eval_source.classes:
-        _refuse_classes(folder, train_source.classes, eval_source.classes)
+    train_source = _as(train_source, classes, f"the training split of {folder or name}")
     if kind == "SUBIMNET":
         train_source = _subset(train_source, config.data_ratio, seed)
     return train_source, eval_source
 
 
-def _refuse_classes(folder: str, train: list[str], val: list[str]) -> None:
-    odd = sorted(set(train) ^ set(val))
-    raise UserError(
-        f"{folder}: train has {len(train)} classes, val {len(val)}; not in both: {', '.join(odd[:3])}"
-        f"{' ...' if len(odd) > 3 else ''}. Give both splits the same classes."
-    )
+def _classes(config: DataConfig, kind: str, train: Source | None, val: Source) -> list[str]:
+    """The classes of a data set: those of --class_map, of its training split, or of the one that there is."""
+    if config.class_map:
+        return _class_map(config.class_map, kind, val.classes)
+    if train is not None:
+        return train.classes
+    if kind in FOLDERS:
+        try:
+            trained = in_order(subfolders(_split_folder(config, "train")))
+        except UserError:
+            return val.classes
+        return trained if set(val.classes) <= set(trained) else val.classes
+    return val.classes
+
+
+def _class_map(path: str, kind: str, found: list[str]) -> list[str]:
+    try:
+        check_regular(path)
+        names = [line.strip() for line in read_lines(Path(path).read_text(encoding="utf-8-sig"))]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--class_map {path} cannot be read as text ({error}); give a class name a line."
+        ) from None
+    names = names[:-1] if names[-1:] == [""] else names
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"--class_map {path} has a class twice or an empty line; give each class name once.")
+    if kind in ("wds", "hfds") and len(found) <= len(names):  # classes that are only numbered
+        return [*found, *map(str, range(len(found), len(names)))]
+    return names
+
+
+def _as(source: Source, classes: list[str], where: str) -> Source:
+    """The source with its targets as numbers of `classes`, of which it may lack some.
+
+    Raises:
+        UserError: it has others.
+    """
+    odd = [name for name in source.classes if name not in set(classes)]
+    if odd:
+        raise UserError(
+            f"{where} has {len(odd)} classes that are not among the {len(classes)} of the training split or of "
+            f"--class_map: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}. Move or remove them."
+        )
+    if isinstance(source, Reader):
+        return replace(source, classes=classes)
+    number = {name: index for index, name in enumerate(classes)}
+    targets = np.array([number[name] for name in source.classes])[source.targets]
+    check_used(targets, classes, where)
+    return replace(source, targets=targets, classes=classes)
 
 
 def _subset(source: Files, ratio: float, seed: int) -> Files:
@@ -114,31 +164,50 @@ def _cifar(config: DataConfig, split: str) -> Source:
 
 
 def _image_folder(config: DataConfig, split: str) -> Source:
-    from torchvision.datasets import ImageFolder
-
+    """Images in class folders and below them, torchvision's ImageFolder but for the order of the classes."""
     root = _split_folder(config, split)
-    try:
-        found = ImageFolder(str(root), allow_empty=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{root} holds no class folders; expected {root}/<class>/<image>.") from error
-    empty = sorted(set(range(len(found.classes))) - set(found.targets))
-    if empty:
-        raise UserError(
-            f"{root}: {len(empty)} of {len(found.classes)} class folders hold no image, such as "
-            f"{found.classes[empty[0]]}/; fill or remove them."
-        )
-    return Files.of(found.samples, found.classes)
+    classes = _class_folders(root)
+    samples = []
+    left_out = LeftOut()
+    for number, name in enumerate(classes):
+        before = len(samples)
+        for path in files_below(root / name):
+            if os.path.splitext(path)[1].lower() in ENDINGS:
+                samples.append((path, number))
+            else:
+                left_out.add(path, "other endings")
+        if len(samples) == before:
+            raise UserError(f"{root / name} holds no image; fill or remove it.")
+    left_out.say(str(root))
+    return Files.of(samples, classes)
 
 
 def _timm_folder(config: DataConfig, split: str) -> Source:
-    from timm.data import create_reader
-
+    """Images whose class is the folder they lie in at any depth, as timm's reader `folder` has them."""
     root = _split_folder(config, split)
-    try:
-        reader = create_reader("folder", root=str(root))
-    except RuntimeError as error:
-        raise UserError(f"{root} holds no image; expected {root}/<class>/<image>.") from error
-    return Files.of(reader.samples, list(reader.class_to_idx))
+    _class_folders(root)
+    paths, left_out = [], LeftOut()
+    for path in files_below(root):
+        if os.path.splitext(path)[1].lower() not in ENDINGS:
+            left_out.add(path, "other endings")
+        elif os.path.dirname(path) == str(root):
+            left_out.add(path, "in no class folder")
+        else:
+            paths.append(path)
+    left_out.say(str(root))
+    if not paths:
+        raise UserError(f"{root} holds no image; expected {root}/<class>/<image>.")
+    paths.sort(key=lambda path: (natural_key(path), path))
+    labels = [os.path.basename(os.path.dirname(path)) for path in paths]
+    classes = in_order(labels)
+    number = {name: index for index, name in enumerate(classes)}
+    return Files.of([(path, number[label]) for path, label in zip(paths, labels)], classes)
+
+
+def _class_folders(root: Path) -> list[str]:
+    if not (names := subfolders(root)):
+        raise UserError(f"{root} holds no class folders; expected {root}/<class>/<image>.")
+    return in_order(names)
 
 
 def _tar(config: DataConfig, split: str) -> Source:
@@ -167,7 +236,7 @@ def _hfds(config: DataConfig, split: str) -> Source:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{config.data_set} cannot be opened: {reason}. Check name and network.") from error
-    return Reader(reader, list(reader.class_to_idx) or numbered(reader.iter_targets()))
+    return Reader(reader, list(reader.class_to_idx) or numbered(reader.iter_targets(), config.data_set))
 
 
 def _inat(config: DataConfig, split: str) -> Source:
@@ -177,26 +246,29 @@ def _inat(config: DataConfig, split: str) -> Source:
     train = _read_json(root / f"train{year}.json")
     found = train if split == "train" else _read_json(root / f"val{year}.json")
     listed = root / "categories.json"
-    categories = _read_json(listed) if listed.exists() else train["categories"]
-    if config.inat_category not in categories[0]:
-        raise UserError(f"--inat_category is {config.inat_category!r}; known are {', '.join(categories[0])}.")
-    label = {category["id"]: str(category[config.inat_category]) for category in categories}
-    classes = list(dict.fromkeys(label[note["category_id"]] for note in train["annotations"]))
-    number = {name: index for index, name in enumerate(classes)}
     try:
+        categories = _read_json(listed) if listed.exists() else train["categories"]
+        if config.inat_category not in categories[0]:
+            known = ", ".join(categories[0])
+            raise UserError(f"--inat_category is {config.inat_category!r}; known are {known}.")
+        label = {category["id"]: str(category[config.inat_category]) for category in categories}
+        classes = list(dict.fromkeys(label[note["category_id"]] for note in train["annotations"]))
+        number = {name: index for index, name in enumerate(classes)}
         target = {note["image_id"]: number[label[note["category_id"]]] for note in found["annotations"]}
         samples = [(str(root / image["file_name"]), target[image["id"]]) for image in found["images"]]
-    except KeyError as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{root}: val{year}.json knows {error}, train{year}.json does not; use files of one release."
+            f"{root}: val{year}.json and train{year}.json are not as published, or of two releases ({error!r}); "
+            "use files of one release."
         ) from error
     return Files.of(samples, classes)
 
 
 def _read_json(path: Path) -> Any:
     try:
+        check_regular(path)
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is missing or no JSON; it comes with the data set's annotations.") from error
 
 
@@ -214,10 +286,8 @@ def _split_shards(config: DataConfig, split: str) -> list[str]:
     """The tar files of a split: listed in timm's _info.json, or train.tar, train/*.tar, *train*.tar."""
     root = Path(config.data_path)
     for info in (root / "_info.json", root / "info.json"):
-        splits = _read_json(info).get("splits", {}) if info.exists() else {}
-        for name in SPLITS[split]:
-            if name in splits:
-                return [str(root / file) for file in splits[name]["filenames"]]
+        if info.exists() and (listed := _listed(info, split)):
+            return [str(root / file) for file in listed]
     for name in SPLITS[split]:
         for pattern in (f"{name}.tar", f"{name}/*.tar", f"*{name}*.tar"):
             if shards := sorted(map(str, root.glob(pattern))):
@@ -225,6 +295,28 @@ def _split_shards(config: DataConfig, split: str) -> list[str]:
     raise UserError(
         f"{root} has no {split}.tar, {split}/*.tar or *{split}*.tar; --data-path must hold tar files."
     )
+
+
+def _listed(info: Path, split: str) -> list[str]:
+    """The tar files of a split in timm's _info.json; none where it does not list the split."""
+    content = _read_json(info)
+    splits = content.get("splits", {}) if isinstance(content, dict) else None
+    if not isinstance(splits, dict):
+        raise UserError(
+            f"{info} is not as timm writes it; expected {{'splits': {{name: {{'filenames': [...]}}}}}}."
+        )
+    name = next((name for name in SPLITS[split] if name in splits), None)
+    if name is None:
+        return []
+    files = splits[name].get("filenames") if isinstance(splits[name], dict) else None
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{info}: {name} lists no tar files; expected their names in 'filenames'.")
+    absent = [file for file in files if not (info.parent / file).is_file()]
+    if absent:
+        raise UserError(
+            f"{info}: {len(absent)} of {len(files)} tar files are not there, such as {absent[0]}."
+        )
+    return files
 
 
 def _not_empty(source: Shards, expected: str) -> Shards:

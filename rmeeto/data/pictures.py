@@ -90,4 +90,4 @@ def natural_key(name: str) -> list[Any]:
 
 def hidden(name: str) -> bool:
     """Whether a file or folder is there for a program, not for its user: .ipynb_checkpoints, ._1.jpg, __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+    return (name.startswith(".") and name != "..") or name == "__MACOSX"

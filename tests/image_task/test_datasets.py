@@ -216,18 +216,23 @@ def test_wrong_names_and_settings_are_refused(folder, settings, message):
 def test_incomplete_folders_are_refused(folder, tmp_path):
     for path in (folder / "val" / "bee").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="1 of 2 class folders hold no image, such as bee/"):
+    with pytest.raises(UserError, match="val/bee holds no image; fill or remove it"):
         _build(_images(folder))
     (folder / "val" / "bee").rmdir()
-    with pytest.raises(UserError, match="train has 2 classes, val 1; not in both: bee"):
-        _build(_images(folder))
+    assert _build(_images(folder)).class_names == ["ant", "bee"]
+    (folder / "val" / "ant").rename(folder / "val" / "cat")
+    for data_set in ("IMNET", "folder"):
+        with pytest.raises(
+            UserError, match="the evaluation split .* 1 classes .*not among the 2 .*: cat. Move"
+        ):
+            _build(_images(folder, data_set=data_set))
     (folder / "val").rename(folder / "else")
     with pytest.raises(UserError, match="has no folder val/"):
         _build(_images(folder))
     (folder / "val").mkdir()
     with pytest.raises(UserError, match="val holds no class folders"):
         _build(_images(folder))
-    with pytest.raises(UserError, match="val holds no image"):
+    with pytest.raises(UserError, match="val holds no class folders"):
         _build(_images(folder, data_set="folder"))
     for data_set in ("tar", "wds"):
         with pytest.raises(UserError, match="has no val.tar"):

@@ -1,0 +1,199 @@
+"""Images in uncompressed tar files: each indexed once to its end, then read at random."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from rmeeto.data.classes import LeftOut, in_order, numbered
+from rmeeto.data.contents import by_class
+from rmeeto.data.pictures import ENDINGS, MAX_BYTES, check_regular, decode, hidden
+from rmeeto.errors import UserError
+
+LABEL = 32  # bytes of a class number, spaces included
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Images in uncompressed tar files, addressed by their place in them."""
+
+    shards: list[str]
+    places: np.ndarray  # (n, 3): shard, offset in bytes, size in bytes
+    names: np.ndarray  # (n,) bytes
+    targets: np.ndarray  # (n,)
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        shard, offset, size = self.places[index].tolist()
+        check_regular(self.shards[shard])
+        if size > MAX_BYTES:
+            raise OSError(f"more than {MAX_BYTES >> 20} MiB")
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return decode(file.read(size)), int(self.targets[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"
+
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        samples = (
+            b"%s %d" % (name, size) for name, size in zip(self.names.tolist(), self.places[:, 2].tolist())
+        )
+        return by_class(self.classes, self.targets, samples)
+
+    @classmethod
+    def by_folder(cls, shards: list[str], *, stem_is_class: bool) -> Shards:
+        """Index images whose class is the folder (or the tar inside the tar) they lie in.
+
+        Args:
+            shards: tar files.
+            stem_is_class: images outside every folder belong to the class that the tar file is named after.
+
+        Raises:
+            UserError: a tar file that is not intact, or an image outside every folder.
+        """
+        places, names, labels, left_out = [], [], [], LeftOut()
+        for number, shard in enumerate(shards):
+            top = PurePosixPath(shard).stem if stem_is_class else ""
+            for path, offset, size in _members(shard):
+                if path.suffix.lower() not in ENDINGS:
+                    left_out.add(f"{shard}:{path}", "other endings")
+                    continue
+                if not (label := path.parent.name or top):
+                    raise UserError(f"{shard}: {path} lies in no class folder; expected <class>/<image>.")
+                places.append((number, offset, size))
+                names.append(os.fsencode(path))
+                labels.append(label)
+        left_out.say(os.path.dirname(shards[0]))
+        classes = in_order(labels)
+        index = {name: target for target, name in enumerate(classes)}
+        return cls(
+            shards, np.array(places), np.array(names), np.array([index[name] for name in labels]), classes
+        )
+
+    @classmethod
+    def webdataset(cls, shards: list[str]) -> Shards:
+        """Index WebDataset samples: <key>.jpg with its class number in <key>.cls.
+
+        The last dot ends a key, so that it may hold dots (webdataset's own rule is the first dot; both agree where
+        there is one). Of several images of a key the first by the order of ENDINGS is taken, as timm does; what
+        belongs to a key with more after its dot, such as <key>.mask.png, is left out, and a line says so.
+
+        Raises:
+            UserError: a tar file that is not intact, an image without a class number, or a key that occurs twice.
+        """
+        places, names, targets, left_out = [], [], [], LeftOut()
+        for number, shard in enumerate(shards):
+            images, labels = _samples(shard, left_out)
+            places += [(number, offset, size) for offset, size in images.values()]
+            names += map(os.fsencode, images)
+            targets += [labels[key] for key in images]
+        left_out.say(os.path.dirname(shards[0]))
+        classes = numbered(targets, os.path.dirname(shards[0]))
+        return cls(shards, np.array(places), np.array(names), np.array(targets), classes)
+
+
+def _samples(shard: str, left_out: LeftOut) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Of each key: offset and size of its image; its class number."""
+    images: dict[str, dict[str, tuple[int, int]]] = {}  # by key and ending
+    labels: dict[str, int] = {}
+    others: dict[str, str] = {}
+    with _opened(shard) as file:
+        for path, offset, size in _members(shard):
+            key, ending = str(path.with_suffix("")), path.suffix.lower()
+            if ending in ENDINGS:
+                twice = images.setdefault(key, {}).setdefault(ending, (offset, size)) != (offset, size)
+            elif ending == ".cls":
+                file.seek(offset)
+                number = _class_number(file.read(min(size, LABEL + 1)), f"{shard}: {path}")
+                twice = key in labels
+                labels[key] = number
+            else:
+                twice, others[key] = False, f"{shard}:{path}"
+            if twice:
+                raise UserError(f"{shard}: {path} occurs twice; expected each key once.")
+    chosen = {}
+    for key, by_ending in images.items():
+        if key in labels:
+            chosen[key] = by_ending.pop(min(by_ending, key=ENDINGS.index))
+        elif _stem(key) not in labels:
+            raise UserError(f"{shard}: {key} has no class number; expected one, from 0 on, in {key}.cls.")
+        for ending in by_ending:
+            left_out.add(f"{shard}:{key}{ending}", "not the image of their key")
+    for key in labels.keys() - chosen.keys():
+        left_out.add(
+            others.get(key, f"{shard}:{key}.cls"), "a class number without an image of a known ending"
+        )
+    return chosen, labels
+
+
+def _stem(key: str) -> str:
+    path = PurePosixPath(key)
+    return str(path.parent / path.name.partition(".")[0])
+
+
+def _class_number(text: bytes, where: str) -> int:
+    number = text.strip()
+    if len(text) > LABEL or not number.isdigit():
+        begin = text[:LABEL].decode("ascii", "replace")
+        raise UserError(f"{where} holds {begin!r}; expected a class number, from 0 on, as digits.")
+    return int(number)
+
+
+def _members(shard: str) -> Iterator[tuple[PurePosixPath, int, int]]:
+    """Path, offset and size in bytes of every file in a tar; a tar inside it counts as a folder.
+
+    Hidden files are left out. A damaged header would end a tar in silence: so it must end as tar files do, with a
+    block of zeros and nothing after it.
+    """
+    try:
+        with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            yield from _walk(tar, PurePosixPath(), 0, os.path.getsize(shard))
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises nearly anything on a damaged file
+        raise UserError(
+            f"{shard} is no intact uncompressed tar file ({str(error) or repr(error)}); fetch it again."
+        ) from error
+
+
+def _opened(shard: str) -> BinaryIO:
+    try:
+        check_regular(shard)
+        return open(shard, "rb")
+    except OSError as error:
+        raise UserError(f"{shard} cannot be read ({error}); expected a tar file.") from None
+
+
+def _walk(
+    tar: tarfile.TarFile, folder: PurePosixPath, start: int, size: int
+) -> Iterator[tuple[PurePosixPath, int, int]]:
+    while (member := tar.next()) is not None:
+        tar.members = []  # would otherwise hold a kilobyte per image
+        holds_data = member.isfile() or member.type not in tarfile.SUPPORTED_TYPES
+        if member.size < 0 or (holds_data and member.offset_data + member.size > size) or member.issparse():
+            raise tarfile.ReadError(f"{member.name} of {member.size} bytes is not there as a whole")
+        path = folder / member.name
+        if not member.isfile() or not path.name or any(map(hidden, path.parts)):
+            continue
+        if path.suffix == ".tar":
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+                yield from _walk(inner, path.with_suffix(""), start + member.offset_data, member.size)
+        else:
+            yield path, start + member.offset_data, member.size
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no end at byte {tar.offset}, where a header is damaged or the file is cut")
+    while rest := tar.fileobj.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("more follows behind its end, such as another tar file")

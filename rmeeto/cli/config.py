@@ -122,7 +122,11 @@ class DataConfig(Settings):
     )
     smoothing: float = setting(0.1, "label smoothing", within="[0, 1]", only="training")
     max_unreadable: float = setting(
-        0.01, "share of unreadable training samples at which training stops", within="[0, 1]", only="training"
+        0.01,
+        "share of unreadable training samples at which training stops",
+        within="[0, 1]",
+        only="training",
+        harmless=True,
     )
     max_train_batches: int = setting(
         0, "micro-batches an epoch; 0: all", within="[0, inf)", only="training", smoke=2

@@ -132,6 +132,7 @@ COMPANY = {
     "distill_weight": "--distill --model_pth m.pth",
     "data_ratio": "--data_set SUBIMNET",
     "inat_category": "--data_set INAT",
+    "class_map": "--data_set IMNET",
     "warmup_lr": "--warmup_epochs 1",
     "weights": "--model_pth m.pth",
     "data_changed": "--resume",

@@ -132,7 +132,7 @@ def test_cutmix_minmax_alone_mixes():
 
 
 def test_an_odd_batch_is_refused_only_with_mixup():
-    with pytest.raises(UserError, match="--batch-size is 15.*even"):
+    with pytest.raises(UserError, match="batch_size=15.*even"):
         _build(replace(DIGITS, batch_size=15))
     _build(replace(DIGITS, batch_size=15, mixup=0, cutmix=0))
 

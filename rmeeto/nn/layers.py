@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class PatchEmbed(nn.Module):
@@ -96,9 +96,9 @@ def resize_pos_embed(
         )
     if old_class_index is None:
         old_class_index = old // 2 if class_index == new // 2 else 0
-    patches = torch.cat([pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1)
-    maps = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    maps = F.interpolate(maps, size=grid, mode="bicubic", antialias=True, align_corners=False)
-    patches = maps.permute(0, 2, 3, 1).reshape(1, new, -1).to(pos_embed.dtype)
     entry = pos_embed[:, old_class_index : old_class_index + 1]
+    class_first = torch.cat(
+        [entry, pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1
+    )
+    entry, patches = resample_abs_pos_embed(class_first, list(grid), [side, side]).split([1, new], dim=1)
     return torch.cat([patches[:, :class_index], entry, patches[:, class_index:]], dim=1)

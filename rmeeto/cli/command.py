@@ -14,7 +14,7 @@ from rmeeto.cli.flags import Flag, FlagParser, Given, Ignored, in_flags
 from rmeeto.cli.merging import ACTIVE, NEEDS, add_merge_flags, merge_settings
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
-from rmeeto.merge import MergeConfig
+from rmeeto.merge import RULES, MergeConfig
 from rmeeto.registry import ReleasedName
 from rmeeto.settings import OWN, Need
 
@@ -134,7 +134,14 @@ class Command:
         path = given["command"].values.get("config")
         if path is None:
             return self.config(merge=MergeConfig())
-        config = self.config.from_dict(read_json(Path(path)))
+        plain = read_json(Path(path))
+        merge = plain.get("merge")
+        rule = merge.get("rule") if isinstance(merge, dict) else None
+        if isinstance(rule, str) and rule not in RULES and given["merge"].values.get("rule") != rule:
+            raise UserError(
+                f"{path} merges by the rule {rule!r}, which is code of a module; if you trust it, say so: --rule {rule}"
+            )
+        config = self.config.from_dict(plain)
         resumes = given["run"].values.get("resume", False)
         name = config.run.name if resumes else None  # another run has a folder of its own
         return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=False, name=name))

@@ -332,6 +332,17 @@ def test_a_config_file_with_mistakes_is_refused(tmp_path, content, message):
         parse(["--config", str(tmp_path / "config.json")])
 
 
+def test_a_config_file_imports_no_module_of_its_choosing(tmp_path, monkeypatch):
+    (tmp_path / "chosen.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"merge": {"r": 5, "rule": "chosen:rule"}}))
+    with pytest.raises(UserError, match="code of a module; if you trust it, say so: --rule chosen:rule"):
+        parse(["--config", str(path)])
+    (tmp_path / "chosen.py").write_text("def rule(metric, r, tokens): ...")
+    assert config_of(f"--config {path} --rule chosen:rule").merge.rule == "chosen:rule"
+
+
 def test_smoke_needs_nothing_and_is_small():
     config = config_of(RETRAIN + " --smoke --accumulation 2")
     assert config == config_of(RETRAIN + " --accumulation 2").smoke()

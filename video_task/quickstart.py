@@ -126,7 +126,7 @@ def draw(folder: Path, flags: list[str]) -> list[int]:
     """
     config, _, _ = parse([*flags, "--eval"])
     num_classes = len(list(Path(config.data.data_path, "val").iterdir()))
-    model = build_model(config, config.merge, num_classes=num_classes)[0].eval()
+    model = build_model(config, config.merge, num_classes=num_classes).eval()
     size = model.patch_embed.input_size[-1]
     data = build_data(config.data, img_size=size, rank=0, world_size=1, seed=0, train=False)
     clips, labels = (torch.cat(part) for part in zip(*data.eval_batches()))

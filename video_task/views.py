@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rmeeto.cli.parser import Parser
 from rmeeto.engine import World
-from rmeeto.engine.evaluate import own_errors
+from rmeeto.engine.evaluate import rank_errors
 from rmeeto.engine.precision import autocast
 from rmeeto.engine.progress import Progress
 from rmeeto.errors import UserError
@@ -87,7 +87,7 @@ def evaluate_views(
     model.eval()
     parts: list[tuple[np.ndarray, ...]] = []
     with torch.inference_mode(), Progress("testing", None, shown=world.is_main) as progress:
-        for clips, *numbers in own_errors(data.test_batches(), world):
+        for clips, *numbers in rank_errors(data.test_batches(), world):
             with autocast(world.device, dtype):
                 logits = model(clips.to(world.device, non_blocking=True)).float()
             parts.append((logits.cpu().numpy(), *(part.numpy() for part in numbers)))
@@ -95,7 +95,7 @@ def evaluate_views(
     columns = [np.concatenate(column) for column in zip(*parts)] or [np.zeros((0, 0), np.float32), *_NONE]
     own = Views(*columns, np.array(data.unreadable_videos(), np.int64))
     origin = Origin(world.on_main(lambda: uuid.uuid4().hex), world.rank, world.size)
-    world.together(lambda: _write(folder / FOLDER / f"rank{world.rank}.npz", origin, own))
+    world.on_every(lambda: _write(folder / FOLDER / f"rank{world.rank}.npz", origin, own))
     sums, loss = _sums(own)
     totals = world.all_reduce(torch.tensor(sums, device=world.device)).tolist()
     losses = torch.tensor(loss, dtype=torch.float64, device=world.device)

@@ -96,7 +96,7 @@ class Command:
             config = dataclasses.replace(start, merge=merge, **sections)
         except ValueError as error:
             written = {name: flag for section in given.values() for name, flag in section.flags.items()}
-            raise UserError(self.in_flags(str(error), written)) from None
+            raise UserError(*self.in_flags(str(error), written).splitlines()) from None
         config = config.smoke() if config.run.smoke else config
         notices += self._without_effect(config, given)
         if released is not None:
@@ -109,7 +109,7 @@ class Command:
         return config, "dry_run" in given["command"].values, notices
 
     def in_flags(self, message: str, written: Mapping[str, str] | None = None) -> str:
-        """A message of the library as this command line speaks, see `rmeeto.cli.flags.in_flags`."""
+        """A message of the library as this command line says it, see `rmeeto.cli.flags.in_flags`."""
         return in_flags(message, {**self.config.sections(), "merge": MergeConfig}, written)
 
     def canonical(self, model: str) -> tuple[str, ReleasedName | None]:

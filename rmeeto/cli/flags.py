@@ -262,7 +262,7 @@ def read_literal(text: str) -> bool | int | str:
 
 
 def in_flags(message: str, sections: Mapping[str, type], written: Mapping[str, str] | None = None) -> str:
-    """A message of the library, which names sections and fields, as the command line speaks.
+    """A message of the library, which names sections and fields, as the command line says it.
 
     `OptimConfig: lr=-1; expected ...` becomes `--lr -1; expected ...`, and `run.name` becomes `--name`.
 

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from rmeeto.cli.flags import converter, normalise
-from rmeeto.cli.main import create_model
+from rmeeto.cli.flags import converter, in_flags, normalise
 from rmeeto.cli.speed_plot import draw, title, window_of
+from rmeeto.cli.task import create_model
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
@@ -78,7 +78,7 @@ class Throughput:
         try:
             self.measure(self.parse(sys.argv[1:] if argv is None else argv))
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {in_flags(str(error), {'merge': MergeConfig})}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; nothing was written", file=sys.stderr)

@@ -67,7 +67,7 @@ class World:
             raise UserError(*outcome[1])
         return outcome[0]
 
-    def together(self, function: Callable[[], T]) -> T:
+    def on_every(self, function: Callable[[], T]) -> T:
         """Run `function` (without collectives) on every process; a UserError of one is raised by all."""
         result, lines = None, None
         try:
@@ -81,7 +81,7 @@ class World:
         return result  # type: ignore[return-value]
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process reports for all, as the launcher's environment says before `start` has checked it."""
     size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
     return not (size.isdecimal() and int(size) > 1 and rank.isdecimal() and int(rank) > 0)

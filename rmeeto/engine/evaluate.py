@@ -17,13 +17,14 @@ from rmeeto.errors import UserError
 
 
 class EvalData(Protocol):
-    """What an evaluation needs of a data set."""
+    """What an evaluation needs of a data set.
+
+    One that leaves out samples that it cannot read has `report()` as well: a dict with their numbers in this process,
+    "unreadable_train" so far and "unreadable_eval" in the latest evaluation.
+    """
 
     def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """This process's share: (images, (B,) class indices), each sample exactly once over all processes."""
-
-    def report(self) -> dict[str, Any]:
-        """How many images this process could not read: "unreadable_eval" in the latest evaluation, ..."""
 
 
 class NotFinite(UserError):
@@ -58,22 +59,21 @@ def evaluate(
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     with torch.inference_mode(), Progress(title, None, shown=world.is_main) as progress:
-        for images, targets in own_errors(data.eval_batches(), world):
+        for images, targets in rank_errors(data.eval_batches(), world):
             images = images.to(world.device, non_blocking=True)
             targets = targets.to(world.device, non_blocking=True)
             with autocast(world.device, dtype):
                 logits = model(images).float()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-            number = torch.full(
-                (), len(targets), device=world.device
-            )  # filled there: a copy would wait for the GPU
+            # filled there: a copy would wait for the GPU
+            number = torch.full((), len(targets), device=world.device)
             counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), number])
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
             progress.update()
     model.train(was_training)
 
-    unreadable = counts.new_tensor([data.report()["unreadable_eval"]])
-    totals = world.all_reduce(torch.cat([counts, unreadable])).tolist()
+    missed = counts.new_tensor([unreadable(data, "eval")])
+    totals = world.all_reduce(torch.cat([counts, missed])).tolist()
     top1, top5, read, missing = totals
     mean_loss = world.all_reduce(loss).item() / max(read, 1)
     if not read:
@@ -91,7 +91,12 @@ def evaluate(
     }
 
 
-def own_errors(batches: Iterable[Any], world: World) -> Iterator[Any]:
+def unreadable(data: EvalData, which: str) -> int:
+    """How many samples this process could not read: of "train" or of the latest "eval"."""
+    return data.report()[f"unreadable_{which}"] if hasattr(data, "report") else 0
+
+
+def rank_errors(batches: Iterable[Any], world: World) -> Iterator[Any]:
     """The batches; where there are several processes, an error in reading them names this one."""
     try:
         yield from batches

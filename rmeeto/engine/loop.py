@@ -15,24 +15,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import World
-from rmeeto.engine.evaluate import EvalData, NotFinite, evaluate, own_errors
+from rmeeto.engine.evaluate import EvalData, NotFinite, evaluate, rank_errors, unreadable
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.precision import amp_dtype, autocast
 from rmeeto.engine.progress import Progress
 from rmeeto.engine.record import RunConfig, RunFolder
 from rmeeto.engine.resume import FILES, Position, resume
+from rmeeto.engine.watch import Means, Watch
 from rmeeto.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
-Criterion = Callable[
-    [Tensor, Tensor, Tensor], dict[str, Tensor]
-]  # (images, logits, targets) -> {"loss": ..., terms}
-
-_NEVER = 2**62
+# (images, logits, targets) -> {"loss": ..., and its terms}
+Criterion = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 class Data(EvalData, Protocol):
-    """A training and an evaluation set; a micro-batch is a pure function of (seed, epoch, index, rank)."""
+    """A training and an evaluation set; a micro-batch is a pure function of (seed, epoch, index, rank).
+
+    `rmeeto.data.adapter.Loaders` makes one of any two DataLoaders.
+    """
 
     batches_per_epoch: int  # micro-batches, the same on every process
 
@@ -107,10 +108,7 @@ class Training:
         self.ema = ModelEmaV3(model, decay=optim.model_ema_decay) if optim.model_ema else None
         self.parallel: Any = model if world.size == 1 else DistributedDataParallel(model)
         self.at = Position()
-        self.means = _Means(world)
-        self.failed = torch.tensor(
-            _NEVER, device=world.device
-        )  # step * processes + rank of the first loss not finite
+        self.means, self.watch = Means(world), Watch(world)
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
         self.weights = ("model",) if self.ema is None else ("model", "ema")
@@ -121,7 +119,7 @@ class Training:
     def train_epoch(self) -> None:
         at, total = self.at, self.data.batches_per_epoch
         self.parallel.train()
-        batches = own_errors(self.data.train_batches(at.epoch, at.batch), self.world)
+        batches = rank_errors(self.data.train_batches(at.epoch, at.batch), self.world)
         began, images = time.perf_counter(), 0
         title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
         with Progress(title, total, at.batch, self.world.is_main) as progress:
@@ -140,7 +138,7 @@ class Training:
         process = {
             "seconds": seconds,
             "images_per_s": images * self.world.size / seconds,
-            "unreadable": sum(self.world.gather(self.data.report()["unreadable_train"])),
+            "unreadable": sum(self.world.gather(unreadable(self.data, "train"))),
         }
         self.log("train", {"lr": self.lr(at.batch - 1), **self.means.all()}, **process)
 
@@ -162,7 +160,8 @@ class Training:
                 self.scaler.scale(losses["loss"] / group).backward()
             self.means.add(losses)
             count += len(images)
-        self.skip_unless_finite()
+        # The sums keep what is not finite: every later step is skipped too.
+        self.optimizer.found_inf = self.watch.see(self.means.sums, self.at.step)
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_grad)
@@ -172,30 +171,6 @@ class Training:
         if self.ema is not None:
             self.ema.update(self.model)
         return count
-
-    def skip_unless_finite(self) -> None:
-        """Where the loss of one process is not finite, all of them skip the optimizer step.
-
-        The optimizer reads the decision on the device (as it reads a GradScaler's, which in fp16 comes to the same),
-        so no step waits for the GPU. The sums stay as they are: in fp32 and bf16 every later step is skipped too.
-        """
-        here = torch.where(
-            self.means.sums.isfinite().all(), _NEVER, self.at.step * self.world.size + self.world.rank
-        )
-        self.failed = torch.minimum(self.failed, self.world.all_reduce(here, "MIN"))
-        self.optimizer.found_inf = (self.failed < _NEVER).float()
-
-    def stop_if_not_finite(self) -> None:
-        """Raise for the first step that `skip_unless_finite` skipped. Waits for the GPU."""
-        failed = int(self.failed)
-        if failed == _NEVER:
-            return
-        step, rank = divmod(failed, self.world.size)
-        raise UserError(
-            f"the loss is not finite on rank {rank} at step {step + 1} (epoch {self.at.epoch + 1}); that optimizer "
-            f"step was skipped and nothing was saved since.",
-            self.advice(),
-        )
 
     def advice(self) -> str:
         """What to try against numbers that are not finite."""
@@ -224,6 +199,10 @@ class Training:
             state = {"model": improved.state_dict(), **(self.best or {})}
             self.world.on_main(lambda: checkpoint.save(self.folder.path / "best.pt", state))
         self.save()
+
+    def stop_if_not_finite(self) -> None:
+        """Raise for the first step that was skipped. Waits for the GPU."""
+        self.watch.raise_if_failed(self.at.epoch, self.advice())
 
     def save(self) -> None:
         """Write last.pt; the one before it is kept, since a file may be damaged after it was written."""
@@ -262,33 +241,3 @@ class Training:
         averaged = {"ema": self.accuracy["ema"]} if "ema" in self.accuracy else {}
         progress = {"best": self.best, "epochs": self.at.epoch, "steps": self.at.step}
         return {**self.accuracy["model"], **averaged, **progress}
-
-
-class _Means:
-    """Means of the losses over an epoch's micro-batches; adding does not wait for the GPU."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.clear()
-
-    def clear(self) -> None:
-        self.names: list[str] = []
-        self.sums = torch.zeros(0, dtype=torch.float64, device=self._world.device)
-        self.count = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        if not self.names:
-            self.names, self.sums = list(losses), self.sums.new_zeros(len(losses))
-        self.sums += torch.stack([loss.detach() for loss in losses.values()])
-        self.count += 1
-
-    def all(self) -> dict[str, float]:
-        totals = self._world.all_reduce(self.sums.clone()) / (self.count * self._world.size)
-        return dict(zip(self.names, totals.tolist()))
-
-    def state(self) -> dict[str, Any]:
-        return {"names": self.names, "sums": self.sums.tolist(), "count": self.count}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.names, self.count = state["names"], state["count"]
-        self.sums = self.sums.new_tensor(state["sums"])

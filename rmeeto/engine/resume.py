@@ -31,7 +31,7 @@ def resume(training: Training) -> None:
     world, first = training.world, None
     for path in (training.folder.path / name for name in FILES):
         try:
-            state = world.together(lambda path=path: read(training, path) if path.exists() else None)
+            state = world.on_every(lambda path=path: read(training, path) if path.exists() else None)
         except UserError as error:
             first = first or error
             continue

@@ -106,7 +106,7 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with start("cpu") as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.gather(3) == [3] and world.on_main(lambda: 4) == 4 and world.together(lambda: 5) == 5
+        assert world.gather(3) == [3] and world.on_main(lambda: 4) == 4 and world.on_every(lambda: 5) == 5
         assert not torch.distributed.is_initialized()
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from rmeeto.engine import evaluate
 from rmeeto.engine.dist import RankError
-from rmeeto.engine.evaluate import own_errors
+from rmeeto.engine.evaluate import rank_errors
 from rmeeto.errors import UserError
 from tests.engine.toy import ToyData, cpu, toy_model
 
@@ -74,6 +74,6 @@ def test_errors_of_one_of_several_processes_say_which():
         raise UserError("disk on fire")
 
     with pytest.raises(RankError, match="rank 1: disk on fire"):
-        list(own_errors(broken(), cpu(rank=1, size=2)))
+        list(rank_errors(broken(), cpu(rank=1, size=2)))
     with pytest.raises(UserError, match="^disk on fire"):
-        list(own_errors(broken(), cpu()))
+        list(rank_errors(broken(), cpu()))

@@ -57,9 +57,9 @@ def main(out: Path) -> None:
             "gathered": world.gather(f"from {rank}"),
             "on_main": world.on_main(lambda: f"from {rank}"),
             "failed_on_main": failure(lambda: world.on_main(lambda: fail(0))),
-            "together": world.together(lambda: rank),
-            "failed_on_0": failure(lambda: world.together(lambda: fail(0))),
-            "failed_on_1": failure(lambda: world.together(lambda: fail(1))),
+            "together": world.on_every(lambda: rank),
+            "failed_on_0": failure(lambda: world.on_every(lambda: fail(0))),
+            "failed_on_1": failure(lambda: world.on_every(lambda: fail(1))),
             "not_finite": failure(
                 lambda: train(out / "bad", world, 1, ToyData(rank, world.size, bad=[7]), checkpoint_every=1)
             ),

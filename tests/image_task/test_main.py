@@ -164,6 +164,11 @@ def test_evaluation_only_reports(weights, capsys):
     assert not (Path(folder) / "last.pt").exists()
 
 
+def test_an_evaluation_says_what_was_changed_to_make_the_weights_fit(weights, capsys):
+    assert call(f"{SHORT} --input_size 24 --eval --max_eval_batches 1 --model_pth {weights}") == 0
+    assert f"weights {weights} (pos_embed resized)" in capsys.readouterr().out
+
+
 def test_run_returns_what_it_records(weights):
     config, _, _ = parse(f"{SHORT} {MERGED} --eval --model_pth {weights}".split())
     assert run(config) == result_of(config.folder)
@@ -229,7 +234,7 @@ def make_weights(kind: str, path: Path, good: Path) -> None:
         ("--data-set Imagenette --dry_run", "Imagenette"),
         ("--data-set IMNET --aa foo --dry_run", "--aa is 'foo', which is no policy of timm"),
         ("--batch-size 15 --dry_run", "--batch_size 15, but mixup pairs"),
-        ("--nb-classes 1000", "--nb_classes is 1000, but digits has 10 classes"),
+        ("--nb-classes 1000", "--nb_classes 1000, but digits has 10 classes"),
         ("--model_pth absent.pth", "absent.pth does not exist"),
         ("--model_pth truncated", "cannot be read"),
         ("--model_pth another_model", "does not fit"),
@@ -262,7 +267,7 @@ def test_processes_beside_the_main_one_are_quiet_about_errors(monkeypatch, capsy
     def fail(config):
         raise RankError("rank 1: the disk is gone")
 
-    monkeypatch.setattr("image_task.main.run", fail)
+    monkeypatch.setattr("image_task.main.TASK.run", fail)
     assert call("--num_prune 0") == 2
     assert capsys.readouterr().err == "error: rank 1: the disk is gone\n"
 
@@ -277,10 +282,10 @@ def out_of_gpu_memory(config):
     ids=["gpu", "cpu"],
 )
 def test_a_full_memory_is_one_line(fill, where, monkeypatch, capsys):
-    monkeypatch.setattr("image_task.main.run", fill)
+    monkeypatch.setattr("image_task.main.TASK.run", fill)
     assert call("--num_prune 0") == 2
     assert capsys.readouterr().err == (
-        f"error: the {where} has too little memory; lower --batch-size and raise --accumulation\n"
+        f"error: the {where} has too little memory; lower --batch_size and raise --accumulation\n"
     )
 
 
@@ -288,7 +293,7 @@ def test_another_runtime_error_stays_a_traceback(monkeypatch):
     def fail(config):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("image_task.main.run", fail)
+    monkeypatch.setattr("image_task.main.TASK.run", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         call("--num_prune 0")
 

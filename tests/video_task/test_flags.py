@@ -14,7 +14,7 @@ from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 from video_task.config import VideoConfig, VideoDataConfig, VideoModelConfig, VideoRunConfig
 from video_task.flags import COMMAND, IGNORED_FLAGS, parse
-from video_task.main import sketch
+from video_task.main import meta_model
 from video_task.optim import VideoOptimConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_a_released_command_line_means_what_it_meant():
     )
     assert config.optim == VideoOptimConfig(epochs=15, accumulation=2)
     assert config.run == VideoRunConfig(output_dir="log", amp="bf16", test_best=True)
-    assert sketch(config).num_tokens[-1] == 601
+    assert meta_model(config).num_tokens[-1] == 601
 
 
 def test_the_defaults_are_the_papers_video_recipe():
@@ -104,7 +104,7 @@ def test_the_defaults_are_the_papers_video_recipe():
 def test_every_merge_option_reaches_the_model(line, expected):
     config = config_of(f"{line} --model videomamba_R_MeeTo_tiny")
     assert config.merge == expected
-    assert sketch(config).merge_config == expected
+    assert meta_model(config).merge_config == expected
 
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, str: lambda v: v + "x"}

@@ -46,7 +46,7 @@ def clips(videos) -> str:
 def weights(tmp_path_factory) -> Path:
     """Weights of a dense model that has not learnt anything."""
     path = tmp_path_factory.mktemp("weights") / "nano.pt"
-    model, _ = build_model(parse(f"{MODEL} --seed 5".split())[0], None, num_classes=2)
+    model = build_model(parse(f"{MODEL} --seed 5".split())[0], None, num_classes=2)
     torch.save({"model": model.state_dict()}, path)
     return path
 
@@ -167,7 +167,7 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_last_bit(weights, clips
 
 
 def test_an_image_models_weights_start_a_training_but_not_a_test(clips, tmp_path, capsys):
-    state = build_model(parse(MODEL.split())[0], None, num_classes=5)[0].state_dict()
+    state = build_model(parse(MODEL.split())[0], None, num_classes=5).state_dict()
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].squeeze(2)
     del state["temporal_pos_embedding"]
     torch.save({"model": state}, "image.pth")
@@ -221,13 +221,13 @@ def test_run_returns_what_it_records(weights, clips):
         ("--short_side_size 16 --dry_run", "--short_side_size is 16"),
         ("--eval", "--data_path is not given; give the folder that holds Kinetics_sparse"),
         ("--data_path nowhere", "no folder; give the one that holds the lists"),
-        ("{clips} --batch_size 2 --nb_classes 400", "--nb_classes is 400, but folder has 2 classes"),
+        ("{clips} --batch_size 2 --nb_classes 400", "--nb_classes 400, but folder has 2 classes"),
         ("{clips} --batch_size 2 --model_pth absent.pth", "absent.pth does not exist"),
         (
             "{clips} --batch_size 2 --model_pth {weights} --head_map absent.json",
             "--head_map absent.json cannot be read",
         ),
-        ("{clips} --model_pth {weights} --delete_head --eval", "brings no head for 2 classes"),
+        ("{clips} --model_pth {weights} --delete_head --eval", "--delete_head leaves no head to evaluate"),
         ("{clips} --batch_size 40", "lower --batch_size"),
         ("{clips} --batch_size 2 --short_side_size 16", "--short_side_size is 16"),
         ("{clips} --decoder vlc", "vlc"),

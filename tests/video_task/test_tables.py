@@ -17,7 +17,7 @@ from rmeeto.merge import MergeConfig  # noqa: E402
 from tests.recipes import ROOT, launch, task_arguments, title  # noqa: E402
 from video_task.config import VideoConfig  # noqa: E402
 from video_task.flags import parse  # noqa: E402
-from video_task.main import run, sketch  # noqa: E402
+from video_task.main import meta_model, run  # noqa: E402
 
 RECIPES = sorted((ROOT / "video_task" / "exp_sh").glob("tab*/*.sh"))
 EPOCHS = {"tiny": 30, "small": 15, "middle": 15}
@@ -64,7 +64,7 @@ def test_table_13_is_the_papers_setting(recipe, tmp_path):
     for config in (test, training):
         assert config.model.model == f"videomamba_video_{size_of(recipe)}_patch16_224"
         assert config.merge == MergeConfig(r=88)
-        assert sketch(config).num_tokens[0] == 8 * 196 + 1
+        assert meta_model(config).num_tokens[0] == 8 * 196 + 1
         assert (config.data.data_set, config.data.num_frames) == ("Kinetics_sparse", 8)
         assert (config.data.test_num_segment, config.data.test_num_crop) == (4, 3)
     assert test.run.eval and not training.run.eval, "re-training must train"

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -94,6 +96,14 @@ def encode(path: Path, frames: list[np.ndarray]) -> None:
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode())
+
+
+@contextmanager
+def smoke_clips() -> Iterator[str]:
+    """A folder, for a while, with the clips of a smoke run: enough of two classes for a few batches on 8 processes."""
+    with TemporaryDirectory() as folder:
+        write_digits(folder, num_train=16, num_val=8, digits=(3, 7), directions=("right",))
+        yield folder
 
 
 if __name__ == "__main__":

@@ -1,0 +1,306 @@
+"""A task's run: models, data and weights built and checked before anything is written, then the work in its folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import nn
+
+from rmeeto.cli.command import Command
+from rmeeto.cli.main import run_command
+from rmeeto.cli.merging import merge_notes
+from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
+from rmeeto.engine.precision import amp_dtype
+from rmeeto.engine.record import state_of
+from rmeeto.errors import UserError
+from rmeeto.json_file import read_json
+from rmeeto.merge import MergeConfig
+from rmeeto.settings import harmless
+from rmeeto.weights import LoadReport
+
+
+class Parts(NamedTuple):
+    """What a run is made of, on `world.device`."""
+
+    model: nn.Module
+    teacher: nn.Module | None
+    data: Any
+    weights: str  # where they come from
+
+
+class Task(ABC):
+    """What images and clips share of a run; a task fills in what is its own.
+
+    Args:
+        command: its command line.
+        samples: what its data consists of, such as "images".
+    """
+
+    def __init__(self, command: Command, samples: str) -> None:
+        self.command, self.samples = command, samples
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run a command line; see `run_command`."""
+        return run_command(argv, self.command, self.check, self.run)
+
+    @abstractmethod
+    def check_data(self, config: Any, img_size: int) -> None:
+        """Refuse data settings that no data could make good; nothing is looked for on the disk."""
+
+    @abstractmethod
+    def build_data(self, config: Any, **where: Any) -> Any:
+        """The data of one process.
+
+        Args:
+            where: img_size, rank, world_size, seed, and whether to train.
+        """
+
+    @abstractmethod
+    def load(self, config: Any, model: nn.Module, name: str, path: str | None, **how: Any) -> LoadReport:
+        """Load weights into a model: those of a file, or of its name where `path` is None.
+
+        Args:
+            how: ema and new_head, as for `rmeeto.weights.load_weights`.
+        """
+
+    @abstractmethod
+    def peak_lr(self, config: Any, world: World) -> float:
+        """The full learning rate for all the samples of a step."""
+
+    @abstractmethod
+    def work(self, config: Any, parts: Parts, world: World, folder: RunFolder) -> dict[str, Any]:
+        """Evaluate, or train and evaluate; what result.json will hold."""
+
+    @abstractmethod
+    def evaluated(self, data: Any, samples: str) -> str:
+        """What there is to evaluate, in words; `samples` follows the number."""
+
+    def arguments(self, config: Any) -> dict[str, Any]:
+        """Arguments of the model beside those that both tasks have."""
+        return {}
+
+    @contextmanager
+    def prepared(self, config: Any) -> Iterator[Any]:
+        """The settings, with what they need for a while made ready."""
+        yield config
+
+    def run(self, config: Any) -> dict[str, Any]:
+        """Evaluate or train as the settings say; nothing is written before all of them are known to hold.
+
+        Returns:
+            What result.json holds. For a finished run under `resume` the same again, without running.
+
+        Raises:
+            UserError: settings, data, weights or a run folder that do not fit together.
+        """
+        settings = config.to_dict()
+        with start(config.run.device) as world:
+            may_differ = harmless(config.sections())
+            state = world.on_main(lambda: state_of(config.folder, settings, config.run.resume, may_differ))
+            if state == "done":
+                world.print(f"{config.folder} is done already")
+                return world.on_main(lambda: read_json(config.folder / "result.json"))
+            with self.prepared(config) as ready:
+                parts = world.on_every(lambda: self.build(ready, world))
+                with RunFolder(config.folder, settings, world) as folder:
+                    world.print(*self.describe(config, parts, world))
+                    result = self.work(config, parts, world, folder)
+                    folder.finish(result)
+            world.print(summary(result, config.folder, self.samples))
+        return result
+
+    def check(self, config: Any) -> list[str]:
+        """What can be checked of the settings without touching data or weights; lines on what they do not do.
+
+        Raises:
+            UserError: settings that the model refuses, or that no data could make good.
+        """
+        model = self.meta_model(config)
+        self.check_data(config, model.pretrained_cfg["input_size"][-1])
+        return merge_notes(config.model.model, model, config.merge)
+
+    def meta_model(self, config: Any) -> nn.Module:
+        """The model on the meta device, without memory: it checks the settings and knows the input's size."""
+        with torch.device("meta"):
+            return self._create(config, config.model.model, config.merge, None, config.model.drop_path)
+
+    def build(self, config: Any, world: World) -> Parts:
+        """The student, its dense teacher and the data of this process.
+
+        Raises:
+            UserError: the data or the weights are missing or do not fit the model.
+        """
+        amp_dtype(config.run.amp, world.device)
+        data = self.build_data(
+            config,
+            img_size=self.meta_model(config).pretrained_cfg["input_size"][-1],
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.run.seed,
+            train=not config.run.eval,
+        )
+        classes = config.model.nb_classes or data.num_classes
+        if classes != data.num_classes:
+            raise UserError(
+                f"nb_classes={classes}, but {config.data.data_set} has {data.num_classes} classes; "
+                "leave it out, or give the data set of the weights."
+            )
+        model, weights = self._with_weights(config, config.merge, classes)
+        teacher = None
+        if config.distill.distill and not config.run.eval:
+            teacher, _ = self._with_weights(config, None, classes, teacher=True)
+            teacher.to(world.device)
+        return Parts(model.to(world.device), teacher, data, weights)
+
+    def build_model(
+        self,
+        config: Any,
+        merge: MergeConfig | None,
+        *,
+        num_classes: int | None = None,
+        teacher: bool = False,
+    ) -> nn.Module:
+        """The model of the settings, merged as `merge` says, with its weights (or some drawn from the seed).
+
+        Args:
+            merge: None for the dense model.
+            num_classes: of the head; None for the model's own number.
+            teacher: the teacher's model and weights instead, without drop path.
+
+        Raises:
+            UserError: settings that the model refuses, weights that do not fit, or a new head where none is trained.
+        """
+        return self._with_weights(config, merge, num_classes, teacher)[0]
+
+    def _with_weights(
+        self, config: Any, merge: MergeConfig | None, num_classes: int | None, teacher: bool = False
+    ) -> tuple[nn.Module, str]:
+        """The model, and where its weights come from."""
+        chosen = config.model
+        name, path = chosen.model, chosen.model_pth
+        if teacher:
+            name, path = chosen.teacher or name, chosen.teacher_pth or path
+        model = self._create(config, name, merge, num_classes, 0.0 if teacher else chosen.drop_path)
+        if path is None and not chosen.has_weights:
+            return model, f"drawn from seed {config.run.seed}"
+        new_head = chosen.delete_head and not (teacher and chosen.teacher_pth)
+        if new_head and teacher:
+            raise UserError(
+                "model.delete_head leaves the teacher no head to learn from; give a dense model that was trained on "
+                "these classes as model.teacher_pth, or leave out distill.distill."
+            )
+        if new_head and config.run.eval:
+            raise UserError(
+                "model.delete_head leaves no head to evaluate; leave it out, or train (without run.eval)."
+            )
+        ema = {"auto": "auto", "plain": False, "ema": True}[chosen.weights]
+        report = self.load(config, model, name, path, ema=ema, new_head=new_head)
+        if "head.weight" in report.new and (config.run.eval or teacher):
+            raise UserError(
+                f"{report.path} brings no head for {num_classes} classes, so there is nothing to "
+                f"{'learn from' if teacher else 'test'}; give weights of these classes, or a model.head_map."
+            )
+        changes = [f"{key} resized" for key in report.resized] + [f"{key} new" for key in report.new]
+        changes += ["head new"] if new_head else []
+        source = path or f"official, {Path(report.path).name}"
+        return model, source + (f" ({', '.join(changes)})" if changes else "")
+
+    def _create(
+        self, config: Any, name: str, merge: MergeConfig | None, num_classes: int | None, drop_path: float
+    ) -> nn.Module:
+        return create_model(
+            name,
+            seed=config.run.seed,
+            merge=merge,
+            drop_path_rate=drop_path,
+            num_classes=num_classes,
+            img_size=config.data.input_size,
+            **self.arguments(config),
+        )
+
+    def fit(
+        self,
+        config: Any,
+        parts: Parts,
+        world: World,
+        folder: RunFolder,
+        groups: Iterable[dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Train as the settings say; what `rmeeto.engine.fit` returns."""
+        criterion = DistillLoss(parts.teacher, config.distill.distill_weight, config.data.smoothing)
+        peak = self.peak_lr(config, world)
+        return fit(
+            parts.model,
+            parts.data,
+            criterion,
+            config.optim,
+            config.run,
+            world,
+            folder,
+            peak_lr=peak,
+            groups=groups,
+        )
+
+    def describe(self, config: Any, parts: Parts, world: World) -> list[str]:
+        """What is about to run, in a few lines."""
+        model, data, optim = parts.model, parts.data, config.optim
+        tokens, size = model.num_tokens, model.pretrained_cfg["input_size"]
+        merged = f"{tokens[0]}"
+        if tokens[0] != tokens[-1]:
+            merged += f" to {tokens[-1]} (r = {config.merge.r})"
+        frames = "" if len(size) == 3 else f"{size[1]} frames of "
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        train, noun = f"{data.num_train} {self.samples} to train, ", ""
+        if config.run.eval:
+            train, noun = "", f" {self.samples}"
+        dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}
+        lines = [
+            f"model   {config.model.model}, {config.setting}, {millions:.2f} M parameters, {merged} tokens, "
+            f"{frames}{size[-1]} pixels",
+            f"weights {parts.weights}",
+            f"data    {config.data.data_set}: {train}{self.evaluated(data, noun)}, {data.num_classes} classes",
+            f"device  {world.size} x {world.device.type}, {dtype[amp_dtype(config.run.amp, world.device)]}",
+        ]
+        if not config.run.eval:
+            peak = self.peak_lr(config, world)
+            lowest = optim.min_lr * (peak / optim.lr if optim.schedule == "iteration" else 1)
+            rises = " (it rises: --min_lr lies above)" if peak < lowest else ""
+            teacher = "a dense teacher" if config.distill.distill else "no teacher"
+            lines.append(f"train   {optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}")
+        return [*lines, f"folder  {config.folder}"]
+
+
+def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
+    """A registered model whose weights are drawn from a seed.
+
+    Args:
+        arguments: of the model; those that are None are left out.
+
+    Raises:
+        UserError: settings that the model refuses.
+    """
+    torch.manual_seed(seed)
+    try:
+        return timm.create_model(
+            name, **{key: value for key, value in arguments.items() if value is not None}
+        )
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def summary(result: dict[str, Any], folder: Path, samples: str) -> str:
+    """The outcome in a line."""
+    averaged = f", averaged weights {result['ema']['top1']:.2f}" if "ema" in result else ""
+    missing = f", {result['unreadable']} unreadable counted as wrong" if result["unreadable"] else ""
+    return (
+        f"top-1 {result['top1']:.2f}  top-5 {result['top5']:.2f}  loss {result['loss']:.4f}{averaged} "
+        f"({result['count']} {samples}{missing}): {folder}"
+    )

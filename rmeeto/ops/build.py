@@ -20,7 +20,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rmeeto.errors import shown
 from rmeeto.ops.backend import BackendUnavailable
@@ -150,22 +149,6 @@ def openmp() -> int:
         return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value or 0
     except (OSError, AttributeError):
         return 0
-
-
-def call(function: str, fields: Sequence[int]) -> None:
-    """Run a kernel on a struct of 64-bit fields; OpenMP's entry point and the number of threads go before them."""
-    fields = (openmp(), torch.get_num_threads(), *fields)
-    getattr(library(), function)((ctypes.c_int64 * len(fields))(*fields))
-
-
-def pointer(tensor: Tensor | None) -> int:
-    """Address of a tensor's first element, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def suffix(*dtypes: torch.dtype) -> str:
-    """The end of a kernel's name for these types of storage."""
-    return "".join("_bf16" if dtype == torch.bfloat16 else "_f32" for dtype in dtypes)
 
 
 def _key(flags: tuple[str, ...]) -> str:

@@ -30,8 +30,15 @@ class Struct(ctypes.Structure):
     Made of keywords. A tensor goes in as its address, and lives as long as the struct does.
     """
 
+    _names: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        cls._names |= {field[0] for field in cls._fields_}
+
     def __init__(self, **fields: Any) -> None:
-        self.given = fields
+        if not self._names.issuperset(fields):  # ctypes would make an attribute of it
+            raise TypeError(f"{type(self).__name__} has no {sorted(fields.keys() - self._names)}")
+        self._given = fields
         super().__init__(
             **{name: _field(value) if type(value) is not int else value for name, value in fields.items()}
         )

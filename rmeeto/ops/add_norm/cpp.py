@@ -5,7 +5,7 @@ Shapes: hidden, residual (B, L, C), weight (C,).
 
 from __future__ import annotations
 
-import struct
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +14,19 @@ from torch import Tensor
 
 from rmeeto.ops import build
 from rmeeto.ops.add_norm import naive
+from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointers, run, suffix
 from rmeeto.ops.register import operator
 
-_STORAGE = (torch.float32, torch.bfloat16)
+
+class NormStruct(Task):
+    """struct Norm of csrc/norm.cpp."""
+
+    _fields_ = [
+        *integers("rows", "channels"),
+        *pointers("hidden", "residual", "weight"),
+        ("eps", ctypes.c_double),
+        *pointers("sum", "normed", "dsum", "dnormed", "dhidden", "dresidual", "dweight"),
+    ]
 
 
 def load() -> Callable:
@@ -34,7 +44,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Same function as `naive_add_rms_norm`; types other than fp32 and bf16 go to the eager path."""
     wide = residual is not None and residual.dtype != torch.float32
-    if hidden.dtype not in _STORAGE or weight.dtype not in _STORAGE or wide:
+    if hidden.dtype not in STORAGE or weight.dtype not in STORAGE or wide:
         return naive.naive_add_rms_norm(hidden, residual, weight, eps)
     return _norm(hidden, residual, weight, eps)
 
@@ -44,18 +54,30 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor]:
     normed = torch.empty(hidden.shape, dtype=weight.dtype)
     total = torch.empty(hidden.shape, dtype=torch.float32)
-    _call("forward", eps, hidden.contiguous(), _contiguous(residual), weight, total, normed)
+    residual = None if residual is None else residual.contiguous()
+    dtypes = hidden.dtype, weight.dtype
+    _run("forward", dtypes, total, weight, eps, hidden=hidden.contiguous(), residual=residual, normed=normed)
     return normed, total
 
 
 def _backward_cpu(
     dnormed: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, hidden_dtype: torch.dtype, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dnormed, dtotal = dnormed.to(weight.dtype).contiguous(), dtotal.contiguous()
     dresidual = torch.empty(total.shape, dtype=torch.float32)
     dhidden = torch.empty(total.shape, dtype=hidden_dtype)
     dweight = torch.empty(weight.shape, dtype=torch.float32)
-    _call("backward", eps, None, None, weight, total, None, dtotal, dnormed, dhidden, dresidual, dweight)
+    _run(
+        "backward",
+        (hidden_dtype, weight.dtype),
+        total,
+        weight,
+        eps,
+        dsum=dtotal.contiguous(),
+        dnormed=dnormed.to(weight.dtype).contiguous(),
+        dhidden=dhidden,
+        dresidual=dresidual,
+        dweight=dweight,
+    )
     return dhidden, dresidual, dweight.to(weight.dtype)
 
 
@@ -88,32 +110,19 @@ def _backward(ctx: Any, dnormed: Tensor, dtotal: Tensor) -> tuple:
     return dhidden, dresidual if ctx.has_residual else None, dweight, None
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _call(
+def _run(
     name: str,
-    eps: float,
-    hidden: Tensor | None,
-    residual: Tensor | None,
-    weight: Tensor,
+    dtypes: tuple[torch.dtype, torch.dtype],
     total: Tensor,
-    normed: Tensor | None,
-    *gradients: Tensor,
+    weight: Tensor,
+    eps: float,
+    **fields: Tensor | None,
 ) -> None:
-    """Pack struct Norm of csrc/norm.cpp and run the kernel."""
-    scale = weight.float().contiguous()
-    (eps_bits,) = struct.unpack("q", struct.pack("d", eps))
-    fields = [
-        total.shape[:-1].numel(),
-        total.shape[-1],
-        *(build.pointer(t) for t in (hidden, residual, scale)),
-        eps_bits,
-    ]
-    fields += [build.pointer(tensor) for tensor in (total, normed, *gradients)] + [0] * (5 - len(gradients))
-    hidden_dtype = gradients[2].dtype if hidden is None else hidden.dtype
-    build.call(f"rmeeto_norm_{name}{build.suffix(hidden_dtype, weight.dtype)}", fields)
+    """Run the kernel for the types of hidden and normed."""
+    rows, channels = total.shape[:-1].numel(), total.shape[-1]
+    weight = weight.float().contiguous()
+    norm = NormStruct(rows=rows, channels=channels, weight=weight, eps=eps, sum=total, **fields)
+    run(f"rmeeto_norm_{name}{suffix(*dtypes)}", norm)
 
 
 _norm = operator(

@@ -13,7 +13,22 @@ from torch import Tensor
 
 from rmeeto.ops import build
 from rmeeto.ops.conv1d import eager
+from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointers, rows, run, spread, suffix
 from rmeeto.ops.register import operator
+
+
+class ConvStruct(Task):
+    """struct Conv of csrc/conv.cpp."""
+
+    _fields_ = [
+        *integers("batch", "length", "channels", "kernel"),
+        *pointers("x"),
+        *integers("x_batch", "x_token"),
+        *pointers("weight", "bias", "y", "dy", each=2),
+        *integers("dy_batch", "dy_token", each=2),
+        *pointers("dx"),
+        *pointers("dweight", "dbias", each=2),
+    ]
 
 
 def load() -> Callable:
@@ -30,7 +45,7 @@ def bidirectional_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Same function as `naive_bidirectional_conv1d`; other types and empty tensors go to the eager path."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+    if x.dtype not in STORAGE or x.numel() == 0:
         return eager.eager_bidirectional_conv1d(x, weight, bias, weight_b, bias_b)
     return _conv(x, weight.float(), bias.float(), weight_b.float(), bias_b.float())
 
@@ -39,17 +54,28 @@ def _forward_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     y = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
-    _call("forward", x, (weight, bias, weight_b, bias_b), y=y)
+    _run("forward", x, (weight, bias, weight_b, bias_b), y=y)
     return y
 
 
 def _backward_cpu(
     dy: Tensor, dy_b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dy, dy_b = (_rows(d.to(x.dtype)) for d in (dy, dy_b))
-    gradients = tuple(torch.empty(t.shape, dtype=t.dtype) for t in (x, weight, bias, weight_b, bias_b))
-    _call("backward", x, (weight, bias, weight_b, bias_b), dy=(dy, dy_b), gradients=gradients)
-    return gradients  # type: ignore[return-value]
+    dy, dy_b = (rows(d.to(x.dtype)) for d in (dy, dy_b))
+    parameters = weight, bias, weight_b, bias_b
+    dx, dweight, dbias, dweight_b, dbias_b = (torch.empty(t.shape, dtype=t.dtype) for t in (x, *parameters))
+    _run(
+        "backward",
+        x,
+        parameters,
+        dy=(dy, dy_b),
+        dy_batch=(dy.stride(0), dy_b.stride(0)),
+        dy_token=(dy.stride(1), dy_b.stride(1)),
+        dx=dx,
+        dweight=(dweight, dweight_b),
+        dbias=(dbias, dbias_b),
+    )
+    return dx, dweight, dbias, dweight_b, dbias_b
 
 
 def _forward_fake(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,32 +97,20 @@ def _backward(ctx: Any, dy: Tensor, dy_b: Tensor) -> tuple:
     return _conv_backward(dy, dy_b, *ctx.saved_tensors)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _call(
-    name: str,
-    x: Tensor,
-    parameters: tuple[Tensor, ...],
-    y: tuple[Tensor | None, ...] = (None, None),
-    dy: tuple[Tensor, ...] = (),
-    gradients: tuple[Tensor | None, ...] = (None,) * 5,
-) -> None:
-    """Pack struct Conv of csrc/conv.cpp and run the kernel."""
-    x = _rows(x)
+def _run(name: str, x: Tensor, parameters: tuple[Tensor, ...], **fields: Any) -> None:
     weight, bias, weight_b, bias_b = (tensor.contiguous() for tensor in parameters)
-    dx, dweight, dbias, dweight_b, dbias_b = gradients
-    fields = [*x.shape, weight.shape[-1], x.data_ptr(), *x.stride()[:2]]
-    fields += [build.pointer(tensor) for tensor in (weight, weight_b, bias, bias_b, *y)]
-    fields += (
-        [d.data_ptr() for d in dy]
-        + [d.stride(0) for d in dy]
-        + [d.stride(1) for d in dy]
-        + [0] * (6 - 3 * len(dy))
+    batch, length, channels = x.shape
+    conv = ConvStruct(
+        batch=batch,
+        length=length,
+        channels=channels,
+        kernel=weight.shape[-1],
+        weight=(weight, weight_b),
+        bias=(bias, bias_b),
+        **spread("x", rows(x)),
+        **fields,
     )
-    fields += [build.pointer(tensor) for tensor in (dx, dweight, dweight_b, dbias, dbias_b)]
-    build.call(f"rmeeto_conv_{name}{build.suffix(x.dtype)}", fields)
+    run(f"rmeeto_conv_{name}{suffix(x.dtype)}", conv)
 
 
 _PARAMETERS = "Tensor x, Tensor weight, Tensor bias, Tensor weight_b, Tensor bias_b"

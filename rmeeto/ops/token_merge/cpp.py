@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmeeto.ops import build
+from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointers, rows, run, spread, suffix
 from rmeeto.ops.token_merge.naive import check_range
 from rmeeto.ops.token_merge.registered import (
     match_fake,
@@ -17,7 +19,32 @@ from rmeeto.ops.token_merge.registered import (
     merging,
 )
 
-_STORAGE = (torch.float32, torch.bfloat16)
+
+class MatchStruct(Task):
+    """struct Match of csrc/merge.cpp."""
+
+    _fields_ = [
+        *integers("batch", "tokens", "channels", "r"),
+        *pointers("metric"),
+        *integers("metric_batch", "metric_token"),
+        *pointers("aside"),
+        *integers("aside_all"),
+        *pointers("exact_place", "keep", "source", "destination"),
+    ]
+
+
+class MergeStruct(Task):
+    """struct Merge of csrc/merge.cpp."""
+
+    _fields_ = [
+        *integers("batch", "tokens", "channels", "r"),
+        *pointers("hidden"),
+        *integers("hidden_batch", "hidden_token"),
+        *pointers("residual"),
+        *integers("residual_batch", "residual_token"),
+        *pointers("size", "keep", "source", "destination", "merged", "new_size"),
+        *pointers("dmerged", "dhidden", "dresidual"),
+    ]
 
 
 def load() -> tuple[Callable, Callable]:
@@ -33,14 +60,25 @@ def load() -> tuple[Callable, Callable]:
 def _match(
     metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    metric = _rows(metric)
     if class_index is not None:
         check_range(class_index, metric.shape[1])  # the kernel writes there
         class_index = class_index.long().contiguous()
     outputs = keep, source, destination, place = match_fake(metric, r, class_index, index, exact)
-    fields = [*metric.shape, r, metric.data_ptr(), *metric.stride()[:2], build.pointer(class_index), index]
-    fields += [place.data_ptr() if exact else 0, keep.data_ptr(), source.data_ptr(), destination.data_ptr()]
-    build.call(f"rmeeto_match{build.suffix(metric.dtype)}", fields)
+    batch, tokens, channels = metric.shape
+    task = MatchStruct(
+        batch=batch,
+        tokens=tokens,
+        channels=channels,
+        r=r,
+        aside=class_index,
+        aside_all=index,
+        exact_place=place if exact else None,
+        keep=keep,
+        source=source,
+        destination=destination,
+        **spread("metric", rows(metric)),
+    )
+    run(f"rmeeto_match{suffix(metric.dtype)}", task)
     return outputs
 
 
@@ -52,13 +90,16 @@ def _merge(
     source: Tensor,
     destination: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    hidden = _rows(hidden)
-    residual = None if residual is None else _rows(residual)
     merged, new_size = merge_fake(hidden, residual, size, keep, source, destination)
-    strides = (0, 0) if residual is None else residual.stride()[:2]
-    fields = [*hidden.shape, source.shape[1], hidden.data_ptr(), *hidden.stride()[:2]]
-    fields += [build.pointer(residual), *strides]
-    _call("forward", fields, size, keep, source, destination, merged, new_size, (hidden.dtype, merged.dtype))
+    _run(
+        f"forward{suffix(hidden.dtype, merged.dtype)}",
+        hidden.shape,
+        (size, keep, source, destination),
+        **spread("hidden", rows(hidden)),
+        **spread("residual", None if residual is None else rows(residual)),
+        merged=merged,
+        new_size=new_size,
+    )
     return merged, new_size
 
 
@@ -72,42 +113,40 @@ def _merge_backward(
     dtype: torch.dtype,
     has_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    dmerged = dmerged.contiguous()
     dhidden, dresidual = merge_backward_fake(
         dmerged, size, new_size, keep, source, destination, dtype, has_residual
     )
-    fields = [*dhidden.shape, source.shape[1], *[0] * 6]
-    gradients = (dmerged, dhidden, dresidual if has_residual else None)
-    dtypes = (dtype, dmerged.dtype)
-    _call("backward", fields, size, keep, source, destination, None, new_size, dtypes, *gradients)
+    _run(
+        f"backward{suffix(dtype, dmerged.dtype)}",
+        dhidden.shape,
+        (size, keep, source, destination),
+        new_size=new_size,
+        dmerged=dmerged.contiguous(),
+        dhidden=dhidden,
+        dresidual=dresidual if has_residual else None,
+    )
     return dhidden, dresidual
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _call(
-    name: str,
-    fields: list[int],
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-    merged: Tensor | None,
-    new_size: Tensor,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    *gradients: Tensor | None,
+def _run(
+    name: str, shape: torch.Size, plan: tuple[Tensor | None, Tensor, Tensor, Tensor], **fields: Any
 ) -> None:
-    """Pack struct Merge of csrc/merge.cpp and run the kernel."""
-    size = None if size is None else size.contiguous()
-    keep, source, destination = (tensor.contiguous() for tensor in (keep, source, destination))
-    fields += [
-        build.pointer(tensor) for tensor in (size, keep, source, destination, merged, new_size, *gradients)
-    ]
-    fields += [0] * (3 - len(gradients))
-    build.call(f"rmeeto_merge_{name}{build.suffix(*dtypes)}", fields)
+    """Run a kernel on tokens of a shape (B, L, C); the plan with the tokens' sizes before it."""
+    batch, tokens, channels = shape
+    size, keep, source, destination = (None if tensor is None else tensor.contiguous() for tensor in plan)
+    task = MergeStruct(
+        batch=batch,
+        tokens=tokens,
+        channels=channels,
+        r=tokens - plan[1].shape[1],
+        size=size,
+        keep=keep,
+        source=source,
+        destination=destination,
+        **fields,
+    )
+    run(f"rmeeto_merge_{name}", task)
 
 
-match_tokens = matching("match_tokens", _match, _STORAGE)
-merge_tokens = merging("merge_tokens", _merge, _merge_backward, _STORAGE)
+match_tokens = matching("match_tokens", _match, STORAGE)
+merge_tokens = merging("merge_tokens", _merge, _merge_backward, STORAGE)

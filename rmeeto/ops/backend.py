@@ -36,9 +36,6 @@ class Backend:
     automatic: bool = True
 
 
-_OPERATORS: list[Operator] = []  # by number, see `_choose`
-
-
 class Operator:
     """An operator and its backends.
 
@@ -52,8 +49,17 @@ class Operator:
         self.backends = tuple(backends)
         self._names: dict[tuple[str, str, str], str] = {}
         self._loaded: dict[str, Callable] = {}
-        self._index = len(_OPERATORS)
-        _OPERATORS.append(self)
+
+        @torch.compiler.assume_constant_result  # a compiled graph keeps what was chosen while it was traced
+        def choose(device_type: str, requested: str) -> str:
+            key = (device_type, requested, os.environ.get(ENVIRONMENT, "auto"))
+            if key not in self._names:
+                name, implementation = self._resolve(*key)
+                self._names[key] = name
+                self._loaded[name] = implementation
+            return self._names[key]
+
+        self._choose = choose
 
     def implementation(self, device_type: str, requested: str = "auto") -> Callable:
         """The function to call for tensors on ``device_type``.
@@ -66,11 +72,11 @@ class Operator:
         Raises:
             UserError: an unknown name, or a backend that is not for this device or cannot run here.
         """
-        return self._loaded[_choose(self._index, device_type, requested)]
+        return self._loaded[self._choose(device_type, requested)]
 
     def chosen(self, device_type: str) -> str:
         """Name of the backend that ``auto`` stands for on this device type."""
-        return _choose(self._index, device_type, "auto")
+        return self._choose(device_type, "auto")
 
     def explain(self, device_type: str) -> list[tuple[str, str]]:
         """(name, state) of each backend; the state is ``chosen``, ``available``, or why it is not there."""
@@ -138,18 +144,3 @@ def forced(name: str) -> Iterator[None]:
 def _check(name: str, where: str) -> None:
     if name not in NAMES:
         raise UserError(f"{where}={name!r}; expected one of {NAMES}")
-
-
-@torch.compiler.assume_constant_result
-def _choose(index: int, device_type: str, requested: str) -> str:
-    """Name of the backend for a request; a compiled graph keeps the one that was chosen while it was traced.
-
-    The operator goes by its number: to some versions of torch.compile only plain values are constants.
-    """
-    operator = _OPERATORS[index]
-    key = (device_type, requested, os.environ.get(ENVIRONMENT, "auto"))
-    if key not in operator._names:
-        name, implementation = operator._resolve(*key)
-        operator._names[key] = name
-        operator._loaded[name] = implementation
-    return operator._names[key]

@@ -40,7 +40,7 @@ def operator(
     if backward is None or setup_context is None:
         return registered
     torch.library.register_autograd(f"rmeeto::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    # In eager mode a Function costs less than half of what the registered formula costs (measured: 50 us a call).
+    # In eager mode a Function costs less than the registered formula, whose every call goes through more of Python.
     save, differentiate = setup_context, staticmethod(backward)
 
     class Function(torch.autograd.Function):

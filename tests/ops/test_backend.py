@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from rmeeto.errors import UserError
 from rmeeto.ops.add_norm import ADD_NORM
@@ -64,6 +65,21 @@ def test_a_backend_is_forced_for_a_while(before, monkeypatch):
         assert example.implementation("cuda") == "everywhere"
         raise KeyError
     assert example.implementation("cuda") == outside
+
+
+def test_a_compiled_graph_keeps_what_was_chosen(monkeypatch):
+    ways = {name: lambda x, shift=shift: x + shift for shift, name in enumerate(("torch", "naive"), 1)}
+    examples = [Operator("example", [Backend(name, ("any",), lambda name=name: ways[name])]) for name in ways]
+
+    def both(x):
+        for example in examples:
+            x = example.implementation(x.device.type)(x)
+        return x
+
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(2)).tolist() == [3, 3] == both(torch.zeros(2)).tolist()
+    monkeypatch.setattr(Operator, "_resolve", None)
+    assert compiled(torch.zeros(2)).tolist() == [3, 3]
 
 
 def test_what_is_forced_has_a_known_name():

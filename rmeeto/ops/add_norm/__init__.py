@@ -33,6 +33,7 @@ def add_rms_norm(
         backend: ``auto`` or a backend's name.
 
     Returns:
-        The normalised sum in the weight's type, and the sum itself in fp32.
+        The normalised sum, (B, L, C) in the weight's type (on Triton under autocast in autocast's type: the projection
+        behind it would cast it anyway), and the sum itself, (B, L, C) in fp32 (float64 for float64).
     """
     return ADD_NORM.implementation(hidden.device.type, backend)(hidden, residual, weight, eps)

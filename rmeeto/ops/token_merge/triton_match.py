@@ -118,10 +118,8 @@ def store_plan(
         inside = sources < num_sources
         own = tl.load(rank + sources, mask=inside, other=length)
         into = tl.load(pick + sources, mask=inside, other=0)
-        before, before_pick = (
-            tl.zeros((S,), tl.int32),
-            tl.zeros((S,), tl.int32),
-        )  # moved sources before that patch
+        # Moved sources before the patch, and before the one that it goes into.
+        before, before_pick = tl.zeros((S,), tl.int32), tl.zeros((S,), tl.int32)
         start = 0
         while start < num_sources:
             others = start + tl.arange(0, OTHERS)

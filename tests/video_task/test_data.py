@@ -259,7 +259,7 @@ def test_too_many_unreadable_clips_stop_the_training(videos):
     for number in range(3):
         _damage(videos / "train" / "ant" / f"{number}.mp4")
     data = _build(_config(videos, max_unreadable=0.1, batch_size=4))
-    with pytest.raises(UserError, match=r"\d of 16 training clips are unreadable .*ant.*--max_unreadable"):
+    with pytest.raises(UserError, match=r"\d of 16 training clips are unreadable .*ant.*max_unreadable"):
         list(data.train_batches(0))
 
 

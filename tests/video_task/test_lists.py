@@ -116,7 +116,7 @@ def test_a_list_that_is_no_text_is_one_short_error(tmp_path):
         assert len(str(caught.value)) < 100 + len(str(tmp_path))
     (tmp_path / "val.csv").unlink()
     (tmp_path / "val.csv").mkdir()
-    with pytest.raises(UserError, match=r"val\.csv cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"val\.csv cannot be read \(not a regular file\)"):
         load_videos(_config(tmp_path), train=False)
 
 
@@ -230,10 +230,82 @@ def test_user_errors_say_what_to_do(tmp_path):
     (tmp_path / "train" / "a").mkdir()
     refused("a holds no video", "folder")
     _touch(tmp_path, "train/a/1.mp4", "val/a/1.mp4", "val/b/1.mp4")
-    refused("train has 1 classes, val 2; not in both: b", "folder")
+    refused("val has 1 classes that are not among the 1 of train: b. Move", "folder")
     (tmp_path / "train.csv").write_text("\n")
     refused("lists no video")
     (tmp_path / "train.csv").write_text("gone.mp4 0\n")
     refused("gone.mp4; check --prefix")
     (tmp_path / "train.csv").write_text("train/a/1.mp4 cat\n")
     refused("line 1 is 'train/a/1.mp4 cat'; expected <path> <class number>")
+
+
+def test_class_folders_are_in_natural_order_and_without_hidden_ones(tmp_path, caplog):
+    for split in ("train", "val"):
+        _touch(tmp_path / split, *(f"{number}/x.mp4" for number in range(12)), "3/._y.mp4", ".cache/z.mp4")
+        (tmp_path / split / "4" / ".thumbnails").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "4" / ".thumbnails" / "1.jpg")
+    found = load_videos(_config(tmp_path, "folder"))
+    for videos in found.values():
+        assert videos.classes == [str(number) for number in range(12)] and len(videos) == 12
+        assert all(videos.path(i).endswith(f"/{videos.targets[i]}/x.mp4") for i in range(12))
+    assert "while torchvision sorts text and has 10 there" in caplog.text
+
+
+def test_endings_of_cameras_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
+    names = ("1.MTS", "2.m2ts", "3.vob", "4.divx", "5.mkv")
+    for split in ("train", "val"):
+        _touch(tmp_path / split / "a", *names, "notes.txt", "deeper/6.mp4")
+    assert len(load_videos(_config(tmp_path, "folder"))["train"]) == 5
+    assert (
+        "2 files are left out (neither a video of a known ending nor a folder of images), such as"
+        in caplog.text
+    )
+    assert "every model is right on it" in caplog.text
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_evaluation_split_may_lack_classes_of_the_training_split(tmp_path, train, caplog):
+    _touch(tmp_path, "train/a/1.mp4", "train/b/1.mp4", "train/c/1.mp4", "val/a/1.mp4", "val/c/1.mp4")
+    found = load_videos(_config(tmp_path, "folder"), train=train)
+    assert found["val"].classes == ["a", "b", "c"] and found["val"].targets.tolist() == [0, 2]
+    assert "val has no sample of 1 of 3 classes, such as b" in caplog.text
+
+
+def test_paths_in_quotes_stand_for_those_without_where_they_exist(tmp_path):
+    _touch(tmp_path, "x, y.mp4", 'say "hi".mp4', '"kept".mp4', "plain.mp4")
+    (tmp_path / "val.csv").write_text('"x, y.mp4",1\n"say ""hi"".mp4",0\n"kept".mp4,2\nplain.mp4,3\n')
+    found = load_videos(_config(tmp_path, split=","), train=False)
+    expected = [("x, y.mp4", 1), ('say "hi".mp4', 0), ('"kept".mp4', 2), ("plain.mp4", 3)]
+    assert _pairs(found["val"], tmp_path) == expected
+
+
+def test_a_line_ends_where_it_ends_and_not_within_a_name(tmp_path):
+    _touch(tmp_path, "a\u2028b\x0bc\x85d.mp4", "e.mp4")
+    (tmp_path / "val.csv").write_bytes("a\u2028b\x0bc\x85d.mp4 1\r\ne.mp4 0\r\n".encode())
+    found = load_videos(_config(tmp_path), train=False)
+    assert _pairs(found["val"], tmp_path) == [("a\u2028b\x0bc\x85d.mp4", 1), ("e.mp4", 0)]
+
+
+def test_times_and_ids_as_class_numbers_are_refused(tmp_path):
+    _touch(tmp_path, "a.mp4")
+    for label, message in (
+        ("1700000000", "class number 1700000000 among 4"),
+        ("9" * 5000, "9... is no class number"),
+    ):
+        (tmp_path / "val.csv").write_text(f"a.mp4 0\na.mp4 {label}\n")
+        with pytest.raises(UserError, match=message):
+            load_videos(_config(tmp_path), train=False)
+
+
+def test_numbers_that_are_no_numbers_of_frames_are_named(tmp_path, caplog):
+    _touch(tmp_path, "f/1.png", "f/2.png", "g.mp4")
+    (tmp_path / "val.csv").write_text("f 2 1\nf 300 0\ng.mp4 3 5\n")
+    assert load_videos(_config(tmp_path), train=False)["val"].targets.tolist() == [1, 0, 5]
+    assert "line 2 says 300 frames, the folder has 2" in caplog.text and "line 1" not in caplog.text
+    assert "line 3: of two numbers behind a video the last one is its class" in caplog.text
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "val.csv")
+    with pytest.raises(UserError, match=r"val.csv cannot be read \(not a regular file\)"):
+        load_videos(_config(tmp_path), train=False)

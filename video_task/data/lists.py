@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -11,13 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from rmeeto.data.pictures import ENDINGS, hidden
-from rmeeto.errors import UserError
+from rmeeto.data.classes import LeftOut, check_used, in_order, numbered, read_lines, subfolders
+from rmeeto.data.pictures import ENDINGS, check_regular, hidden
+from rmeeto.errors import UserError, shown
 from video_task.config import VideoDataConfig
 
-VIDEOS = ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ogv .flv .wmv .ts .3gp .gif".split()
+VIDEOS = (
+    ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ogv .flv .wmv .ts .3gp .gif .mts .m2ts .3g2 .asf .divx .vob .mxf "
+    ".f4v .m2v"
+).split()
+DIGITS = 18  # of a class number
 FIRST = 8  # so many lines of a list are looked at to see what it is
 SPLITS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("test", "val", "validation")}
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,10 @@ def load_videos(
     """Open the lists of a data set; no video is opened.
 
     Every data set but `folder` may come as train.csv, val.csv and test.csv, lines of path, separator and class
-    number; a list of frame folders may have their numbers of frames in between. UCF101, HMDB51 and SSV2 may come
-    as their own lists instead. A missing val or test list is replaced by the other.
+    number; a list of frame folders may have their numbers of frames in between (which are not read: the folder is).
+    A path in double quotes, as csv and pandas write one that holds the separator, stands for the path without them
+    where that one exists. UCF101, HMDB51 and SSV2 may come as their own lists instead. A missing val or test list is
+    replaced by the other. Val and test may lack classes of the training split; a line says so.
 
     Args:
         config: data_set, data_path, prefix, split and fold are read.
@@ -69,7 +80,7 @@ def load_videos(
             samples, classes = load(config, split)
         except UserError:
             raise
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{folder}: the {split} list of {config.data_set} is not as published ({error!r}); fetch it again."
             ) from error
@@ -92,7 +103,7 @@ def check_data_set(config: VideoDataConfig) -> None:
 def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     file = _first(config, [f"{name}.csv" for name in SPLITS[split]])
     separator = config.split.replace(r"\t", "\t")  # as a shell passes '\t'
-    lines = [(number, line.strip()) for number, line in enumerate(_text(file).splitlines(), 1)]
+    lines = [(number, line.strip()) for number, line in enumerate(read_lines(_text(file)), 1)]
     lines = [(number, line) for number, line in lines if line]
     columns = _columns([line for _, line in lines[:FIRST]], separator, config)
     expected = separator.join(columns).replace("\t", r"\t")
@@ -103,8 +114,32 @@ def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], li
         path, *counts = line.rsplit(separator, len(columns) - 1)
         if len(counts) < len(columns) - 1 or not all(count.strip().isdecimal() for count in counts):
             raise UserError(f"{file}, line {number} is {line!r}; expected {expected}, see --split.")
-        samples.append((_join(config, path), int(counts[-1])))
+        if len(label := counts[-1].strip()) > DIGITS:
+            raise UserError(
+                f"{file}, line {number}: {label[:DIGITS]}... is no class number; expected one from 0 on."
+            )
+        samples.append((_unquoted(config, path), int(label)))
+        if number <= FIRST and len(columns) == 3:
+            _compare(Path(samples[-1][0]), counts[0].strip(), file, number)
     return samples, []
+
+
+def _compare(clip: Path, count: str, file: Path, line: int) -> None:
+    """Warn where what is taken for a number of frames is another number."""
+    if clip.is_file():
+        logger.warning(
+            "%s, line %d: of two numbers behind a video the last one is its class", shown(file), line
+        )
+    elif clip.is_dir() and (there := sum(map(_is_image, clip.iterdir()))) != int(count):
+        logger.warning("%s, line %d says %s frames, the folder has %d", shown(file), line, count, there)
+
+
+def _unquoted(config: VideoDataConfig, path: str) -> str:
+    joined = _join(config, path)
+    bare = path.strip()
+    if len(bare) > 2 and bare[0] == bare[-1] == '"' and not os.path.exists(joined):
+        return _join(config, bare[1:-1].replace('""', '"'))
+    return joined
 
 
 def _columns(lines: list[str], separator: str, config: VideoDataConfig) -> list[str]:
@@ -165,13 +200,20 @@ def _ssv2(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], l
 
 def _folders(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     root = _first(config, SPLITS[split])
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    samples = []
+    classes = in_order(subfolders(root))
+    samples, left_out = [], LeftOut()
     for number, name in enumerate(classes):
-        inside = [str(path) for path in sorted((root / name).iterdir()) if _is_video(path)]
+        inside = []
+        for path in sorted((root / name).iterdir()):
+            if _is_video(path):
+                inside.append(str(path))
+            elif not hidden(path.name):
+                left_out.add(str(path), "neither a video of a known ending nor a folder of images")
         if not inside:
+            left_out.say(str(root))
             raise UserError(f"{root / name} holds no video; fill or remove it.")
         samples += [(path, number) for path in inside]
+    left_out.say(str(root))
     if not samples:
         raise UserError(f"{root} holds no class folders; expected {root}/<class>/<video>.")
     return samples, classes
@@ -188,9 +230,15 @@ LOADERS = {
 
 
 def _is_video(path: Path) -> bool:
+    if hidden(path.name):
+        return False
     if path.is_dir():
-        return any(image.suffix.lower() in ENDINGS and not hidden(image.name) for image in path.iterdir())
+        return any(map(_is_image, path.iterdir()))
     return path.suffix.lower() in VIDEOS
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not hidden(path.name)
 
 
 def _first(config: VideoDataConfig, names: list[str] | tuple[str, ...]) -> Path:
@@ -201,17 +249,20 @@ def _first(config: VideoDataConfig, names: list[str] | tuple[str, ...]) -> Path:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in _text(file).splitlines() if line.strip()]
+    return [line.strip() for line in read_lines(_text(file)) if line.strip()]
 
 
 def _text(file: Path) -> str:
     try:
+        check_regular(file)
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + error.object.count(b"\n", 0, error.start)
         raise UserError(f"{file}, line {line} is not UTF-8 text; convert the list, as with iconv.") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); fetch or write the list again.") from None
+        raise UserError(
+            f"{file} cannot be read ({error.strerror or error}); fetch or write the list again."
+        ) from None
 
 
 def _join(config: VideoDataConfig, path: str) -> str:
@@ -228,20 +279,35 @@ def _check_present(videos: Videos, config: VideoDataConfig) -> None:
 def _same_classes(
     found: dict[str, Videos], config: VideoDataConfig, num_classes: int | None
 ) -> dict[str, Videos]:
-    names = found["val"].classes
+    """The splits with the same classes: those of the training split where it is there, else of val."""
+    names = found["train" if "train" in found else "val"].classes
+    trained = Path(config.data_path, "train")
+    if config.data_set == "folder" and "train" not in found and trained.is_dir():
+        folders = in_order(subfolders(trained))
+        names = folders if set(names) <= set(folders) else names
     if not names:
-        top = 1 + max(int(videos.targets.max()) for videos in found.values())
-        if top > (num_classes or top):
+        targets = np.concatenate([videos.targets for videos in found.values()])
+        if num_classes is None:
+            names = numbered(targets.tolist(), config.data_path)
+        elif (top := int(targets.max())) >= num_classes:
             raise UserError(
-                f"{config.data_path} lists class {top - 1}, but the classes are 0 to {num_classes - 1}."
+                f"{config.data_path} lists class {top}, but the classes are 0 to {num_classes - 1}."
             )
-        names = [str(number) for number in range(num_classes or top)]
-        return {split: Videos(videos.paths, videos.targets, names) for split, videos in found.items()}
+        else:
+            names = [str(number) for number in range(num_classes)]
+        found = {split: Videos(videos.paths, videos.targets, names) for split, videos in found.items()}
+    number = {name: index for index, name in enumerate(names)}
+    same = {}
     for split, videos in found.items():
-        odd = sorted(set(videos.classes) ^ set(names))
+        odd = [name for name in videos.classes if name not in number]
         if odd:
             raise UserError(
-                f"{config.data_path}: {split} has {len(videos.classes)} classes, val {len(names)}; not in both: "
-                f"{', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}. Give all splits the same classes."
+                f"{config.data_path}: {split} has {len(odd)} classes that are not among the {len(names)} of "
+                f"{'train' if 'train' in found else 'val'}: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}. "
+                "Move or remove them."
             )
-    return found
+        targets = np.array([number[name] for name in videos.classes])[videos.targets]
+        if split in ("train", "val"):
+            check_used(targets, names, f"{config.data_path}: {split}")
+        same[split] = Videos(videos.paths, targets, names)
+    return same

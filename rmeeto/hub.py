@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, logging
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.models import is_model
 from torch import nn
 
+from rmeeto.description import check_depth, read_description
 from rmeeto.errors import UserError
-from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
-from rmeeto.weights import load_weights
+from rmeeto.reader import read_header
+from rmeeto.weights import check_fit, load_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB = ("hf_hub:", "hf-hub:")
@@ -94,6 +95,10 @@ def _description(model: nn.Module, name: str) -> dict[str, Any]:
 def load(source: str | Path) -> nn.Module:
     """The model of a folder that `export` wrote, or of a hub repository with the same two files.
 
+    The folder may be anybody's: what its config.json says beyond what export writes is refused, shapes are compared
+    with those of the weights before memory is taken, and nothing but the two files is opened or fetched. (timm's own
+    way to the same folder, ``timm.create_model("local-dir:folder", pretrained=True)``, promises none of that.)
+
     Args:
         source: a folder, or ``hf_hub:owner/name`` (with ``@revision`` if need be).
 
@@ -105,17 +110,33 @@ def load(source: str | Path) -> nn.Module:
         config_path, weights_path = (fetch(repository, file) for file in (CONFIG, WEIGHTS))
     else:
         config_path, weights_path = Path(source) / CONFIG, Path(source) / WEIGHTS
-    config = _read_config(config_path)
-    name, arguments = config["architecture"], config.get("model_args") or {}
-    merge = arguments.pop("merge", None)
+    name, arguments, cfg, merge = read_description(config_path)
+    if not weights_path.is_file():
+        raise UserError(f"load: there is no {weights_path}; expected a folder with {CONFIG} and {WEIGHTS}")
     try:
-        model = timm.create_model(name, pretrained_cfg=config.get("pretrained_cfg"), **arguments)
+        header = read_header(weights_path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"load: {weights_path} cannot be read: {error}") from None
+    check_depth(arguments, len(header), config_path)
+    with torch.device("meta"):  # takes no memory: the shapes are compared before any is taken
+        sketch = _create(name, cfg, arguments, config_path)
+    check_fit(header, sketch, weights_path)
+    model = _create(name, cfg, arguments, config_path)
+    try:
         if merge is not None:
-            apply(model, MergeConfig(**merge))
-    except (TypeError, ValueError, KeyError) as error:
+            apply(model, merge)
+    except (TypeError, ValueError) as error:
         raise UserError(f"load: {config_path} does not describe a {name}: {error}") from None
     load_weights(model, weights_path)
     return model
+
+
+def _create(name: str, cfg: dict[str, Any] | None, arguments: dict[str, Any], path: Path) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=False, pretrained_cfg=cfg, **arguments)
+    except Exception as error:  # what a constructor raises for numbers that make no sense
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"load: {path} does not describe a {name}: {reason}") from None
 
 
 def fetch(repository: str, file: str, advice: str = "") -> Path:
@@ -153,25 +174,3 @@ def _silence(name: str, file: str, revision: str | None) -> str | None:
     except Exception as error:  # of whichever HTTP library huggingface_hub stands on
         return str(error) or type(error).__name__
     return None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"load: there is no {path}; expected a folder with {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"load: {path} is not JSON: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise UserError(f"load: {path} names no architecture; expected a model's config as export writes it")
-    if not is_model(config["architecture"]):
-        raise UserError(
-            f"load: {path} names the model {config['architecture']!r}, which is not known here; image_task.models and "
-            "video_task.models register theirs when they are imported"
-        )
-    for key in ("model_args", "pretrained_cfg"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise UserError(
-                f"load: {path} has {key}={config[key]!r}; expected names and values, as export writes them"
-            )
-    return config

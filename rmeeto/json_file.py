@@ -82,11 +82,23 @@ def open_new(path: Path) -> Any:
     return open(path, "xb")
 
 
-def _read(path: Path, largest: int) -> bytes:
+def open_regular(path: str | Path) -> Any:
+    """A file to read bytes from; a pipe or device, which might never end, is refused.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is no regular file.
+    """
     # Without O_NONBLOCK, opening a pipe waits for its writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no regular file")
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is no regular file")
+    return file
+
+
+def _read(path: Path, largest: int) -> bytes:
+    with open_regular(path) as file:
         text = file.read(largest + 1)
     if len(text) > largest:
         raise ValueError(f"it has more than {largest} bytes")

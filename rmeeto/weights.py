@@ -164,6 +164,16 @@ def keep_head(state: dict[str, Tensor], model: nn.Module) -> None:
             state[key] = own[key]
 
 
+def check_fit(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Compare the names, kinds and shapes of tensors with a model's; both may be on the meta device.
+
+    Raises:
+        UserError: what does not fit.
+    """
+    _check_kinds(state, model, path)
+    _check(state, model, path)
+
+
 def _check_kinds(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     """Refuse whole numbers for weights, which loading would turn into floats, and the reverse."""
     wanted = model.state_dict()

@@ -36,7 +36,9 @@ def test_a_section_runs(name, title, tmp_path):
             (tmp_path / file).write_text(code)
             continue
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 

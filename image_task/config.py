@@ -12,6 +12,9 @@ from rmeeto.settings import Need, refuse, setting
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
 
 STORED = Need(lambda config: not config.data.digits, "the digits are embedded", fatal=True)
+TORCHVISION = Need(
+    lambda config: _of_torchvision(config), "it belongs to torchvision's data sets", fatal=True
+)
 SUBSET = Need(
     lambda config: config.data.data_set == "SUBIMNET", "it belongs to data_set='SUBIMNET'", fatal=True
 )
@@ -54,9 +57,25 @@ class DataConfig(cli.DataConfig):
     """Which images, and how they are augmented (the defaults are DeiT's recipe)."""
 
     data_set: str = setting(
-        "digits", "digits, IMNET, SUBIMNET, CIFAR, INAT, ...; an unknown one lists all", smoke="digits"
+        "digits",
+        "digits, IMNET, CIFAR, folder, FASHION, ..., package.module:function; an unknown one lists all",
+        smoke="digits",
     )
     data_path: str = setting("", "folder that holds the data set", needs=STORED, smoke="", harmless=True)
+    download: bool = setting(
+        False,
+        "fetch the files of one of torchvision's data sets into data_path, where they are not there",
+        needs=TORCHVISION,
+        smoke=False,
+        harmless=True,
+    )
+    holdout: int = setting(
+        0,
+        "training images, the same for every seed, that are left out of the training and evaluated on in place of the "
+        "evaluation split, to choose settings by; 0: none",
+        within="[0, 1000000000]",
+        smoke=0,
+    )
     data_ratio: float = setting(
         1.0,
         "share of the training images that SUBIMNET keeps",
@@ -119,3 +138,9 @@ class Config(cli.TaskConfig):
     def img_size(self) -> int:
         """Edge of the model's input in pixels."""
         return self.data.input_size or default_cfgs[self.model.model]["input_size"][-1]
+
+
+def _of_torchvision(config: Config) -> bool:
+    from image_task.mapped import torchvision_name  # which stands on these settings
+
+    return torchvision_name(config.data.data_set) is not None

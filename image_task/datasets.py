@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 
 from image_task.config import DataConfig
+from image_task.mapped import Mapped, load_own, load_torchvision, torchvision_name
 from image_task.shards import Shards
-from image_task.sources import Arrays, Files, Reader, Source
+from image_task.sources import Arrays, Files, Part, Reader, Source
 from rmeeto.data.classes import LeftOut, check_used, files_below, in_order, numbered, read_lines, subfolders
 from rmeeto.data.pictures import ENDINGS, check_regular, natural_key
 from rmeeto.data.sampler import subset_indices
 from rmeeto.errors import UserError
+from rmeeto.imports import is_import
 
-KNOWN = "digits IMNET SUBIMNET CIFAR CIFAR10 CIFAR100 INAT INAT18 INAT19 folder tar wds hfds/<name>"
+KNOWN = (
+    "digits IMNET SUBIMNET CIFAR CIFAR10 CIFAR100 INAT INAT18 INAT19 folder tar wds hfds/<name>, "
+    "FASHION MNIST and others of torchvision, package.module:function for one's own"
+)
 READERS = (
     "folder",
     "tar",
@@ -60,16 +66,14 @@ def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[
         raise UserError(
             f"{name} is a stream, which can neither resume nor evaluate exactly; use hfds/ or wds."
         )
-    if kind not in LOADERS or (slash and kind not in READERS) or (kind == "hfds" and not rest):
-        raise UserError(f"--data-set is {name!r}; known are {KNOWN}.")
+    load = loader_of(name)
     if config.data_ratio != 1 and kind != "SUBIMNET":
         raise UserError(f"--data_ratio {config.data_ratio} has no effect on {name}; it belongs to SUBIMNET.")
-    if kind not in ("digits", "hfds") and not os.path.isdir(folder):
+    if load not in (_digits, _hfds, load_own) and not (os.path.isdir(folder) or config.download):
         raise UserError(f"--data-path {folder!r} is no folder; give the one that holds {name}.")
 
-    load = LOADERS[kind]
     eval_source = load(config, "val")
-    train_source = load(config, "train") if train else None
+    train_source = load(config, "train") if train or config.holdout else None
     classes = _classes(config, kind, train_source, eval_source)
     eval_source = _as(eval_source, classes, f"the evaluation split of {folder or name}")
     if train_source is None:
@@ -77,7 +81,34 @@ def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[
     train_source = _as(train_source, classes, f"the training split of {folder or name}")
     if kind == "SUBIMNET":
         train_source = _subset(train_source, config.data_ratio, seed)
-    return train_source, eval_source
+    if config.holdout:
+        train_source, eval_source = _held_out(train_source, config.holdout)
+    return train_source if train else None, eval_source
+
+
+def loader_of(name: str) -> Callable[[DataConfig, str], Source]:
+    """What reads the data set of this name.
+
+    Raises:
+        UserError: it is not known.
+    """
+    prefix, slash, rest = name.partition("/")
+    kind = prefix.lower() if slash else name
+    if kind in LOADERS and (not slash or kind in READERS) and (kind != "hfds" or rest):
+        return LOADERS[kind]
+    if is_import(name):
+        return load_own
+    if torchvision_name(name) is not None:
+        return load_torchvision
+    raise UserError(f"--data_set is {name!r}; known are {KNOWN}.")
+
+
+def _held_out(source: Source, count: int) -> tuple[Source, Source]:
+    """The training images without ``count`` of them, and those."""
+    if not 0 < count < len(source):
+        raise UserError(f"--holdout {count} of {len(source)} training images; give fewer than there are.")
+    order = np.random.default_rng(0).permutation(len(source))
+    return Part(source, np.sort(order[count:])), Part(source, np.sort(order[:count]))
 
 
 def _classes(config: DataConfig, kind: str, train: Source | None, val: Source) -> list[str]:
@@ -123,7 +154,7 @@ def _as(source: Source, classes: list[str], where: str) -> Source:
             f"{where} has {len(odd)} classes that are not among the {len(classes)} of the training split or of "
             f"--class_map: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}. Move or remove them."
         )
-    if isinstance(source, Reader):
+    if isinstance(source, Reader) or (isinstance(source, Mapped) and source.targets is None):
         return replace(source, classes=classes)
     number = {name: index for index, name in enumerate(classes)}
     targets = np.array([number[name] for name in source.classes])[source.targets]

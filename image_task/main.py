@@ -18,7 +18,7 @@ from torch import nn
 
 from image_task.config import Config
 from image_task.data import ImageData, build_data
-from image_task.datasets import KNOWN
+from image_task.datasets import loader_of
 from image_task.flags import COMMAND
 from image_task.models import load_weights
 from image_task.models.pretrained import load_official, official
@@ -27,7 +27,6 @@ from rmeeto.cli.task import Parts, Task
 from rmeeto.data.augment import build_mixup
 from rmeeto.engine import RunFolder, World, evaluate, scaled_lr
 from rmeeto.engine.precision import amp_dtype
-from rmeeto.errors import UserError
 from rmeeto.weights import LoadReport
 
 
@@ -37,9 +36,7 @@ class ImageTask(Task):
     def check_data(self, config: Config, img_size: int) -> None:
         if config.model.pretrained:
             official(config.model.model)
-        name = config.data.data_set
-        if name.partition("/")[0] not in {known.partition("/")[0] for known in KNOWN.split()}:
-            raise UserError(f"data_set={name!r}; known are {KNOWN}.")
+        loader_of(config.data.data_set)
         if not config.run.eval:
             train_transform(config.data, img_size)
             build_mixup(config.data, config.model.nb_classes or 1, config.data.batch_size, img_size)

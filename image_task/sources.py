@@ -78,6 +78,30 @@ class Arrays:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the images of another source."""
+
+    source: Source
+    indices: np.ndarray  # (n,)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return self.source.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def contents(self, folder: str) -> dict[str, list[Any]]:
+        return {**self.source.contents(folder), "images left out": [len(self.source) - len(self)]}
+
+
+@dataclass(frozen=True)
 class Reader:
     """A random-access reader of timm, which gives an open image file and a target for every index."""
 

@@ -38,7 +38,8 @@ ALLOWED = {
     "rmeeto.errors": set(),
     "rmeeto.json_file": {"rmeeto.errors"},
     "rmeeto.reader": {"rmeeto.reader", "rmeeto.json_file", "rmeeto.errors"},
-    "rmeeto.merge": {"rmeeto.merge"},
+    "rmeeto.imports": set(),
+    "rmeeto.merge": {"rmeeto.merge", "rmeeto.imports"},
     "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
     "rmeeto.ops.token_merge": {"rmeeto.ops", "rmeeto.errors", "rmeeto.merge"},  # whose fast path it is
     "rmeeto.nn": {"rmeeto.nn", "rmeeto.merge", "rmeeto.ops", "rmeeto.errors"},

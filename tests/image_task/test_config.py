@@ -133,6 +133,7 @@ COMPANY = {
     "data_ratio": "--data_set SUBIMNET",
     "inat_category": "--data_set INAT",
     "class_map": "--data_set IMNET",
+    "download": "--data_set FASHION",
     "warmup_lr": "--warmup_epochs 1",
     "weights": "--model_pth m.pth",
     "data_changed": "--resume",

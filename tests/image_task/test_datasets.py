@@ -198,7 +198,7 @@ def test_a_training_set_below_one_batch_names_both_numbers(folder):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"data_set": "imagenet"}, "--data-set is 'imagenet'; known are digits"),
+        ({"data_set": "imagenet"}, "--data_set is 'imagenet'; known are digits"),
         ({"data_set": "digits/8"}, "known are digits"),
         ({"data_set": "hfds/"}, "known are digits"),
         ({"data_set": "tfds/mnist"}, "is a stream"),

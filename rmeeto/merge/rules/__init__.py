@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from types import MappingProxyType
 
+from rmeeto.imports import find_object, is_import
 from rmeeto.merge.rules.adjacent import adjacent
 from rmeeto.merge.rules.energy import energy
 from rmeeto.merge.rules.exact import exact
@@ -57,18 +57,14 @@ def find_rule(rule: str | RuleFunction) -> Rule:
         return read_rule(rule, _name_of(rule))
     if rule in RULES:
         return read_rule(RULES[rule], rule)
-    module, colon, name = rule.partition(":")
-    if not colon or not all(part.isidentifier() for part in [*module.split("."), name]):
+    if not is_import(rule):
         raise ValueError(
             f"MergeConfig: rule={rule!r}; expected one of {', '.join(RULES)}, or package.module:function"
         )
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"MergeConfig: rule={rule!r} cannot be imported: {error}; expected package.module:function, the module on "
-            "Python's path"
-        ) from None
+        function = find_object(rule)
+    except ValueError as error:
+        raise ValueError(f"MergeConfig: rule={error}") from None
     return read_rule(function, rule)
 
 

@@ -1,0 +1,121 @@
+"""Data sets of other code: torchvision's by name, one's own by the name of a function, and a part held out."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_task.config import DataConfig
+from image_task.datasets import load_sources
+from image_task.main import main
+from image_task.mapped import torchvision_name
+from rmeeto.errors import UserError
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """FashionMNIST's four files, of 40 and 20 random pictures."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 40), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        header = struct.pack(">4i", 2051, count, 28, 28)
+        (raw / f"{stem}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (raw / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
+    return tmp_path
+
+
+def test_torchvision_reads_a_set_by_its_name(fashion):
+    for name in ("FASHION", "FashionMNIST", "fashionmnist"):
+        train, val = load_sources(DataConfig(data_set=name, data_path=str(fashion)), seed=0)
+        assert (len(train), len(val)) == (40, 20) and train.classes[0] == "T-shirt/top"
+        image, target = train.read(13)
+        assert image.size == (28, 28) and image.mode == "RGB" and target == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("MNIST", "MNIST"),
+        ("svhn", "SVHN"),
+        ("Flowers102", "Flowers102"),
+        ("FakeData", None),
+        ("VOCDetection", None),
+    ],
+)
+def test_which_names_torchvision_has(name, known):
+    assert torchvision_name(name) == known
+
+
+def test_one_error_says_where_files_go(fashion, tmp_path):
+    (fashion / "FashionMNIST/raw/train-labels-idx1-ubyte").unlink()
+    packed = fashion / "FashionMNIST/raw/train-labels-idx1-ubyte.gz"
+    packed.write_bytes(gzip.compress(b"packed"))
+    with pytest.raises(UserError, match=r"FashionMNIST/raw \(unpacked\).*--download"):
+        load_sources(DataConfig(data_set="FASHION", data_path=str(fashion)), seed=0)
+    with pytest.raises(UserError, match="known are digits .*FASHION.*package.module:function"):
+        load_sources(DataConfig(data_set="FASHIONS", data_path=str(fashion)), seed=0)
+
+
+def test_a_part_of_the_training_images_is_held_out(fashion):
+    config = DataConfig(data_set="FASHION", data_path=str(fashion), holdout=10)
+    train, held = load_sources(config, seed=0)
+    whole, _ = load_sources(DataConfig(data_set="FASHION", data_path=str(fashion)), seed=0)
+    assert (len(train), len(held)) == (30, 10)
+    seen = [np.asarray(part.read(i)[0]).tobytes() for part in (train, held) for i in range(len(part))]
+    assert sorted(seen) == sorted(np.asarray(whole.read(i)[0]).tobytes() for i in range(40))
+    none, again = load_sources(config, seed=7, train=False)
+    assert none is None and again.indices.tolist() == held.indices.tolist()
+    with pytest.raises(UserError, match="--holdout 40 of 40"):
+        load_sources(DataConfig(data_set="FASHION", data_path=str(fashion), holdout=40), seed=0)
+
+
+OWN = """
+from PIL import Image
+
+class Stripes:
+    classes = ["across", "down"]
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        image = Image.new("L", (16, 16))
+        for at in range(0, 16, 4):
+            image.paste(200, (0, at, 16, at + 2) if index % 2 else (at, 0, at + 2, 16))
+        return image, index % 2
+
+def load(config, split):
+    return Stripes(32 if split == "train" else 8)
+
+def nothing(config, split):
+    return 3
+"""
+
+
+def test_ones_own_set_is_a_function(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_stripes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    train, val = load_sources(DataConfig(data_set="own_stripes:load"), seed=0)
+    assert (len(train), len(val), train.classes) == (32, 8, ["across", "down"])
+    assert isinstance(train.read(1)[0], Image.Image) and train.read(1)[1] == 1
+    flags = (
+        "--data_set own_stripes:load --model vim_nano_patch2_16 --epochs 1 --batch_size 8 --accumulation 1"
+    )
+    assert main([*flags.split(), "--output_dir", str(tmp_path / "runs"), "--num_workers", "0"]) == 0
+    assert "32 images to train, 8 to evaluate, 2 classes" in capsys.readouterr().out
+    for name, message in (
+        ("own_stripes:nothing", "gave a int"),
+        ("own_stripes:absent", "cannot be imported"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_sources(DataConfig(data_set=name), seed=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 from image_task.main import main
 from rmeeto import doctor
 from rmeeto.cli.main import run_command
-from rmeeto.cli.quickstart import run_quickstart
+from rmeeto.cli.quickstart import make_folder, run_quickstart
 from rmeeto.data.loading import Unread, Unreadable
 from rmeeto.engine import World
 from rmeeto.engine.dist import RankError
@@ -35,6 +37,7 @@ HOSTILE = {
     os.fsdecode(b"caf\xe9.jpg"): r"caf\udce9.jpg",
     "\U000e0041": r"\U000e0041",
 }
+ROOT = Path(__file__).resolve().parents[1]
 WORLD = World(torch.device("cpu"))
 
 
@@ -133,6 +136,21 @@ def test_hostile_names_of_classes_pictures_and_runs(tmp_path, capsys, caplog):
     (tmp_path / "data" / "val" / names_of_files()[0]).rename(tmp_path / "data" / "val" / "other\x1b")
     text = evaluate(capsys, caplog, tmp_path, *data, "--name", "second")
     assert harmless(text)
+
+
+def test_hostile_names_of_run_folders(tmp_path, capsys):
+    for name in names_of_files():
+        folder = tmp_path / "runs" / f"tab2{name}" / name
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("no JSON")
+        make_folder(tmp_path / name, 0)
+        make_folder(tmp_path / name, 0)
+    command = [sys.executable, str(ROOT / "exp_sh" / "collect.py"), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and harmless(done.stdout) and not done.stderr
+    assert done.stdout.count("skipped ") == len(names_of_files())
+    moved = capsys.readouterr().out
+    assert harmless(moved) and moved.count("the older ") == len(names_of_files())
 
 
 def test_hostile_names_in_tar_files(tmp_path, capsys, caplog):

@@ -197,9 +197,13 @@ def test_switches_understand_the_usual_words(name, launch):
             assert (SWITCHES[name] in commands[0]) == is_on, f"{name}={word}"
 
 
-@pytest.mark.parametrize("name", [*SWITCHES, "RELEASED"])
+# Every name once, and every word once.
+WORDS = ["2", "maybe", "-1", "01", " 1", "1 ", "true\n", "\x1b[2J", "$(touch pwned)"]
+
+
 @pytest.mark.parametrize(
-    "word", ["2", "maybe", "-1", "01", " 1", "1 ", "true\n", "\x1b[2J", "$(touch pwned)"]
+    ("name", "word"),
+    [*((name, "maybe") for name in [*SWITCHES, "RELEASED"]), *(("SMOKE", word) for word in WORDS)],
 )
 def test_other_words_are_refused_by_the_name_of_the_switch(name, word, launch, tmp_path):
     process, commands = launch(TINY, **{name: word})
@@ -213,24 +217,25 @@ NUMBERS = {"NPROC": 1, "NNODES": 1, "NODE_RANK": 0, "MASTER_PORT": 1, "SEED": 0}
 INJECTION = "PATH[$(touch pwned)]"
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+VALUES = [
+    "2.5",
+    "abc",
+    "-1",
+    "+1",
+    "1e3",
+    "0x10",
+    "1 2",
+    " 1",
+    "1\n",
+    "99999999999",
+    "9" * 30,
+    "\u0663",
+    INJECTION,
+]
+
+
 @pytest.mark.parametrize(
-    "value",
-    [
-        "2.5",
-        "abc",
-        "-1",
-        "+1",
-        "1e3",
-        "0x10",
-        "1 2",
-        " 1",
-        "1\n",
-        "99999999999",
-        "9" * 30,
-        "\u0663",
-        INJECTION,
-    ],
+    ("name", "value"), [*((name, INJECTION) for name in NUMBERS), *(("NPROC", value) for value in VALUES)]
 )
 def test_numbers_are_whole_and_nothing_else(name, value, launch, tmp_path):
     process, commands = launch(DENSE, **{"MASTER_ADDR": "host0", name: value})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_what_is_printable_stays(name):
 def test_an_error_goes_whole_from_process_to_process(kind):
     error = pickle.loads(pickle.dumps(kind("a\x1b", "b")))
     assert (type(error), str(error)) == (kind, "a\\x1b\nb")
-    for agree in (WORLD.on_main, WORLD.together):
+    for agree in (WORLD.on_main, WORLD.on_every):
         with pytest.raises(UserError) as caught:
             agree(lambda: (_ for _ in ()).throw(error))
         assert str(caught.value) == "a\\x1b\nb"
@@ -75,7 +76,8 @@ def test_every_way_to_the_screen_shows_names_escaped(name, capsys, caplog):
 
     WORLD.print(f"folder  {name}", "next")
     Unread("image", 10, 1.0).in_training([Unreadable(0, name, f"reason of {name}")])
-    assert run_command([], lambda argv: (None, False, [f"note of {name}"]), lambda config: [], refuse) == 2
+    command = SimpleNamespace(parse=lambda argv: (None, False, [f"note of {name}"]), in_flags=str)
+    assert run_command([], command, lambda config: [], refuse) == 2
     print(doctor._item("cache", name))
     printed = capsys.readouterr()
     logged = "\n".join(caplog.messages)

@@ -16,6 +16,7 @@ from rmeeto.ops.backend import BackendUnavailable
 
 OLDEST = (3, 6)
 DEFAULT_SMS = 132
+MAX_BATCH = 65_535  # CUDA's limit for the grid's second dimension, which samples are
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)  # types of the tensors that kernels take
 
 
@@ -66,6 +67,18 @@ def dispatch_keys() -> tuple[str, ...]:
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def check_batch(tensor: Tensor) -> None:
+    """Refuse more samples than a grid has room for.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if tensor.shape[0] > MAX_BATCH:
+        raise ValueError(
+            f"the Triton kernels take up to {MAX_BATCH} samples, got {tensor.shape[0]}; split the batch"
+        )
 
 
 @cache

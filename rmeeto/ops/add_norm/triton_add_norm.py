@@ -81,12 +81,12 @@ def norm_bwd_kernel(
 def add_rms_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """Same function as `naive_add_rms_norm`; float64 and very wide tokens go to it.
+    """Same function as `naive_add_rms_norm`; float64, very wide tokens and empty tensors go to it.
 
     Under autocast the normalised sum comes in autocast's type: the projection behind it would cast it anyway.
     """
     wide = residual is not None and residual.dtype != torch.float32
-    if hidden.dtype == torch.float64 or wide or hidden.shape[-1] > WIDEST:
+    if hidden.dtype == torch.float64 or wide or hidden.shape[-1] > WIDEST or hidden.numel() == 0:
         return naive.naive_add_rms_norm(hidden, residual, weight, eps)
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rmeeto.ops.conv1d import eager
 from rmeeto.ops.register import operator
 from rmeeto.ops.triton_math import sigmoid
-from rmeeto.ops.triton_support import contiguous_rows, dispatch_keys, num_sms, on_device
+from rmeeto.ops.triton_support import check_batch, contiguous_rows, dispatch_keys, num_sms, on_device
 
 FORWARD_TILE = {"T": 16, "W": 128, "num_warps": 4}  # tokens x channels
 # A backward warp walks along the tokens with two channels a thread, and loads T tokens ahead.
@@ -156,13 +156,14 @@ def conv_bwd_kernel(
 def bidirectional_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Same function as `naive_bidirectional_conv1d`; float64 goes to the eager path."""
-    if x.dtype == torch.float64:
+    """Same function as `naive_bidirectional_conv1d`; float64 and empty tensors go to the eager path."""
+    if x.dtype == torch.float64 or x.numel() == 0:
         return eager.eager_bidirectional_conv1d(x, weight, bias, weight_b, bias_b)
     return _conv(x, weight, bias, weight_b, bias_b)
 
 
 def _forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    check_batch(x)
     (x,) = contiguous_rows(x)
     batch, length, channels = x.shape
     y, y_b = _forward_fake(x)

@@ -18,6 +18,7 @@ from rmeeto.ops.selective_scan.direction import NUM_TENSORS, SCHEMA, Direction, 
 from rmeeto.ops.selective_scan.triton_backward import scan_bwd_kernel
 from rmeeto.ops.selective_scan.triton_forward import scan_fwd_kernel, scan_state_fwd_kernel
 from rmeeto.ops.triton_support import (
+    check_batch,
     contiguous_rows,
     dispatch_keys,
     num_sms,
@@ -60,15 +61,15 @@ def selective_scan(
     delta_softplus: bool = True,
     reverse: bool = False,
 ) -> Tensor:
-    """Same function as `naive_selective_scan`; float64 goes to the eager loop."""
-    if u.dtype == torch.float64:
+    """Same function as `naive_selective_scan`; float64 and empty tensors go to the eager loop."""
+    if u.dtype == torch.float64 or u.numel() == 0:
         return eager.eager_selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     return _scan([Direction(u, delta, A, B, C, D, delta_bias)], z, delta_softplus, reverse, False)
 
 
 def bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, average: bool = False) -> Tensor:
-    """Same function as `naive_bidirectional_scan`; float64 goes to the eager loop."""
-    if forward.u.dtype == torch.float64:
+    """Same function as `naive_bidirectional_scan`; float64 and empty tensors go to the eager loop."""
+    if z.dtype == torch.float64 or z.numel() == 0:
         return eager.eager_bidirectional_scan(forward, backward, z, average)
     return _scan([forward, backward], z, True, False, average)
 
@@ -112,6 +113,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     directions, z, flags = _prepared(inputs)
     first, num_directions = directions[0], len(directions)
     u = first.u
+    check_batch(u)
     batch, length, channels = u.shape
     groups, tiles = -(-channels // BLOCK), -(-length // TOKENS)
     out, ungated, states = _forward_fake(*arguments)

@@ -13,7 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from rmeeto.ops.token_merge.registered import match_fake, matching
-from rmeeto.ops.triton_support import STORAGE, contiguous_rows, dispatch_keys, on_device, power_of_two
+from rmeeto.ops.triton_support import (
+    STORAGE,
+    check_batch,
+    contiguous_rows,
+    dispatch_keys,
+    on_device,
+    power_of_two,
+)
 
 # Up to this many sources one program matches an image from its scores to its plan. Beyond, the scores of an image
 # are shared out over programs and a second kernel ranks them.
@@ -183,9 +190,12 @@ def match_kernel(
 def _forward(
     metric: Tensor, r: int, class_index: Tensor | None, index: int, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_batch(metric)
     (metric,) = contiguous_rows(metric)
     batch, length, channels = metric.shape
     outputs = keep, source, destination, place = match_fake(metric, r, class_index, index, exact)
+    if batch == 0:
+        return outputs
     num_sources = length // 2
     score = metric.new_empty((batch, num_sources), dtype=torch.float32)
     pick, rank = torch.empty_like(score, dtype=torch.int32), torch.empty_like(score, dtype=torch.int32)

@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from rmeeto.ops.token_merge.registered import merge_backward_fake, merge_fake, merging
-from rmeeto.ops.triton_support import STORAGE, contiguous_rows, dispatch_keys, on_device, power_of_two
+from rmeeto.ops.triton_support import (
+    STORAGE,
+    check_batch,
+    contiguous_rows,
+    dispatch_keys,
+    on_device,
+    power_of_two,
+)
 
 TILE = {"T": 8, "W": 256, "num_warps": 4}  # tokens x channels of a program
 
@@ -129,9 +136,12 @@ def _forward(
     source: Tensor,
     destination: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    check_batch(hidden)
     (hidden,) = contiguous_rows(hidden)
     (stream,) = contiguous_rows(hidden if residual is None else residual)
     merged, new_size = merge_fake(hidden, residual, size, keep, source, destination)
+    if merged.numel() == 0:
+        return merged, new_size
     with on_device(hidden):
         merge_fwd_kernel[_grid(merged)](
             hidden, stream, _contiguous(size, new_size), keep.contiguous(), source.contiguous(),
@@ -155,6 +165,8 @@ def _backward(
     dhidden, dresidual = merge_backward_fake(
         dmerged, size, new_size, keep, source, destination, dtype, has_residual
     )
+    if dmerged.numel() == 0:
+        return dhidden, dresidual
     with on_device(dmerged):
         merge_bwd_kernel[_grid(dmerged)](
             dmerged, _contiguous(size, new_size), new_size, keep.contiguous(), source.contiguous(),

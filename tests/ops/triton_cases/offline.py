@@ -35,7 +35,7 @@ from rmeeto.ops.selective_scan.triton_scan import bidirectional_scan, selective_
 from rmeeto.ops.token_merge.triton_match import match_tokens  # noqa: E402
 from rmeeto.ops.token_merge.triton_merge import merge_tokens  # noqa: E402
 
-# (embed, tokens, merged tokens, storage, training)
+# (embed, tokens, merged tokens, storage, training, states if not 16)
 SETTINGS = {
     "vim_tiny": (192, 197, 11, torch.bfloat16, True),
     "vim_small": (384, 197, 11, torch.bfloat16, True),
@@ -43,6 +43,7 @@ SETTINGS = {
     "vim_tiny_evaluation": (192, 197, 5, torch.bfloat16, False),
     "vim_tiny_fp32": (192, 197, 11, torch.float32, True),
     "vim_tiny_fp16": (192, 197, 11, torch.float16, True),
+    "states_40": (16, 10, 2, torch.float32, True, 40),
     "video_middle": (576, 1569, 88, torch.bfloat16, True),
     "video_tiny_evaluation": (192, 1569, 88, torch.bfloat16, False),
 }
@@ -64,9 +65,9 @@ class Driver:
         return 0
 
 
-def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool) -> None:
+def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool, states: int = 16) -> None:
     """Launch what one block of a model launches, forward and (training) backward."""
-    inner, states, rank = 2 * embed, 16, -(-embed // 16)
+    inner, rank = 2 * embed, -(-embed // 16)
 
     def make(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=of).requires_grad_(training)

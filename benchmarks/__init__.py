@@ -1,1 +1,1 @@
-"""What the project measures of itself: `python benchmarks/run.py --help`."""
+"""What the project measures of itself: `python -m benchmarks --help`."""

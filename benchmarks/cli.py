@@ -6,46 +6,46 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import timm
 import torch
 
-from benchmarks import loader, models, operators, report, results, schedules, targets
-from benchmarks.suites import measure_cases
-from image_task.throughput import resolve
+from benchmarks import front, report, results, targets
+from benchmarks.suites import APART, SUITES
+from benchmarks.unit import Unit
+from image_task.models import MODELS
 from rmeeto.errors import UserError
+from rmeeto.ops.backend import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ("cpu", "ops", "models", "training", "loader", "schedule", "all")
-FP32_ONLY = ("cpu", "loader", "schedule")
-DESCRIPTION = """Measure operators, models, training steps, the loader and schedules. --suite cpu ends with the
+DESCRIPTION = """Measure operators, models, training steps and more, on a CPU or a GPU. The suite targets ends with the
 ratios that the project holds itself to, as a table and as one line of JSON. Run it where nothing else runs."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MODES = ("eager", "compiled", "graphed")
-LOADER_IMAGES, LOADER_EPOCHS = 512, 5
-MODELS = ("vim_tiny", "vim_small", "vim_base", "videomamba_tiny")
+MODES = ("eager", "compiled", "graphed", "compiled-graphed")
+CHOSEN = ("vim_tiny", "vim_small", "vim_base", "videomamba_tiny")
 QUICK = ("vim_nano_patch2_16",)
 USED_BY = {
-    "dtype": ("ops", "models", "training"),
-    "models": ("models", "training"),
+    "dtype": ("operators", "models", "training"),
+    "models": ("models", "training", "front"),
     "backends": ("models", "training"),
-    "batch": ("models",),
-    "r": ("models",),
+    "batch": ("models", "front"),
+    "r": ("models", "front"),
     "modes": ("models",),
     "max_pass": ("models",),
+    "upstream": ("operators", "models", "training"),
 }
-TRAINING_BATCH = {"cpu": 4, "cuda": 128}
-RECIPE_R = {"tiny": 5}  # of the paper's main table; the larger models' is 11
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the suites of a command line.
 
     Returns:
-        The exit code: 0, 1 if anything was refused because it failed its parity test, 2 for a user error, 130 after
-        Ctrl-C.
+        The exit code: 0, 1 if anything was refused because it failed its parity test or otherwise, 2 for a user error,
+        130 after Ctrl-C.
     """
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished suites are written", file=sys.stderr)
+        print("interrupted; --resume goes on", file=sys.stderr)
         return 130
 
 
@@ -72,132 +72,136 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = _flags().parse_args(argv)
     for name, suites in USED_BY.items():
         if getattr(options, name) is not None and options.suite not in (*suites, "all"):
-            raise UserError(
-                f"--{name} has no effect on --suite {options.suite}; it belongs to {', '.join(suites)}."
-            )
+            raise UserError(f"--{name} has no effect on {options.suite}; it belongs to {', '.join(suites)}.")
     if options.runs < 5:
         raise UserError(f"--runs is {options.runs}; expected 5 or more, for a median and its spread.")
-    on_gpu = torch.cuda.is_available() and options.device != "cpu" and options.suite != "cpu"
+    on_gpu = torch.cuda.is_available() and options.device != "cpu" and options.suite != "targets"
     if options.device == "cuda" and not on_gpu:
         raise UserError(
             "--device cuda: torch sees no GPU (python -m rmeeto.doctor says why), or the suite is the CPU's; use cpu."
         )
-    if options.modes and "graphed" in options.modes and not on_gpu:
-        raise UserError("--modes graphed needs a GPU, and this runs on cpu.")
+    for mode in options.modes or ():
+        if "graphed" in mode and not on_gpu:
+            raise UserError(f"--modes {mode} needs a GPU, and this runs on cpu.")
     options.device = torch.device("cuda" if on_gpu else "cpu")
-    options.modes = options.modes or (list(MODES) if on_gpu else ["eager", "compiled"])
-    options.models = [resolve(name) for name in options.models or (QUICK if options.quick else MODELS)]
-    options.batch = options.batch or ([1, 2] if options.quick else [1, 8, 128])
-    options.r = [0, 5, 11] if options.r is None else options.r
-    options.backends = options.backends or ["auto"]
+    options.modes = options.modes or ["eager", "graphed" if on_gpu else "compiled"]
+    chosen = options.models or (
+        QUICK if options.quick else front.DEFAULT if options.suite == "front" else MODELS
+    )
+    options.models = [_registered(name) for name in chosen]
+    small, large = (front.BATCHES, front.BATCHES) if options.suite == "front" else ([1, 2], [128, 8, 1])
+    options.batch = options.batch or (small if options.quick else large)
+    options.r = (
+        (list(front.R) if options.suite == "front" else [0, 5, 11]) if options.r is None else options.r
+    )
+    options.backends = options.backends or ["auto", *(["peer"] if options.upstream else [])]
     options.max_pass = 5.0 if options.max_pass is None else options.max_pass
     options.out = options.out or (ROOT / "runs" / "benchmarks" if options.quick else results.FOLDER)
     return options
 
 
+def _registered(name: str) -> str:
+    """A model's name, from that name or ours without the end.
+
+    Raises:
+        UserError: no such model.
+    """
+    ours = {short.removeprefix("rmeeto_").partition("_patch")[0]: short for short in reversed(MODELS)}
+    found = ours.get(name, name)
+    if not timm.is_model(found):
+        raise UserError(f"{name}: no such model; there are {', '.join(ours)}, and timm's.")
+    return found
+
+
 def _flags() -> argparse.ArgumentParser:
-    parser = _Parser(prog="benchmarks/run.py", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog="python -m benchmarks", description=DESCRIPTION, allow_abbrev=False)
     add, several = parser.add_argument, {"nargs": "+", "default": None}
-    add("--suite", choices=SUITES, default="cpu", help="cpu: the CPU's targets; all: every suite")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--dtype", choices=DTYPES, **several, help="of ops, models and training; default: both")
-    add("--models", **several, help=f"default: {' '.join(MODELS)}")
-    add("--batch", type=int, **several, help="of the models; default: 1 8 128")
-    add("--r", type=int, **several, help="of the models; default: 0 5 11")
-    add("--modes", choices=MODES, **several, help="of the models; default: all that the device has")
-    add("--backends", **several, help="of models and training: auto torch upstream; default: auto")
     add(
-        "--max_pass",
-        type=float,
-        default=None,
-        help="seconds; batches that take the models longer are left out",
+        "suite", choices=(*SUITES, "all"), help=f"targets: the CPU's; all: every suite but {', '.join(APART)}"
     )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--dtype", choices=DTYPES, **several, help="of operators, models and training; default: both")
+    add("--models", **several, help=f"default: {' '.join(CHOSEN)}")
+    add("--batch", type=int, **several, help="of the models; default: 128 8 1")
+    add("--r", type=int, **several, help="of the models; default: 0 5 11")
+    add(
+        "--modes", choices=MODES, **several, help="of the models; default: eager, and compiled (GPU: graphed)"
+    )
+    add("--backends", choices=(*NAMES, "peer"), **several,
+        help="of models and training; peer: the model as it runs on upstream's kernels; default: auto")  # fmt: skip
+    add("--upstream", type=Path, help="folder of upstream's kernels, built by benchmarks.build: adds peer")
+    add("--max_pass", type=float, help="seconds; batches that take the models longer are left out")
     add("--runs", type=int, default=11, help="timed runs of each, 5 or more")
     add("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing of use")
     add("--out", type=Path, default=None, help="folder; default: benchmarks/results (quick: runs/benchmarks)")
     add("--force", action="store_true", help="replace results that exist")
+    add("--resume", action="store_true", help="go on with results that exist")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and write each suite; nothing is measured before every result's place is free."""
-    plan = _plan(options)
-    paths = [
-        results.path_of(options.out, WHAT.get(suite, suite), dtype, options.device) for suite, dtype in plan
-    ]
-    for path in paths:
-        results.check_free(path, options.force)
-    refused = False
-    for (suite, dtype), path in zip(plan, paths):
-        result = results.begin(
-            WHAT.get(suite, suite), dtype, options.device, quick=options.quick, runs=options.runs
-        )
-        print(f"{suite}, {dtype}, {result['device']}, {result['threads']} threads", flush=True)
+    """Measure, print and write each suite; nothing is measured before every result's place is free.
+
+    Returns:
+        The exit code.
+    """
+    names = [name for name in SUITES if name not in APART] if options.suite == "all" else [options.suite]
+    if options.device.type == "cuda" and options.suite == "all":
+        names.remove("targets")
+    opened = []
+    for name in names:
+        for dtype in (options.dtype or DTYPES) if SUITES[name].dtypes else ("fp32",):
+            what = SUITES[name].what
+            path = results.path_of(options.out, what, dtype, options.device)
+            settings = {"quick": options.quick, "runs": options.runs}
+            reopen = options.force, options.resume
+            opened.append((name, path, results.begin(path, what, dtype, options.device, *reopen, **settings)))
+    sound = True
+    for name, path, result in opened:
+        print(f"{name}, {result['dtype']}, {result['device']}, {result['threads']} threads", flush=True)
         if results.is_busy(result):
             load, cores = result["load_average_start"][0], result["cores"]
             print(
                 f"note: load {load:.1f} on {cores} cores: the machine is busy, figures are rough", flush=True
             )
-        result["rows"] = []
-        for row in MEASURES[suite](options, DTYPES[dtype]):
-            result["rows"].append(row)
-            print(f"  {report.line(row)}", flush=True)
-        results.write(path, result)
-        refused |= any("refused" in row for row in result["rows"])
+        sound &= measure(path, result, SUITES[name].units(options, DTYPES[result["dtype"]], result["rows"]))
         print(f"{os.path.relpath(path)}\n", flush=True)
-    if plan == [("cpu", "fp32")]:
+    if options.suite == "targets":
         print(targets.table(result["rows"]))
-        print(json.dumps({"suite": "cpu", "rows": result["rows"]}))
-    return 1 if refused else 0
+        print(json.dumps({"suite": "targets", "rows": result["rows"]}))
+    if options.suite == "front":
+        print(os.path.relpath(front.draw(result, path)))
+    return 0 if sound else 1
 
 
-def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """(suite, dtype) in order."""
-    suites = [options.suite]
-    if options.suite == "all":
-        suites = ["cpu"] * (options.device.type == "cpu") + list(SUITES[1:-1])
-    both = options.dtype or list(DTYPES)
-    return [(suite, dtype) for suite in suites for dtype in (["fp32"] if suite in FP32_ONLY else both)]
+def measure(path: Path, result: dict[str, Any], units: Iterable[Unit]) -> bool:
+    """Measure the units that a result lacks, and write it behind each; what fails is written, too, and tried again by
+    a run that goes on.
 
-
-def _targets(options: argparse.Namespace, _: torch.dtype) -> Iterator[dict[str, Any]]:
-    return targets.measure(options.device, options.runs, options.quick)
-
-
-def _operators(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    cases = operators.cases(options.device, dtype, options.quick)
-    return measure_cases(cases, options.device, options.runs, 0.001 if options.quick else 0.05)
-
-
-def _models(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    how = (options.batch, options.r, options.modes, options.backends, options.runs, options.max_pass)
-    for name in options.models:
-        yield from models.forward_rows(name, options.device, dtype, *how)
-
-
-def _training(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    batch = 2 if options.quick else TRAINING_BATCH[options.device.type]
-    for name in options.models:
-        r = next((r for size, r in RECIPE_R.items() if size in name), 11)
-        yield from models.training_rows(name, options.device, dtype, batch, r, options.backends, options.runs)
-
-
-def _loader(options: argparse.Namespace, _: torch.dtype) -> Iterator[dict[str, Any]]:
-    if options.quick:
-        return loader.loader_rows(8, 2, img_size=32, size=(64, 48))
-    return loader.loader_rows(LOADER_IMAGES, LOADER_EPOCHS)
-
-
-def _schedule(options: argparse.Namespace, _: torch.dtype) -> Iterator[dict[str, Any]]:
-    return schedules.measure(options.device, options.runs, options.quick)
-
-
-WHAT = {"cpu": "targets"}  # the name in the result's file
-MEASURES: dict[str, Callable[[argparse.Namespace, torch.dtype], Iterator[dict[str, Any]]]] = {
-    "cpu": _targets,
-    "ops": _operators,
-    "models": _models,
-    "training": _training,
-    "loader": _loader,
-    "schedule": _schedule,
-}
+    Returns:
+        Whether nothing failed and nothing was refused.
+    """
+    result["failed"] = []
+    for unit in units:
+        if unit.name in result["units"]:
+            continue
+        try:
+            found = []
+            for row in unit.rows():
+                print(f"  {report.line(row, unit.table)}", flush=True)
+                found.append(row)
+        except Exception as error:  # whatever a kernel raises: the others go on
+            traceback.print_exc()
+            result["failed"].append({"what": unit.name, "reason": f"{type(error).__name__}: {error}"[:2000]})
+        else:
+            table = result.setdefault(unit.table, [])
+            table += [row for row in found if not any(row is known for known in table)]
+            result["units"] += [unit.name] if unit.name else []
+        results.write(path, result)
+    if not result["failed"]:
+        del result["failed"]
+    results.write(path, result)
+    if path.parent.resolve() == results.FOLDER.resolve():
+        report.update()
+    tables = (value for value in result.values() if report.are_rows(value))
+    return "failed" not in result and not any("refused" in row for table in tables for row in table)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.parity import Case
+from benchmarks import peers, timing
+from benchmarks.parity import Case, Refused, Verifier, as_tuple, leaves, upstream
 from rmeeto.merge import MergePlan, Tokens, match, merge_wavg
 from rmeeto.ops import Direction
 from rmeeto.ops.add_norm import ADD_NORM
@@ -17,31 +20,98 @@ from rmeeto.ops.add_norm.naive import naive_add_rms_norm
 from rmeeto.ops.backend import Operator
 from rmeeto.ops.conv1d import CONV1D
 from rmeeto.ops.conv1d.naive import naive_bidirectional_conv1d
-from rmeeto.ops.selective_scan import BIDIRECTIONAL, SCAN
-from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
+from rmeeto.ops.selective_scan import BIDIRECTIONAL, SCAN, bidirectional_scan
+from rmeeto.ops.selective_scan.naive import naive_selective_scan
 from rmeeto.ops.token_merge import MATCH, MERGE
 from rmeeto.ops.token_merge.naive import naive_match_tokens, naive_merge_tokens
 
-STATES, RANK, KERNEL = 16, 12, 4
+FORWARD, BOTH = "forward", "forward + backward"
+STATES, KERNEL = 16, 4
 SCANS = ((64, 128, 65), (8, 384, 197), (4, 768, 197))  # (B, D, L)
 TOKENS = ((8, 197, 192), (64, 197, 192))  # (B, L, C)
+GPU_SCANS = ((128, 384, 197), (128, 768, 197), (8, 768, 197))
+GPU_TOKENS = ((128, 197, 192), (128, 197, 384), (8, 197, 384))
+SAMPLE = 2  # images that a GPU's large cases are verified on: the definition keeps every state in float64
+# Settings of the forward scan that are worth trying where there is a GPU.
+KNOBS = "POLYNOMIAL", "FORWARD_REGISTERS", "FORWARD_TILE"
+VARIANTS = (
+    *((0, registers, (1, 16)) for registers in (128, 168, 255)),
+    *((polynomial, 168, (1, 16)) for polynomial in (4, 8)),
+    *((0, registers, (2, 8)) for registers in (128, 168, 255)),
+)
 QUICK_SCANS, QUICK_TOKENS = ((2, 16, 9),), ((2, 21, 16),)
 R, QUICK_R = 11, 4
 RELEASED = "two merges"  # the released code's arithmetic
 
 
-def cases(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Iterator[Case]:
-    """Every operator at the sizes of the models."""
-    scans, tokens, r = (QUICK_SCANS, QUICK_TOKENS, QUICK_R) if quick else (SCANS, TOKENS, R)
+def cases(
+    device: torch.device, dtype: torch.dtype, quick: bool = False, kernels: peers.Kernels | str | None = None
+) -> Iterator[Case]:
+    """Every operator at the sizes of the models; the kernels of a peer in their own layout, too."""
+    gpu = device.type == "cuda"
+    scans, tokens, r = (GPU_SCANS if gpu else SCANS), (GPU_TOKENS if gpu else TOKENS), R
+    if quick:
+        scans, tokens, r = QUICK_SCANS, QUICK_TOKENS, QUICK_R
+
+    def made(make: Callable[..., Case], shape: Sequence[int], *others: Any) -> Case:
+        case = make(shape, *others, device, dtype)
+        if not gpu or shape[0] <= SAMPLE:
+            return case
+        return dataclasses.replace(case, sample=make((SAMPLE, *shape[1:]), *others, device, dtype))
+
     for shape in scans:
-        yield scan(shape, device, dtype)
+        yield made(scan, shape)
     batch, channels, length = middle = scans[len(scans) // 2]
-    yield bidirectional(middle, device, dtype)
-    yield convolution((batch, length, channels), device, dtype)
+    yield made(bidirectional, middle)
+    if gpu:
+        yield made(variants, middle)
+    if isinstance(kernels, peers.Kernels):
+        yield made(partial(channel_major, kernels), middle)
+    yield made(convolution, (batch, length, channels))
     for shape in tokens:
-        yield add_norm(shape, device, dtype)
-        yield matching(shape, r, device, dtype)
-        yield merging(shape, r, device, dtype)
+        yield made(add_norm, shape)
+        yield made(matching, shape, r)
+        yield made(merging, shape, r)
+
+
+def measure(
+    case: Case, device: torch.device, runs: int, min_seconds: float = 0.05
+) -> Iterator[dict[str, Any]]:
+    """Rows of an operator: each way verified, and timed in turn with the others of its case."""
+    head = {"what": case.what, "shape": case.shape}
+    parity: dict[str, dict[str, float]] = {}
+    sample = case.sample or case
+    verifier = Verifier(sample)
+    for name, way in sample.ways.items():
+        try:
+            parity[name] = verifier.verify(way)
+        except Refused as reason:
+            yield {**head, "way": name, "refused": str(reason)}
+    del verifier
+    for kind in ((FORWARD, BOTH) if case.differentiable else (FORWARD,)) if parity else ():
+        work = (case.traffic, case.macs, case.exponentials) if kind == FORWARD else ()
+        floor = timing.Floor(device, case.dtype, *work)
+        calls = {name: _call(case, case.ways[name], kind) for name in parity}
+        found = timing.interleave({**calls, **floor.probes}, device, runs, min_seconds, replays=True)
+        for name, call in calls.items():
+            row = {**head, "pass": kind, "way": name, **timing.times(found[name])}
+            row |= timing.against_floor(floor.ms(found), row["median_ms"])
+            yield row | {"memory_bytes": timing.peak_memory(call, device), "parity": parity[name]}
+
+
+def _call(case: Case, way: Callable[..., Any], kind: str) -> Callable[[], Any]:
+    if kind == FORWARD:
+        inputs = [tensor.detach() for tensor in case.inputs.values()]
+        return partial(torch.no_grad()(way), *inputs)
+    inputs = leaves(case)
+    outputs = [output for output in as_tuple(way(*inputs)) if output.requires_grad]
+    return partial(_both, way, inputs, upstream(outputs, case.dtype))
+
+
+def _both(way: Callable[..., Any], inputs: list[Tensor], weights: list[Tensor]) -> Any:
+    outputs = [output for output in as_tuple(way(*inputs)) if output.requires_grad]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    return torch.autograd.grad(outputs, wanted, weights, allow_unused=True)
 
 
 def backends(operator: Operator, device: torch.device) -> dict[str, Callable]:
@@ -55,6 +125,7 @@ def scan(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case
     """One direction with softplus, D and gate, token-major."""
     batch, channels, length = shape
     inputs = _direction(shape, device, dtype) | {"z": _halves((batch, length, channels), device, dtype)[1]}
+    del inputs["features"]
 
     def ordered(
         way: Callable, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor
@@ -75,26 +146,82 @@ def scan(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case
 
 
 def bidirectional(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case:
-    """Both directions and one gate."""
+    """Both directions and one gate, with a mixer's own parameters: step sizes as a product, log(-A)."""
     batch, channels, length = shape
-    inputs = _direction(shape, device, dtype)
-    inputs |= {f"{name}_b": tensor for name, tensor in _direction(shape, device, dtype, seed=1).items()}
+    inputs = {}
+    for seed, suffix in enumerate(("", "_b")):
+        made = _direction(shape, device, dtype, seed)
+        made["A"], made["delta"] = made["A"].neg().log(), made.pop("features")
+        rank = _rank(channels)  # the product is of the size of the step sizes of `scan`
+        made["weight"] = (0.5 / rank**0.5 * _draw(device, 20 + seed)(channels, rank)).to(dtype)
+        inputs |= {name + suffix: tensor for name, tensor in made.items()}
     inputs["z"] = _halves((batch, length, channels), device, dtype)[1]
-    each = (len(inputs) - 1) // 2
 
     def ordered(way: Callable, *tensors: Tensor) -> Tensor:
-        return way(Direction(*tensors[:each]), Direction(*tensors[each:-1]), tensors[-1], True)
+        each = len(tensors) // 2
+        forward, backward = (Direction(*half, log_A=True) for half in (tensors[:each], tensors[each:-1]))
+        return way(forward, backward, tensors[-1], True)
 
+    names = backends(BIDIRECTIONAL, device)
     return Case(
         what="bidirectional scan",
         shape=tuple(shape),
         inputs=inputs,
-        ways={name: partial(ordered, way) for name, way in backends(BIDIRECTIONAL, device).items()},
-        reference=partial(ordered, naive_bidirectional_scan),
+        ways={name: partial(ordered, partial(bidirectional_scan, backend=name)) for name in names},
+        reference=partial(ordered, partial(bidirectional_scan, backend="naive")),
         dtype=dtype,
         traffic=_bytes(inputs) + _bytes({"out": inputs["u"]}),
+        roundings=2,  # the step sizes', and the result's
         exponentials=2 * batch * length * channels * STATES,
     )
+
+
+def channel_major(
+    kernels: peers.Kernels, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Case:
+    """`scan` as upstream's kernel wants its tensors: what the kernels are worth without changes of layout."""
+    case = scan(shape, device, dtype)
+    turned = {n: t.transpose(1, 2).contiguous() if t.ndim == 3 else t for n, t in case.inputs.items()}
+
+    def back(way: Callable, *tensors: Tensor) -> Tensor:
+        return way(*(t.transpose(1, 2) if t.ndim == 3 else t for t in tensors)).transpose(1, 2)
+
+    def theirs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor) -> Tensor:
+        D, bias, z = rest
+        return kernels.scan(u, delta, A, B, C, D=D, z=z, delta_bias=bias, delta_softplus=True)
+
+    return dataclasses.replace(
+        case,
+        what="scan, channel-major",
+        inputs=turned,
+        ways={**{name: partial(back, way) for name, way in case.ways.items()}, kernels.name: theirs},
+        reference=partial(back, case.reference),
+    )
+
+
+def variants(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case:
+    """The Triton kernel of `bidirectional` under other settings, forward."""
+    from rmeeto.ops.selective_scan import triton_scan
+
+    case = bidirectional(shape, device, dtype)
+    shipped = case.ways["triton"]
+
+    @contextmanager
+    def setting(values: Sequence[Any]) -> Iterator[None]:
+        before = [getattr(triton_scan, name) for name in KNOBS]
+        try:
+            for name, value in zip(KNOBS, values):
+                setattr(triton_scan, name, value)
+            yield
+        finally:
+            for name, value in zip(KNOBS, before):
+                setattr(triton_scan, name, value)
+
+    ways = {
+        ", ".join(f"{name} {value}" for name, value in zip(KNOBS, values)): setting(values)(shipped)
+        for values in VARIANTS
+    }
+    return dataclasses.replace(case, what="bidirectional scan, settings", ways=ways, differentiable=False)
 
 
 def convolution(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case:
@@ -231,19 +358,25 @@ def _halves(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> t
 def _direction(
     shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> dict[str, Tensor]:
-    """u, delta, A, B, C, D, bias of a direction; B and C are views of x_proj's output."""
+    """u, delta, A, B, C, D, bias of a direction, and features; these, B and C are views of x_proj's output."""
     batch, channels, length = shape
-    draw = _draw(device, 10 + seed)
-    projected = draw(batch, length, RANK + 2 * STATES).to(dtype)
+    draw, rank = _draw(device, 10 + seed), _rank(channels)
+    projected = draw(batch, length, rank + 2 * STATES).to(dtype)
     return {
         "u": draw(batch, length, channels).to(dtype),
         "delta": draw(batch, length, channels).mul(0.5).to(dtype),
         "A": -torch.exp(0.5 * draw(channels, STATES) + 1),
-        "B": projected[..., RANK : RANK + STATES],
-        "C": projected[..., RANK + STATES :],
+        "B": projected[..., rank : rank + STATES],
+        "C": projected[..., rank + STATES :],
         "D": draw(channels),
         "bias": draw(channels) - 2,
+        "features": projected[..., :rank],
     }
+
+
+def _rank(channels: int) -> int:
+    """Features of the step sizes: a 16th of the model's width, which is half the channels of a scan."""
+    return max(1, channels // 32)
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:

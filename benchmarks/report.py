@@ -1,9 +1,8 @@
-"""Tables of the result files, for the terminal and for README.md: `python benchmarks/report.py` renews the latter."""
+"""Tables of the result files, for the terminal and for README.md: `python -m benchmarks.report` renews the latter."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,15 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"load {load}, {result['date'][:10]}, commit {(result['commit'] or 'unknown')[:12]}, "
         f"`{' '.join(result['command'])}`"
     )
-    found = {name: value for name, value in result.items() if isinstance(value, list) and _are_rows(value)}
+    found = {name: value for name, value in result.items() if are_rows(value)}
     parts = [_table([cells(row) for row in found.pop("rows", [])])]
     parts += [f"{name}\n\n{_table([_plain(row) for row in rows])}" for name, rows in found.items()]
     return "\n\n".join([f"### {name}", where, *filter(None, parts)]) + "\n"
 
 
-def _are_rows(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(item, dict) for item in value)
+def are_rows(value: Any) -> bool:
+    """Whether a value of a result is a table."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, str]:
@@ -65,9 +65,10 @@ def _table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any], table: str = "rows") -> str:
     """A row on one line of the terminal."""
-    return "  ".join(value if key in WORDS else f"{key} {value}" for key, value in cells(row).items())
+    shown = cells(row) if table == "rows" else _plain(row)
+    return "  ".join(value if key in WORDS else f"{key} {value}" for key, value in shown.items())
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
@@ -88,8 +89,11 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "ratio": _number(row.get("ratio")),
         "correlation": _number(row.get("correlation")),
         "top-1": _number(row.get("top1")),
+        "top-1 (reported)": _number(row.get("reported_top1")),
         "speed-up": _number(row.get("speed_up")),
         "theory": _number(row.get("theory")),
+        "over peer": _number(row.get("over_peer")),
+        "merging": None if row.get("merging_share") is None else f"{row['merging_share']:.0%}",
         "target": _number(row.get("target")),
         "moonshot": _number(row.get("moonshot")),
         "met": None if "met" not in row else "met" if row["met"] else "not met",
@@ -113,4 +117,3 @@ def _number(value: float | None) -> str | None:
 
 if __name__ == "__main__":
     update()
-    sys.exit(0)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import report
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
 from rmeeto.errors import UserError
 
 FOLDER = Path(__file__).parent / "results"
+SAME = ("commit", "device", "torch", "threads", "quick", "runs")  # within one result
 
 
 def device_name(device: torch.device) -> str:
@@ -33,32 +35,68 @@ def path_of(folder: Path, what: str, dtype: str, device: torch.device) -> Path:
     return folder / f"{what}-{dtype}-{short}-pt{torch.__version__.partition('+')[0]}.json"
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Refuse a result file that exists.
+def begin(
+    path: Path,
+    what: str,
+    dtype: str,
+    device: torch.device,
+    force: bool = False,
+    resume: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The head of a result, or all of one that was begun.
 
     Raises:
-        UserError: it exists, and ``force`` is not set.
+        UserError: the file exists, and is neither to be replaced nor to be completed, or was measured otherwise.
     """
-    if path.exists() and not force:
-        raise UserError(f"{path} exists; give --force to replace it, or another --out.")
-
-
-def begin(what: str, dtype: str, device: torch.device, **settings: Any) -> dict[str, Any]:
-    """The head of a result, written down before anything is measured."""
-    return {
+    ran_on = environment(World(device))
+    result = {
         "what": what,
         "dtype": dtype,
-        **environment(World(device)),
+        **ran_on,
+        "command": ["python", "-m", "benchmarks", *sys.argv[1:]],
+        "commit": ran_on["commit"] or os.environ.get("COMMIT"),  # of a copy without its history
         "device": device_name(device),
         "cores": os.cpu_count(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average_start": os.getloadavg(),
         **settings,
+        **(_gpu(device) if device.type == "cuda" else {}),
+        "units": [],
+        "rows": [],
+    }
+    if not path.exists() or force:
+        return result
+    if not resume:
+        raise UserError(
+            f"{path} exists; give --force to replace it, --resume to complete it, or another --out."
+        )
+    try:
+        begun = json.loads(path.read_text())
+        other = [f"{name} {begun[name]}, now {result[name]}" for name in SAME if begun[name] != result[name]]
+        other += [] if isinstance(begun["units"], list) and isinstance(begun["rows"], list) else ["no units"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be completed ({type(error).__name__}: {error}); give --force."
+        ) from None
+    if other:
+        raise UserError(
+            f"{path} was measured otherwise ({'; '.join(other)}); give --force, or another --out."
+        )
+    return begun
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "triton": next((package.version for package in metadata.distributions(name="triton")), None),
     }
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Complete a result with the load at its end, and write it; one of `FOLDER` is then in README.md, too.
+    """Write a result with the load at its end: all of it or nothing.
 
     Raises:
         UserError: the file cannot be written.
@@ -66,11 +104,11 @@ def write(path: Path, result: dict[str, Any]) -> None:
     result["load_average_end"] = os.getloadavg()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_on_one_line(json.dumps(result, indent=1)) + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(_on_one_line(json.dumps(result, indent=1)) + "\n")
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); give another --out.") from None
-    if path.parent.resolve() == FOLDER.resolve():
-        report.update()
 
 
 def _on_one_line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import models, timing
+from benchmarks.unit import Unit
 from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
-from rmeeto.measure import benchmark, fit_schedule
+from rmeeto.measure import Timing, benchmark, fit_schedule
 from rmeeto.measure.least_harm import harm
 from rmeeto.merge import merging_blocks
 from video_task.config import VideoDataConfig
@@ -39,23 +41,24 @@ RANDOM = 60  # schedules
 LARGE, LARGE_BATCH, RATIOS = "vim_tiny_patch16_224", 8, (1.1, 1.2, 1.3)
 
 
-def measure(device: torch.device, runs: int, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows: how well the harm that fitting makes small orders random schedules; each constant schedule on the digits
-    and on the clips of moving digits (training-free) beside the fitted one that is as fast; how near a fitted
-    full-size model comes to its aim.
+def units(device: torch.device, runs: int, quick: bool = False) -> Iterator[Unit]:
+    """How well the harm that fitting makes small orders random schedules; each constant schedule on the digits and on
+    the clips of moving digits (training-free) beside the fitted one that is as fast; how near a fitted full-size model
+    comes to its aim.
     """
     images, labels = _digits(device)
     model = _trained(device)
-    yield from _orders(model, images, 5 if quick else RANDOM)
+    yield Unit("order", partial(_orders, model, images, 5 if quick else RANDOM))
     subjects = [("digits", model, images, labels, CONSTANT)]
     if not quick:
         subjects.append(("clips", *_clips(device), CLIP_CONSTANT))
-    for name, model, x, labels, constant in subjects:
+    for name, subject, x, labels, constant in subjects:
         for interval, values in constant.items():
             for r in values[-1:] if quick else values:
-                yield from _compare(f"{name}, interval {interval}", model, x, labels, interval, r, runs)
+                what = f"{name}, interval {interval}"
+                yield Unit(f"{what}, r {r}", partial(_compare, what, subject, x, labels, interval, r, runs))
     if not quick:
-        yield from _reached(device, runs)
+        yield Unit("reached", partial(_reached, device, runs))
 
 
 def _orders(model: nn.Module, images: Tensor, count: int) -> Iterator[dict[str, Any]]:
@@ -95,12 +98,16 @@ def _compare(
     except ValueError as reason:
         yield {"what": what, "way": "fitted", "skipped": str(reason)}
     found = benchmark(ways, batch, runs=runs)  # anew: the fitted one was chosen for its time
+    for row, twin in zip(_rows(what, ways, found), ways.values()):
+        yield row | {"top1": _top1(twin, x, labels)}
+
+
+def _rows(what: str, ways: dict[str, nn.Module], found: dict[str, Timing]) -> Iterator[dict[str, Any]]:
     for way, twin in ways.items():
         speed_up, spread = timing.ratio(found["dense"].seconds, found[way].seconds)
         merge = twin.merge_config
-        row = {"what": what, "way": way, "r": merge.to_dict()["r"] if merge else 0}
-        row |= {"tokens": twin.num_tokens, "top1": _top1(twin, x, labels), **timing.times(found[way])}
-        yield row | {"speed_up": speed_up, "speed_up_spread": spread}
+        row = {"what": what, "way": way, "r": merge.to_dict()["r"] if merge else 0, "tokens": twin.num_tokens}
+        yield row | {**timing.times(found[way]), "speed_up": speed_up, "speed_up_spread": spread}
 
 
 def _as_fast(ways: dict[str, nn.Module], interval: int, batch: Tensor, runs: int) -> nn.Module:
@@ -131,7 +138,6 @@ def _as_fast(ways: dict[str, nn.Module], interval: int, batch: Tensor, runs: int
 
 
 def _reached(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
-
     dense = models.create(LARGE, device)
     x = models.images(dense, LARGE_BATCH, device)
     ways = {"dense": dense}
@@ -141,20 +147,10 @@ def _reached(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
             dense, x.shape[-1], device, target_ratio=ratio, batch_size=LARGE_BATCH, runs=runs
         )
     found = benchmark(ways, x, runs=runs)
-    for way, twin in ways.items():
-        speed_up, spread = timing.ratio(found["dense"].seconds, found[way].seconds)
-        merge = twin.merge_config
-        row = {
-            "what": LARGE,
-            "way": way,
-            "r": merge.to_dict()["r"] if merge else 0,
-            "tokens": twin.num_tokens,
-        }
-        yield row | {**timing.times(found[way]), "speed_up": speed_up, "speed_up_spread": spread}
+    yield from _rows(LARGE, ways, found)
 
 
 def _trained(device: torch.device) -> nn.Module:
-
     model = models.create(MODEL, torch.device("cpu"))
     load_weights(model, str(WEIGHTS))
     return model.to(device)
@@ -162,7 +158,6 @@ def _trained(device: torch.device) -> nn.Module:
 
 def _digits(device: torch.device) -> tuple[Tensor, Tensor]:
     """The embedded test images and their labels."""
-
     data = build_data(DataConfig(num_workers=0), img_size=16, rank=0, world_size=1, seed=0, train=False)
     images, labels = zip(*data.eval_batches())
     return torch.cat(images).to(device), torch.cat(labels).to(device)

@@ -1,59 +1,115 @@
-"""What each suite measures: a list of rows, one a way of computing something at one size."""
+"""The suites: what each measures, as units that are written down one by one."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import timing
-from benchmarks.parity import Case, Refused, Verifier, as_tuple, leaves, upstream
+from benchmarks import front, models, operators, peers, targets, training
+from benchmarks.unit import Unit
 
-FORWARD, BOTH = "forward", "forward + backward"
-
-
-def measure_cases(
-    cases: Iterable[Case], device: torch.device, runs: int, min_seconds: float = 0.05
-) -> Iterator[dict[str, Any]]:
-    """Rows of the operators: each way verified, and timed in turn with the others of its case."""
-    for case in cases:
-        head = {"what": case.what, "shape": case.shape}
-        parity: dict[str, dict[str, float]] = {}
-        verifier = Verifier(case)
-        for name, way in case.ways.items():
-            try:
-                parity[name] = verifier.verify(way)
-            except Refused as reason:
-                yield {**head, "way": name, "refused": str(reason)}
-        del verifier
-        for kind in ((FORWARD, BOTH) if case.differentiable else (FORWARD,)) if parity else ():
-            work = (case.traffic, case.macs, case.exponentials) if kind == FORWARD else ()
-            floor = timing.Floor(device, case.dtype, *work)
-            calls = {name: _call(case, case.ways[name], kind) for name in parity}
-            found = timing.interleave({**calls, **floor.probes}, device, runs, min_seconds)
-            for name, call in calls.items():
-                row = {**head, "pass": kind, "way": name, **timing.times(found[name])}
-                row |= timing.against_floor(floor.ms(found), row["median_ms"])
-                yield row | {"memory_bytes": timing.peak_memory(call, device), "parity": parity[name]}
+TRAINING_BATCH = {"cpu": 4, "cuda": 128}
+RECIPE_R = {"tiny": 5}  # of the paper's main table; the larger models' is 11
+LOADER_IMAGES, LOADER_EPOCHS = 512, 5
 
 
-def _call(case: Case, way: Callable[..., Any], kind: str) -> Callable[[], Any]:
-    if kind == FORWARD:
-        inputs = [tensor.detach() for tensor in case.inputs.values()]
-        return partial(_forward, way, inputs)
-    inputs = leaves(case)
-    outputs = [output for output in as_tuple(way(*inputs)) if output.requires_grad]
-    return partial(_both, way, inputs, upstream(outputs, case.dtype))
+class Suite(NamedTuple):
+    """A suite of the command line.
+
+    Args:
+        what: its name in the name of the result file.
+        units: from the options, the type and the rows that the file has already.
+        dtypes: whether it is measured in each type; else in fp32.
+    """
+
+    what: str
+    units: Callable[[argparse.Namespace, torch.dtype, list[dict[str, Any]]], Iterable[Unit]]
+    dtypes: bool = False
 
 
-@torch.no_grad()
-def _forward(way: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
-    return way(*inputs)
+def _setting(options: argparse.Namespace, dtype: torch.dtype) -> models.Setting:
+    return models.Setting(
+        options.device,
+        dtype,
+        tuple(options.r),
+        tuple(options.backends),
+        options.runs,
+        0.001 if options.quick else 0.05,
+        options.max_pass,
+        peers.find(options.upstream, options.device) if "peer" in options.backends else None,
+    )
 
 
-def _both(way: Callable[..., Any], inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> Any:
-    outputs = [output for output in as_tuple(way(*inputs)) if output.requires_grad]
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    return torch.autograd.grad(outputs, wanted, weights, allow_unused=True)
+def _targets(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    return targets.units(options.device, options.runs, options.quick)
+
+
+def _operators(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:
+    least = 0.001 if options.quick else 0.05
+    kernels = peers.find(options.upstream, options.device) if options.upstream or options.quick else None
+    for case in operators.cases(options.device, dtype, options.quick, kernels):
+        rows = partial(operators.measure, case, options.device, options.runs, least)
+        yield Unit(f"{case.what} {case.shape}", rows)
+
+
+def _models(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:
+    setting = _setting(options, dtype)
+    for name in options.models:
+        for batch in options.batch:
+            for mode in options.modes:
+                yield Unit(f"{name}, batch {batch}, {mode}", partial(models.rows, name, batch, mode, setting))
+
+
+def _training(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:
+    setting, batch = _setting(options, dtype), 2 if options.quick else TRAINING_BATCH[options.device.type]
+    for name in options.models:
+        r = next((r for size, r in RECIPE_R.items() if size in name), 11)
+        yield Unit(name, partial(training.rows, name, batch, r, setting))
+
+
+# What follows needs packages that a machine may lack which measures the rest.
+def _loader(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import loader
+
+    sizes = (8, 2, 32, (64, 48)) if options.quick else (LOADER_IMAGES, LOADER_EPOCHS)
+    yield Unit("loader", partial(loader.loader_rows, *sizes))
+
+
+def _schedules(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import schedules
+
+    return schedules.units(options.device, options.runs, options.quick)
+
+
+def _windows(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import windows
+
+    return windows.units(options.device, options.runs, options.quick)
+
+
+def _checks(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import checks
+
+    return checks.units(options.device, options.quick)
+
+
+def _front(options: argparse.Namespace, _: torch.dtype, rows: list[dict[str, Any]]) -> Iterator[Unit]:
+    return front.units(options, rows)
+
+
+SUITES = {
+    "targets": Suite("targets", _targets),
+    "operators": Suite("operators", _operators, dtypes=True),
+    "models": Suite("models", _models, dtypes=True),
+    "training": Suite("training", _training, dtypes=True),
+    "loader": Suite("loader", _loader),
+    "schedules": Suite("schedule", _schedules),
+    "windows": Suite("window", _windows),
+    "checks": Suite("checks", _checks),
+    "front": Suite("front", _front),
+}
+APART = ("checks", "front")  # not of `all`: it measures nothing; it takes hours

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks import models, operators, timing
-from benchmarks.suites import BOTH, FORWARD, measure_cases
+from benchmarks import models, operators, timing, training
+from benchmarks.operators import BOTH, FORWARD
+from benchmarks.unit import Unit
 from rmeeto.ops.selective_scan import SCAN
 from rmeeto.ops.token_merge import MERGE
 
@@ -22,53 +25,58 @@ QUICK_MODEL = "vim_nano_patch2_16"
 COLUMNS = {"": -37, "ratio": 7, "IQR": 7, "theory": 7, "target": 8, "moon": 6, "met": 8}
 
 
-def measure(device: torch.device, runs: int, quick: bool = False) -> Iterator[dict[str, Any]]:
+def units(device: torch.device, runs: int, quick: bool = False) -> Iterator[Unit]:
     """Rows of the targets, every one with `ratio`, `target`, `moonshot` and `met`."""
     least = 0.001 if quick else 0.05
     scans = operators.QUICK_SCANS if quick else operators.SCANS
-    tokens, r = (operators.QUICK_TOKENS, operators.QUICK_R) if quick else (operators.TOKENS, operators.R)
-    float32 = torch.float32
-    for shape in scans:
-        rows = list(measure_cases([operators.scan(shape, device, float32)], device, runs, least))
+    shape, r = (operators.QUICK_TOKENS[0], operators.QUICK_R) if quick else (operators.TOKENS[0], operators.R)
+
+    def scan(shape: Sequence[int]) -> Iterator[dict[str, Any]]:
+        rows = list(operators.measure(operators.scan(shape, device, torch.float32), device, runs, least))
         for kind, target in SCAN_TARGETS.items():
             name = f"scan, {kind} {_compact(shape)}"
             yield _faster(name, rows, "torch", SCAN.chosen(device.type), target, kind)
-    rows = list(measure_cases([operators.merging(tokens[0], r, device, float32)], device, runs, least))
-    name = f"merge {_compact(tokens[0])}, r = {r}"
-    yield _faster(name, rows, operators.RELEASED, MERGE.chosen(device.type), MERGE_TARGET, FORWARD)
-    yield from _forwards(device, runs, quick, least)
-    yield _training_memory(device, runs, quick, least)
+
+    def merging() -> Iterator[dict[str, Any]]:
+        rows = list(
+            operators.measure(operators.merging(shape, r, device, torch.float32), device, runs, least)
+        )
+        ours, name = MERGE.chosen(device.type), f"merge {_compact(shape)}, r = {r}"
+        yield _faster(name, rows, operators.RELEASED, ours, MERGE_TARGET, FORWARD)
+
+    for each in scans:
+        yield Unit(f"scan {_compact(each)}", partial(scan, each))
+    yield Unit("merge", merging)
+    model, setting = QUICK_MODEL if quick else MODEL, models.Setting(device, runs=runs, min_seconds=least)
+    yield Unit("eager loop", partial(_over_eager, model, setting))
+    yield Unit("merged", partial(_over_dense, model, setting))
+    yield Unit("training", partial(_training_memory, model, setting))
 
 
-def _forwards(device: torch.device, runs: int, quick: bool, least: float) -> Iterator[dict[str, Any]]:
-    model = QUICK_MODEL if quick else MODEL
-    fixed = {"modes": ["eager"], "runs": runs, "max_pass_s": float("inf"), "min_seconds": least}
-    settings = (model, device, torch.float32, [MODEL_BATCH])
-    rows = [
-        {**row, "way": row["backend"]}
-        for row in models.forward_rows(*settings, r=[0], backends=["auto", "torch"], **fixed)
-    ]
+def _over_eager(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]:
+    both = dataclasses.replace(setting, backends=("auto", "torch"))
+    rows = [{**row, "way": row["backend"]} for row in models.rows(model, MODEL_BATCH, "eager", both)]
     yield _faster(f"{_short(model)} forward over eager loop", rows, "torch", "auto", FORWARD_TARGET)
-    rows = [
-        {**row, "way": row["r"]}
-        for row in models.forward_rows(*settings, r=[0, *SWEEP], backends=["auto"], **fixed)
-    ]
+
+
+def _over_dense(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]:
+    swept = dataclasses.replace(setting, r=(0, *SWEEP))
+    rows = [{**row, "way": row["r"]} for row in models.rows(model, MODEL_BATCH, "eager", swept)]
     for r, target in MERGED_TARGETS.items():
         found = _faster(f"{_short(model)} merged over dense, r = {r}", rows, 0, r, target)
         theory = [row["theory"] for row in rows if row["way"] == r and "theory" in row]
         yield found | {"theory": theory[0] if theory else None}
-    found = [_faster("", rows, 0, r, (1.0, None)) for r in SWEEP]
-    worst = min(found, key=lambda row: row["ratio"] or 0.0)
+    each = [_faster("", rows, 0, r, (1.0, None)) for r in SWEEP]
+    worst = min(each, key=lambda row: row["ratio"] or 0.0)
     yield worst | {"row": f"slowest of r = {', '.join(map(str, SWEEP))}"}
 
 
-def _training_memory(device: torch.device, runs: int, quick: bool, least: float) -> dict[str, Any]:
-    model = QUICK_MODEL if quick else MODEL
-    settings = (model, device, torch.float32, TRAINING_BATCH, TRAINING_R, ["auto", "torch"])
-    rows = {row["backend"]: row for row in models.training_rows(*settings, min(runs, 5), least)}
+def _training_memory(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]:
+    both = dataclasses.replace(setting, backends=("auto", "torch"), runs=min(setting.runs, 5))
+    rows = {row["backend"]: row for row in training.rows(model, TRAINING_BATCH, TRAINING_R, both)}
     ours, eager = (rows[name].get("memory_bytes") for name in ("auto", "torch"))
     known = ours is not None and eager
-    return {
+    yield {
         "row": f"{_short(model)} training memory / eager",
         "ratio": ours / eager if known else None,
         "spread": None,

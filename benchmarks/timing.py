@@ -6,32 +6,54 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from benchmarks.floors import Rates
 from rmeeto.measure import Timing, benchmark
+from rmeeto.measure.graphs import Captured
 
 SFU_LANES = 16  # special-function results of a streaming multiprocessor and clock, for CUDA's exponentials
 PRODUCT_SIDE = {"cpu": 512, "cuda": 8192}
+USUAL_CLOCK = 1_755_000  # kHz, of an H200
+COPY = 1 << 32  # bytes of the probe that a GPU's bandwidth is known by
+REPLAYED = 10  # calls of a small operator in a CUDA graph
+Key = TypeVar("Key")
 
 
 def interleave(
-    ways: Mapping[str, Callable[[], Any]], device: torch.device, runs: int, min_seconds: float = 0.05
-) -> dict[str, Timing]:
-    """Time functions of no arguments in turn, with gradients allowed; a run lasts `min_seconds` or more."""
+    ways: Mapping[Key, Callable[[], Any]],
+    device: torch.device,
+    runs: int,
+    min_seconds: float = 0.05,
+    replays: bool = False,
+) -> dict[Key, Timing]:
+    """Time functions of no arguments in turn, with gradients allowed; a run lasts `min_seconds` or more.
+
+    Args:
+        replays: on a GPU, time its work alone, as CUDA graphs: launching small functions takes longer than running
+            them. What fits into the GPU's cache stays there from call to call.
+    """
 
     def alone(way: Callable[[], Any]) -> Callable[[Any], Any]:
+        run = Captured(lambda: [way() for _ in range(REPLAYED)]) if graphs else way
+
         @torch.inference_mode(False)
         def call(_: Any) -> Any:
-            return way()
+            return run()
 
         return call
 
-    nothing = torch.empty(1, device=device)
+    graphs = replays and device.type == "cuda"
+    nothing, calls = torch.empty(1, device=device), REPLAYED if graphs else 1
     alone_each = {name: alone(way) for name, way in ways.items()}
-    return benchmark(alone_each, nothing, runs=runs, warmup=1, min_seconds=min_seconds)
+    found = benchmark(alone_each, nothing, runs=runs, warmup=1, min_seconds=min_seconds)
+    return {
+        name: Timing(tuple(run / calls for run in took.seconds), 1, took.calls * calls)
+        for name, took in found.items()
+    }
 
 
 def times(timing: Timing) -> dict[str, Any]:
@@ -81,6 +103,15 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+def exponential_rate(device: torch.device) -> float:
+    """Exponentials a second of a GPU's special-function units."""
+    properties = torch.cuda.get_device_properties(device)
+    kilohertz = (
+        getattr(properties, "clock_rate", None) or USUAL_CLOCK
+    )  # some versions of torch do not know it
+    return properties.multi_processor_count * SFU_LANES * kilohertz * 1e3
+
+
 class Floor:
     """The least time that this device can take for some work, from probes that are timed in turn with it.
 
@@ -94,9 +125,10 @@ class Floor:
     def __init__(
         self, device: torch.device, dtype: torch.dtype, traffic: int = 0, macs: int = 0, exponentials: int = 0
     ) -> None:
-        self.probes: dict[str, Callable[[], Any]] = {}
+        self.probes: dict[Any, Callable[[], Any]] = {}
         self._scales: dict[str, float] = {}
         self._bounds_s: list[float] = []
+        self._device, self._traffic = device, traffic
         if traffic:
             source = torch.ones(max(1, traffic // 8), device=device)
             self._add("copy", partial(torch.empty_like(source).copy_, source), traffic / (8 * source.numel()))
@@ -105,14 +137,16 @@ class Floor:
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
             self._add("product", partial(torch.mm, a, b), macs / side**3)
         if exponentials and device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            clock_hz = getattr(properties, "clock_rate", 0) * 1e3  # torch before 2.9 does not know it
-            if clock_hz:
-                rate = properties.multi_processor_count * SFU_LANES * clock_hz
-                self._bounds_s.append(exponentials / rate)
+            self._bounds_s.append(exponentials / exponential_rate(device))
 
     def _add(self, name: str, probe: Callable[[], Any], scale: float) -> None:
         self.probes[f"probe: {name}"], self._scales[f"probe: {name}"] = probe, scale
+
+    def rates(self, timings: Mapping[str, Timing]) -> Rates:
+        """What the device can do in a second, from the timings of both probes."""
+        copy, product = (timings[f"probe: {name}"].median_s for name in ("copy", "product"))
+        flops = 2 * PRODUCT_SIDE[self._device.type] ** 3 / product
+        return Rates(self._traffic / copy, flops, exponential_rate(self._device))
 
     def ms(self, timings: Mapping[str, Timing]) -> float | None:
         """The floor, from the timings of the probes; None where nothing is known to bound the work."""

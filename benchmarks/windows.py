@@ -1,4 +1,4 @@
-"""Local against exact matching: cost, time and agreement (`python benchmarks/window.py`).
+"""Local against exact matching: cost, time and agreement (`python -m benchmarks windows`).
 
 Agreement needs no trained video model: at every merge of the exact model's forward pass both matchings see the same
 metric. What a window does to an accuracy is shown on the one trained model that there is, the digits'.
@@ -6,10 +6,8 @@ metric. What a window does to an accuracy is shown on the one trained model that
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,13 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import results
+from benchmarks.unit import Unit
 from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
 from rmeeto.engine import World, evaluate
-from rmeeto.errors import UserError
 from rmeeto.measure import benchmark, count_flops
 from rmeeto.merge import MergePlan, Tokens, TokenState, match
 from rmeeto.nn import block
@@ -45,39 +42,13 @@ DIGITS_R = (8, 12, 16)
 DIGITS_WINDOWS = ((1, 2, 2), (1, 3, 3), (1, 4, 4))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write the result file.
-
-    Returns:
-        The exit code: 0, or 2 for a user error.
-    """
-    parser = argparse.ArgumentParser(prog="benchmarks/window.py", description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--runs", type=int, default=7, help="timed runs of each matching")
-    parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the result file")
-    parser.add_argument("--force", action="store_true", help="replace a result file that exists")
-    options = parser.parse_args(argv)
-    device = torch.device(options.device)
-    path = results.path_of(options.out, "window", "fp32", device)
-    try:
-        results.check_free(path, options.force)
-        result = results.begin("window", "fp32", device, runs=options.runs)
-        for name, rows in (
-            ("cost", cost()),
-            ("time", time_by_frames(device, options.runs)),
-            ("agreement", agreement(device)),
-            ("digits", digits_accuracy()),
-        ):
-            result[name] = []
-            for row in rows:
-                print(name, *(f"{key}={value}" for key, value in row.items()), flush=True)
-                result[name].append(row)
-        results.write(path, result)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
+def units(device: torch.device, runs: int, quick: bool = False) -> Iterator[Unit]:
+    """The four tables."""
+    yield Unit("cost", cost, "cost")
+    for frames in FRAMES[:1] if quick else FRAMES:
+        yield Unit(f"time, {frames} frames", partial(time_by_frames, device, runs, frames), "time")
+    yield Unit("agreement", partial(agreement, device), "agreement")
+    yield Unit("digits", digits_accuracy, "digits")
 
 
 def cost() -> Iterator[dict[str, Any]]:
@@ -94,20 +65,19 @@ def cost() -> Iterator[dict[str, Any]]:
                 yield {"model": size, "r": r, "window": window, **totals, "matching": matching}
 
 
-def time_by_frames(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds of one matching of 192 channels and r = 88, by the number of frames."""
-    for frames in FRAMES:
-        grid = (frames, 14, 14)
-        metric = torch.randn(1, frames * 196 + 1, 192, device=device)
-        ways = {
-            "exact, torch": lambda m: match(m, 88, 0),
-            "exact, fast path": partial(match_tokens, r=88, tokens=Tokens(frames * 196 + 1, 0)),
-        }
-        for window in WINDOWS:
-            ways[f"window {window}"] = lambda m, w=window, g=grid: match(m, 88, 0, window=w, grid=g)
-        timed = benchmark(ways, metric, runs=runs)
-        medians = {name: round(1e3 * timing.median_s, 3) for name, timing in timed.items()}
-        yield {"frames": frames, "tokens": metric.shape[1], **medians}
+def time_by_frames(device: torch.device, runs: int, frames: int) -> Iterator[dict[str, Any]]:
+    """Milliseconds of one matching of 192 channels and r = 88, of so many frames."""
+    grid = (frames, 14, 14)
+    metric = torch.randn(1, frames * 196 + 1, 192, device=device)
+    ways = {
+        "exact, torch": lambda m: match(m, 88, 0),
+        "exact, fast path": partial(match_tokens, r=88, tokens=Tokens(frames * 196 + 1, 0)),
+    }
+    for window in WINDOWS:
+        ways[f"window {window}"] = partial(match, r=88, class_index=0, window=window, grid=grid)
+    timed = benchmark(ways, metric, runs=runs)
+    medians = {name: round(1e3 * timing.median_s, 3) for name, timing in timed.items()}
+    yield {"frames": frames, "tokens": metric.shape[1], **medians}
 
 
 def agreement(device: torch.device) -> Iterator[dict[str, Any]]:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-# RMS of the difference over RMS of the reference, by the type that values are stored in.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-3}
+from benchmarks.parity import TOLERANCE, rms_ratio
 
-
-def rms_ratio(got: Tensor, expected: Tensor) -> float:
-    """RMS of the difference over RMS of the expected values; infinite if anything is not finite."""
-    got, expected = got.detach().double(), expected.detach().double()
-    if not torch.isfinite(got).all():
-        return float("inf")
-    scale = expected.square().mean().sqrt().clamp_min(1e-30)
-    return float((got - expected).square().mean().sqrt() / scale)
+__all__ = ["TOLERANCE", "assert_close_rms", "rms_ratio"]
 
 
 def assert_close_rms(got: Tensor, expected: Tensor, name: str = "", tolerance: float | None = None) -> None:

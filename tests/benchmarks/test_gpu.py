@@ -1,4 +1,4 @@
-"""The GPU benchmark, dry: every part runs, writes its file, and is not run twice; the floors are those we published."""
+"""The plan for a rented GPU: its parts run dry, fit into calls and survive cuts; the floors are those we published."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import sys
 import tarfile
 import time
 from argparse import Namespace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import build, floors, run, setting
-from benchmarks.gpu.run import DRY, PARTS, main
+from benchmarks import build, cli, floors, plan, results
+from benchmarks.plan import DRY, PARTS, main
 from rmeeto.ops import triton_support
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,27 +33,24 @@ def call(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_dry_run_writes_every_part_and_resumes(tmp_path, capsys):
+@pytest.mark.slow
+def test_a_dry_run_does_every_part_once(tmp_path):
     first = call(tmp_path, "--dry-run", "--budget", "400")
     assert first.returncode == 0, first.stdout + first.stderr
-    reports = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert set(reports) == set(DRY)
-    for report in reports.values():
-        assert report["error"] is None
-        assert report["environment"]["dry_run"] and report["environment"]["torch"]
-    assert all(check["holds"] for check in reports["checks"]["result"].values())
-    ratios = reports["forward_vim_nano"]["result"]["ratios"]
-    assert "batch 2, eager, r=11: upstream / ours" in ratios
-    assert "upstream / ours" in reports["training"]["result"]["vim_nano"]
-    assert {"scan", "scan, upstream", "merge"} <= set(reports["operators"]["result"]["vim_nano, batch 2"])
-    assert "nothing here is a measurement" in first.stdout
-    assert "rate " not in first.stdout and any("rate " in line for line in reports["numerics"]["printed"])
-
-    (tmp_path / "operators.json").unlink()
-    capsys.readouterr()
-    assert main([str(tmp_path), "--dry-run"]) == 0
-    ran = [line for line in capsys.readouterr().out.splitlines() if line.endswith("...")]
-    assert ran == ["operators ..."]
+    names = {file.name.partition("-")[0]: json.loads(file.read_text()) for file in tmp_path.glob("*-*.json")}
+    assert set(names) == {"checks", "models", "training", "operators"}
+    assert all(result["quick"] and "failed" not in result for result in names.values())
+    assert {row["check"] for row in names["checks"]["checks"]} >= {
+        "kernels",
+        "golden",
+        "no_sync",
+        "finite_guard",
+    }
+    assert any("over_peer" in row for row in names["models"]["rows"])
+    with tarfile.open(tmp_path / "results.tar.gz") as packed:
+        assert set(packed.getnames()) == {file.name for file in tmp_path.glob("*.json")}
+    again = call(tmp_path, "--dry-run")
+    assert again.returncode == 0 and "..." not in again.stdout
 
 
 def test_parts_are_left_for_another_call_when_the_time_is_up(tmp_path):
@@ -60,12 +58,21 @@ def test_parts_are_left_for_another_call_when_the_time_is_up(tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_the_plan_says_what_a_cut_leaves(tmp_path, capsys):
+    assert main([str(tmp_path / "out"), "--plan"]) == 0
+    head, *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PARTS) and "ends at s" in head and "Cut" in last
+    ends = [int(line.split()[3]) for line in lines]
+    assert ends == list(accumulate(part.expected for part in PARTS.values()))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def copied(tmp_path):
     """The script in a repository whose benchmark only prints its arguments."""
-    (tmp_path / "benchmarks" / "gpu").mkdir(parents=True)
+    (tmp_path / "benchmarks").mkdir()
     shutil.copy(ROOT / "benchmarks" / "gpu.sh", tmp_path / "benchmarks")
-    (tmp_path / "benchmarks" / "gpu" / "run.py").write_text("import sys; print(*sys.argv[1:], sep='|')")
+    (tmp_path / "benchmarks" / "plan.py").write_text("import sys; print(*sys.argv[1:], sep='|')")
     (tmp_path / "else where").mkdir()
     return tmp_path
 
@@ -97,7 +104,7 @@ def one_error(capsys) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize("name", run.NEEDED)
+@pytest.mark.parametrize("name", plan.NEEDED)
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["real", "dry"])
 def test_a_missing_package_is_one_error(name, dry, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
@@ -127,23 +134,6 @@ def test_a_machine_that_cannot_run_the_kernels_is_one_error(
     assert message in one_error(capsys) and not list(tmp_path.iterdir())
 
 
-def test_dry_results_are_replaced_by_real_ones_and_never_the_other_way_round(tmp_path, capsys, monkeypatch):
-    def record(name, dry):
-        report = {"part": name, "error": None, "result": {}, "environment": {"dry_run": dry}}
-        (tmp_path / f"{name}.json").write_text(json.dumps(report))
-
-    monkeypatch.setattr(run, "preflight", lambda dry: None)
-    monkeypatch.setattr(run, "run_part", lambda options, name, seconds: record(name, dry=False))
-    record("checks", dry=True)
-    record("forward_vim_nano", dry=True)
-    assert main([str(tmp_path), "checks"]) == 0
-    assert not json.loads((tmp_path / "checks.json").read_text())["environment"]["dry_run"]
-    assert not (tmp_path / "forward_vim_nano.json").exists()
-    capsys.readouterr()
-    assert main([str(tmp_path), "--dry-run"]) == 2
-    assert "checks.json is of a real run" in one_error(capsys)
-
-
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([str(tmp_path / "file" / "out"), "--dry-run"]) == 2
@@ -154,32 +144,24 @@ def test_a_wrong_call_says_what_there_is(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main([str(tmp_path), "--dry-run", "speed"])
     assert error.value.code == 2
-    assert "speed: no such part; there are environment, checks" in capsys.readouterr().err
+    assert "speed: no such part; there are checks, models" in capsys.readouterr().err
 
 
-def test_the_parts_of_a_real_run_exist():
-    for target, seconds in PARTS.values():
-        module, function = target.split(":")
-        assert callable(getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function))
-        assert seconds < 540
+def test_the_parts_are_commands_and_end_within_a_call(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for part in [*PARTS.values(), *DRY.values()]:
+        cli.parse(part.arguments.split())
+        assert part.expected < part.seconds < 530
 
 
 @pytest.mark.parametrize(
-    ("embed", "r", "fused", "upstream"),
-    [
-        (192, 0, 3.44, 5.56),
-        (384, 0, 7.4, 11.6),
-        (768, 0, 17.4, 25.8),
-        (192, 11, 2.39, 3.86),
-        (384, 11, 5.1, 8.0),
-    ],
+    ("embed", "r", "fused"), [(192, 0, 3.44), (384, 0, 7.4), (768, 0, 17.4), (192, 11, 2.39), (384, 11, 5.1)]
 )
-def test_floors_at_batch_128_on_one_h200(embed, r, fused, upstream):
-    """Milliseconds of a Vim's 24 blocks, as estimated by hand when the layouts were chosen."""
-    counts = [197 - r * (i // 2) for i in range(24)]
-    for layout, expected in (("fused", fused), ("upstream", upstream)):
-        seconds = floors.forward(128, counts, embed, floors.H200, layout)
-        assert seconds * 1e3 == pytest.approx(expected, rel=0.08)
+def test_floors_at_batch_128_on_one_h200(embed, r, fused):
+    """Milliseconds of a Vim's 24 blocks, as estimated by hand when the kernels were cut."""
+    h200 = floors.Rates(bytes=4.3e12, flops=790e12, exps=132 * 16 * 1.755e9)
+    seconds = floors.forward(128, [197 - r * (i // 2) for i in range(24)], embed, h200)
+    assert seconds * 1e3 == pytest.approx(fused, rel=0.08)
 
 
 def test_the_build_of_upstream_reports_each_extension_and_survives_a_stopped_one(tmp_path, monkeypatch):
@@ -214,19 +196,19 @@ def test_the_build_of_upstream_reports_each_extension_and_survives_a_stopped_one
 
 @pytest.fixture
 def timed(tmp_path, monkeypatch):
-    """A real run on a clock of its own; every part takes half the time that it may take. Gives (call, parts run)."""
+    """A real run on a clock of its own; every part takes as long as expected. Gives (call, parts run)."""
     clock, ran = [0.0], []
+    names = {part: name for name, part in PARTS.items()}
 
-    def run_part(options, name, seconds):
-        clock[0] += seconds / 2
-        ran.append(name)
-        error = "broken" if name in broken else None
-        (options.out / f"{name}.json").write_text(json.dumps({"part": name, "error": error, "result": None}))
+    def run_part(options, part):
+        clock[0] += part.expected
+        ran.append(names[part])
+        return "exit code 1" if names[part] in broken else "done"
 
     broken: set[str] = set()
-    monkeypatch.setattr(run, "preflight", lambda dry: None)
-    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(run, "run_part", run_part)
+    monkeypatch.setattr(plan, "preflight", lambda dry: None)
+    monkeypatch.setattr(plan.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(plan, "run_part", run_part)
 
     def call(*arguments: str, failing: tuple[str, ...] = ()) -> tuple[int, list[str]]:
         broken.clear()
@@ -237,10 +219,10 @@ def timed(tmp_path, monkeypatch):
     return call
 
 
-def test_no_part_starts_that_the_time_left_may_stop(timed):
+def test_no_part_starts_that_the_time_left_may_stop_and_the_first_call_gives_what_is_wanted_most(timed):
     code, first = timed()
-    assert code == 3 and first[:3] == ["environment", "checks", "peer"]
-    assert sum(PARTS[name][1] / 2 for name in first) <= 530
+    assert code == 3 and first[:3] == ["checks", "models_small", "training_small"]
+    assert sum(PARTS[name].expected for name in first) <= 530
     calls = [first]
     while code == 3:
         code, ran = timed()
@@ -250,15 +232,14 @@ def test_no_part_starts_that_the_time_left_may_stop(timed):
 
 
 def test_the_first_part_of_a_call_starts_in_any_case(timed):
-    assert timed("--budget", "20") == (3, ["environment"])
     assert timed("--budget", "20") == (3, ["checks"])
+    assert timed("--budget", "20") == (3, ["models_small"])
 
 
-def test_nothing_is_timed_behind_a_failed_check_but_what_is_named(timed, capsys):
-    assert timed(failing=("checks",)) == (1, ["environment", "checks"])
-    assert "checks failed, see" in capsys.readouterr().out
-    assert timed("training") == (0, ["training"])
-    assert timed(failing=("peer",)) == (1, ["checks", "peer"])
+def test_a_part_that_failed_is_tried_again_and_the_others_go_on(timed):
+    code, ran = timed("checks", "training_tiny", failing=("checks",))
+    assert (code, ran) == (1, ["checks", "training_tiny"])
+    assert timed("checks", "training_tiny") == (0, ["checks"])
 
 
 def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
@@ -271,10 +252,13 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path
     )
     start = subprocess.Popen
     monkeypatch.setattr(
-        run.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k)
+        plan.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k)
     )
-    run.run_part(Namespace(out=tmp_path), "training", 3.0)
-    assert json.loads((tmp_path / "training.json").read_text())["error"] == "took longer than 3 s"
+    (tmp_path / "models-bf16-x-pt1.json").write_text("{}")
+    options = Namespace(out=tmp_path, dry_run=True)
+    assert plan.run_part(options, plan.Part("training", 3, 1)) == "took longer than 3 s"
+    with tarfile.open(tmp_path / "results.tar.gz") as packed:
+        assert packed.getnames() == ["models-bf16-x-pt1.json"], "what was measured by then"
     state = Path(f"/proc/{child.read_text()}/stat")
     deadline = time.monotonic() + 5
     while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
@@ -282,9 +266,35 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-def test_without_git_or_measured_rates_a_part_still_runs(tmp_path, monkeypatch):
+def test_a_copy_without_its_history_names_its_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("COMMIT", "abc")
-    assert setting.describe(setting.Setting(tmp_path, dry=True))["commit"] == "abc"
-    (tmp_path / "environment.json").write_text(json.dumps({"error": "broken", "result": None}))
-    assert setting.Setting(tmp_path, dry=False).rates() == floors.H200
+    assert results.begin(tmp_path / "none", "ops", "fp32", torch.device("cpu"))["commit"] == "abc"
+
+
+def test_nothing_that_a_gpu_machine_may_lack_is_needed_to_measure_models(tmp_path):
+    script = (
+        "import sys; sys.modules.update(av=None, matplotlib=None, tensorboard=None)\n"
+        "from benchmarks.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    flags = [
+        "models",
+        "--quick",
+        "--runs",
+        "5",
+        "--batch",
+        "1",
+        "--dtype",
+        "bf16",
+        "--modes",
+        "eager",
+        "--r",
+        "0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags, "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`python benchmarks/window.py`: what it writes, and that agreement means agreement."""
+"""`python -m benchmarks windows`: what it writes, and that agreement means agreement."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("av")
 
+from benchmarks import cli  # noqa: E402
 from benchmarks import windows as window  # noqa: E402
 from rmeeto.nn import block  # noqa: E402
 
@@ -22,11 +23,11 @@ def small(monkeypatch):
 
 def test_a_run_writes_costs_times_and_agreement(tmp_path, capsys):
     before = block.plan_merge
-    assert window.main(["--runs", "5", "--out", str(tmp_path)]) == 0
+    assert cli.main(["windows", "--runs", "5", "--out", str(tmp_path)]) == 0
     assert block.plan_merge is before
     (path,) = tmp_path.iterdir()
     result = json.loads(path.read_text())
-    assert path.name.startswith("window-fp32-cpu-pt") and str(path) in capsys.readouterr().out
+    assert path.name.startswith("window-fp32-cpu-pt") and path.name in capsys.readouterr().out
     dense = next(row for row in result["cost"] if row["model"] == "tiny" and row["r"] == 0)
     assert (dense["paper"], dense["full"], dense["matching"]) == (11.539, 14.518, 0)
     (row,) = result["time"]
@@ -38,5 +39,5 @@ def test_a_run_writes_costs_times_and_agreement(tmp_path, capsys):
     assert whole["similarity_local"] == whole["similarity_exact"]
     assert result["digits"][0]["top1"] > 95
 
-    assert window.main(["--out", str(tmp_path)]) == 2
+    assert cli.main(["windows", "--out", str(tmp_path)]) == 2
     assert "exists; give --force" in capsys.readouterr().err

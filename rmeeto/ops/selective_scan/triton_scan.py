@@ -27,7 +27,7 @@ from rmeeto.ops.triton_support import (
 )
 
 # A tile is TOKENS x G x N x W, scanned by one warp. TOKENS is also how far apart states are stored. (1, 16) compiles to
-# fewer instructions forward, but spills in some settings: for a GPU to decide, see benchmarks/gpu/operators.py.
+# fewer instructions forward, but spills in some settings: for a GPU to decide, see benchmarks/operators.py.
 TOKENS, BLOCK = 8, 16
 FORWARD_TILE, BACKWARD_TILE = (2, 8), (2, 8)  # G, W; their product is BLOCK
 # Registers of a forward thread: 12 warps then fit a multiprocessor. The backward kernel needs all 255.

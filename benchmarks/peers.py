@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,13 +35,25 @@ class Kernels:
     name: str
 
 
-def upstream_kernels(folder: Path) -> Kernels:
+def find(folder: Path | None, device: torch.device) -> Kernels | str:
+    """The kernels for a device: upstream's, on a CPU stand-ins; or why they are not there."""
+    if device.type == "cpu":
+        return stand_ins()
+    try:
+        return upstream_kernels(folder)
+    except Exception as error:  # a broken extension can raise anything
+        log = folder / "build.json" if folder else None
+        built = json.loads(log.read_text())["error"] if log and log.exists() else "not built"
+        return f"{type(error).__name__}: {error} (build: {built})"
+
+
+def upstream_kernels(folder: Path | None) -> Kernels:
     """Upstream's, from a folder that `build.py` has filled (or wherever else they import from).
 
     Raises:
         ImportError: they do not import; the message says why.
     """
-    if folder.exists():
+    if folder and folder.exists():
         paths = (folder, *folder.glob("*.whl"), *folder.glob("causal_conv1d-*/"))
         sys.path[:0] = [str(path.resolve()) for path in paths]
         for source in folder.glob("mamba_ssm-*/mamba_ssm"):

@@ -1,4 +1,4 @@
-"""Build upstream's extensions for the present GPU only, from their sdists: python -m benchmarks.gpu.build FROM TO.
+"""Build upstream's extensions for the present GPU only, from their sdists: python -m benchmarks.build FROM TO.
 
 FROM holds mamba_ssm-*.tar.gz, causal_conv1d-*.tar.gz and, where it is not installed, an einops wheel. TO gets the
 extensions, the packages' Python files and build.json. Their own setup would compile for every GPU, which takes hours.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-FLAGS = ["-O3", "-std=c++17"]
+FLAGS = ["-O3"]  # torch adds the standard that its headers need
 NVCC = [
     *FLAGS,
     *(f"-U__CUDA_NO_{name}__" for name in (

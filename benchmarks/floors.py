@@ -1,8 +1,8 @@
 """The least time a GPU needs for a model's forward pass, from bytes, multiplications and exponentials.
 
 Each operator reads its inputs and writes its outputs once, and takes the longest of three times: bytes over memory
-bandwidth, matrix products over the tensor cores' rate, exponentials over the special function units' rate. Two
-layouts: "fused", as our kernels are cut, and "upstream", as channel-major one-way kernels with flips cut it.
+bandwidth, matrix products over the tensor cores' rate, exponentials over the special function units' rate. The
+operators are cut as our kernels are.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ class Rates:
     exps: float
 
 
-H200 = Rates(bytes=4.3e12, flops=790e12, exps=132 * 16 * 1.755e9)
-
-
 @dataclass(frozen=True)
 class Work:
     """What one launch has to do."""
@@ -46,22 +43,12 @@ class Work:
         return max(self.bytes / rates.bytes, self.flops / rates.flops, self.exps / rates.exps)
 
 
-def scan(tokens: int, embed: int, directions: int = 2) -> Work:
+def scan(tokens: int, embed: int) -> Work:
     """Both directions in one: u of each, z, the projections of each, one y. ``tokens`` is batch times length."""
     inner, projected = 2 * embed, -(-embed // 16) + 2 * STATES
-    moved = HALF * ((directions + 2) * inner + directions * projected)
-    exps = directions * inner * (STATES + 1) + inner  # and one for softplus, one for the gate
+    moved = HALF * (4 * inner + 2 * projected)
+    exps = 2 * inner * (STATES + 1) + inner  # and one for softplus, one for the gate
     return Work("scan", tokens * moved, exps=tokens * exps)
-
-
-def scan_backward(tokens: int, embed: int) -> Work:
-    """Reads what the forward pass did, dy, ungated y and a state in 8 tokens; writes a gradient for each input."""
-    inner, projected = 2 * embed, -(-embed // 16) + 2 * STATES
-    states = 2 * inner * STATES / 8
-    moved = HALF * (
-        2 * (2 * inner + inner + projected) + 3 * inner + states + 2 * inner + inner + 2 * projected
-    )
-    return Work("scan backward", tokens * moved, exps=tokens * (2 * inner * (STATES + 3) + 2 * inner))
 
 
 def conv(tokens: int, embed: int) -> Work:
@@ -91,7 +78,7 @@ def _product(name: str, rows: int, inputs: int, outputs: int) -> Work:
     )
 
 
-def block(batch: int, length: int, embed: int, layout: str) -> Iterator[Work]:
+def block(batch: int, length: int, embed: int) -> Iterator[Work]:
     """The launches of one block's mixer and norm."""
     tokens, inner, rank = batch * length, 2 * embed, -(-embed // 16)
     yield norm(tokens, embed)
@@ -99,27 +86,15 @@ def block(batch: int, length: int, embed: int, layout: str) -> Iterator[Work]:
     for _ in range(2):
         yield _product("x_proj", tokens, inner, rank + 2 * STATES)
     yield _product("out_proj", tokens, inner, embed)
-    if layout == "fused":
-        yield conv(tokens, embed)
-        yield scan(tokens, embed)
-        return
-    moved = tokens * HALF
-    yield Work("flip xz", moved * 2 * 2 * inner)
-    for _ in range(2):
-        yield Work("conv", moved * 2 * inner, exps=tokens * 2 * inner)
-        yield Work("transpose for x_proj", moved * 2 * inner)
-        yield _product("dt_proj", tokens, rank, inner)
-        yield Work("scan", moved * 4 * inner, exps=tokens * inner * (STATES + 2))
-    yield Work("flip y", moved * 2 * inner)
-    yield Work("add and halve", moved * 3 * inner)
-    yield Work("transpose for out_proj", moved * 2 * inner)
+    yield conv(tokens, embed)
+    yield scan(tokens, embed)
 
 
-def forward(batch: int, counts: list[int], embed: int, rates: Rates, layout: str = "fused") -> float:
+def forward(batch: int, counts: list[int], embed: int, rates: Rates) -> float:
     """Seconds of a forward pass whose blocks see ``counts`` tokens (patch embedding and head left out)."""
     work: list[Work] = []
     for before, length in zip([counts[0], *counts], counts):
         if length < before:
             work += merge(batch, before, before - length, embed)
-        work += block(batch, length, embed, layout)
+        work += block(batch, length, embed)
     return sum(item.seconds(rates) for item in work)

@@ -12,33 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu.setting import Setting
+from benchmarks import models
+from benchmarks.parity import rms_ratio
 from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.main import main
-from tests.helpers import rms_ratio
 
 
-def run(setting: Setting) -> dict[str, Any]:
-    """The three findings.
-
-    Raises:
-        AssertionError: training in bf16 ends at another loss, or a broken loss goes unnoticed.
-    """
-    results = {"training": training(setting, 4 if setting.dry else 200), "tf32": tf32(setting)}
-    results["finite_guard"] = finite_guard(setting)
-    return results
-
-
-def training(setting: Setting, steps: int) -> dict[str, float]:
+def training(device: torch.device, quick: bool) -> dict[str, float]:
     """Mean loss of the last tenth of the steps on the embedded digits, the same data in both formats."""
-    losses = {}
+    losses, steps = {}, 4 if quick else 200
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
-        network = digits_model(setting).train()
+        network = models.create("vim_nano_patch2_16", device, 8).train()
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
         curve = []
-        for images, targets in digits(setting, steps):
-            with torch.autocast(setting.device.type, dtype, enabled=dtype is not None):
+        for images, targets in digits(device, steps):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 loss = F.cross_entropy(network(images).float(), targets)
             optimizer.zero_grad()
             loss.backward()
@@ -47,13 +36,13 @@ def training(setting: Setting, steps: int) -> dict[str, float]:
         last = torch.stack(curve[-max(1, steps // 10) :])
         losses[name], losses[f"{name}, first"] = float(last.mean()), float(curve[0])
     losses["difference"] = losses["bf16"] - losses["fp32"]
-    if not setting.dry:
+    if not quick:
         assert losses["fp32"] < 0.7 * losses["fp32, first"], losses
         assert abs(losses["difference"]) < 0.1 * losses["fp32, first"], losses
     return losses | {"steps": steps}
 
 
-def digits(setting: Setting, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def digits(device: torch.device, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of real digits, without augmentation."""
     config = DataConfig(data_set="digits", batch_size=64, num_workers=0, augment=False, mixup=0.0, cutmix=0.0,
                         repeated_aug=False)  # fmt: skip
@@ -63,24 +52,15 @@ def digits(setting: Setting, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in data.train_batches(epoch):
             if count == steps:
                 return
-            yield images.to(setting.device), targets.to(setting.device)
+            yield images.to(device), targets.to(device)
             count += 1
         epoch += 1
 
 
-def digits_model(setting: Setting) -> torch.nn.Module:
-    """The embedded model, merging, with the same random weights at each call."""
-    import timm
-
-    from rmeeto.merge import MergeConfig
-
-    torch.manual_seed(0)
-    return timm.create_model("vim_nano_patch2_16", merge=MergeConfig(r=8)).to(setting.device)
-
-
-def tf32(setting: Setting) -> dict[str, float]:
+def tf32(device: torch.device, quick: bool) -> dict[str, float]:
     """RMS difference of logits with TF32 matrix products from those without (the default of this project)."""
-    network, images = setting.model(next(iter(setting.models))).eval(), setting.images(4)
+    network = models.create(models.SMALLEST[device.type], device)
+    images = models.images(network, 4, device)
     logits = {}
     for allowed in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
@@ -90,7 +70,7 @@ def tf32(setting: Setting) -> dict[str, float]:
     return {"rms_ratio": rms_ratio(logits[True], logits[False])}
 
 
-def finite_guard(setting: Setting) -> dict[str, Any]:
+def finite_guard(device: torch.device, quick: bool) -> dict[str, Any]:
     """A learning rate that breaks the model stops the command before the optimizer step, with one error."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as errors:
         command = ["--model", "vim_nano_patch2_16", "--data_set", "digits", "--lr", "1e30", "--epochs", "1",

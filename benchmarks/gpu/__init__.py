@@ -1,1 +1,0 @@
-"""Parity and speed on one CUDA GPU: see `benchmarks/gpu.sh`. Not yet measured."""

@@ -7,7 +7,7 @@ into exp_sh/results.json beside it. What nobody has run stays "not yet measured"
 from __future__ import annotations
 
 import fnmatch
-import json
+import html
 import os
 import re
 import sys
@@ -19,7 +19,8 @@ if __package__ in (None, ""):  # started as `python exp_sh/collect.py`
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rmeeto.cli.parser import Parser
-from rmeeto.errors import shown
+from rmeeto.errors import UserError, shown
+from rmeeto.json_file import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 MISSING = "not yet measured"
@@ -64,7 +65,11 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
     if not found:
         lines.append("no finished runs")
     if args.write:
-        lines += write(found, here)
+        try:
+            lines += write(found, here)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     try:
         print(*map(shown, lines), sep="\n", flush=True)
     except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
@@ -79,12 +84,10 @@ def collect(roots: Iterable[Path]) -> tuple[dict[str, Record], dict[str, str]]:
     for path in sorted(path for root in roots for path in root.rglob("result.json")):
         folder = path.parent
         try:
-            result, config, env = (
-                json.loads((folder / f"{name}.json").read_text()) for name in ("result", "config", "env")
-            )
+            result, config, env = (read_json(folder / f"{name}.json") for name in ("result", "config", "env"))
             reason = why_not(folder.parent.name, folder.name, result, config)
             record = None if reason else record_of(result, config, env)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # a folder may hold anything, and the others are still to be read
             reason, record = f"not a whole run folder ({type(error).__name__}: {error})", None
         if record is None:
             skipped[str(folder)] = reason
@@ -131,19 +134,46 @@ def misnamed(name: str, config: Record) -> str | None:
 
 def record_of(result: Record, config: Record, env: Record) -> Record:
     """What is kept of a run."""
-    record = {"top1": float(result["top1"])}
+    record = {"top1": result["top1"]}
     if "ema" in result:
-        record["ema_top1"] = float(result["ema"]["top1"])
-    return {
-        **record,
-        "epochs": int(result.get("epochs", 0)),
-        "count": result["count"],
-        "unreadable": result["unreadable"],
-        "command": [Path(word).name if Path(word).is_absolute() else word for word in env["command"]],
-        "seed": config["run"]["seed"],
-        "amp": config["run"]["amp"],
-        **{name: env[name] for name in ("commit", "device", "processes", "torch")},
-    }
+        record["ema_top1"] = result["ema"]["top1"]
+    command = env["command"]
+    return checked(
+        {
+            **record,
+            "epochs": result.get("epochs", 0),
+            "count": result["count"],
+            "unreadable": result["unreadable"],
+            "command": [Path(word).name if Path(word).is_absolute() else word for word in command],
+            "seed": config["run"]["seed"],
+            "amp": config["run"]["amp"],
+            **{name: env[name] for name in ("commit", "device", "processes", "torch")},
+        }
+    )
+
+
+def checked(record: Record) -> Record:
+    """A record of numbers and short texts, as `record_of` makes them.
+
+    Raises:
+        ValueError: one that is none.
+    """
+    for name in ("top1", "ema_top1"):
+        if type(value := record.get(name, 0)) not in (int, float) or not 0 <= value <= 100:
+            raise ValueError(f"{name} is {str(value)[:80]!r}, no percentage")
+    for name in ("epochs", "count", "unreadable", "seed", "processes"):
+        if type(value := record[name]) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"{name} is {str(value)[:80]!r}, no whole number")
+    for value in (
+        record["amp"],
+        record["commit"] or "",
+        record["device"],
+        record["torch"],
+        *record["command"],
+    ):
+        if type(value) is not str or len(value) > 1000:
+            raise ValueError(f"a text is {str(value)[:80]!r}")
+    return record
 
 
 def write(found: dict[str, Record], here: Path) -> list[str]:
@@ -159,7 +189,7 @@ def write(found: dict[str, Record], here: Path) -> list[str]:
     records = {**records, **found}
     if records:
         ordered = {name: records[name] for name in sorted(records, key=natural)}
-        results.write_text(json.dumps(ordered, indent=2) + "\n")
+        write_json(results, ordered)
     old = readme.read_text()
     new = render(old, records)
     readme.write_text(new)
@@ -170,8 +200,20 @@ def write(found: dict[str, Record], here: Path) -> list[str]:
 
 
 def read_records(path: Path) -> dict[str, Record]:
-    """The records kept so far."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The records kept so far.
+
+    Raises:
+        UserError: a file that holds something else.
+    """
+    records = read_json(path) if path.exists() else {}
+    for name, record in records.items():
+        try:
+            checked(record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: the record {name} is none ({type(error).__name__}: {error}); remove it."
+            ) from None
+    return records
 
 
 def render(text: str, records: dict[str, Record]) -> str:
@@ -195,8 +237,9 @@ def belongs(name: str, patterns: str) -> bool:
 
 
 def label(name: str) -> str:
-    """A run's name without its table and what all models share."""
-    return name.partition("/")[2].replace("_patch16_224", "")
+    """A run's name without its table and what all models share, as text of a cell."""
+    plain = shown(name.partition("/")[2].replace("_patch16_224", ""))
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(plain))
 
 
 def figures(record: Record) -> str:

@@ -305,3 +305,61 @@ def test_the_readme_says_what_the_records_say():
     readme = (folder / "README.md").read_text()
     assert collect.CELL.search(readme)
     assert collect.render(readme, collect.read_records(folder / "results.json")) == readme
+
+
+HOSTILE = {
+    "deep": '{"a":' * 10**5,
+    "beyond a float": '{"top1": 75.0, "epochs": 1e999, "count": 50000, "unreadable": 0}',
+    "a list": "[1]",
+    "null": "null",
+    "not a number": '{"top1": NaN, "count": 50000, "unreadable": 0}',
+    "text for a number": '{"top1": "75 <b>", "count": 50000, "unreadable": 0}',
+    "beyond 100": '{"top1": 1000, "count": 50000, "unreadable": 0}',
+    "a script": '{"top1": 75.0, "count": 50000, "unreadable": "<!-- /ours --><script>"}',
+    "a truth": '{"top1": true, "count": 50000, "unreadable": 0}',
+    "a list of epochs": '{"top1": 75.0, "count": 50000, "unreadable": 0, "epochs": [1]}',
+    "an average that is none": '{"top1": 75.0, "count": 50000, "unreadable": 0, "ema": 3}',
+    "many digits": '{"top1": 75.0, "count": 50000, "unreadable": 1' + "0" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_one_bad_result_does_not_stop_the_others_nor_reach_the_readme(here, finish, capsys, content):
+    bad = finish(f"tab2/{TINY}-r11")
+    (bad / "result.json").write_text(content)
+    finish(f"tab2/{TINY}-r5", 75.314, {"epochs": 30})
+    assert collect.main(["--write"], here) == 0
+    assert f"skipped {bad}: not a whole run folder" in capsys.readouterr().out
+    assert shown(here)[0] == "vim_tiny-r5 75.31" and "script" not in (here / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["config", "env"])
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"command": 3}', '{"a":' * 10**5])
+def test_other_files_of_a_run_are_as_harmless(here, finish, capsys, name, content):
+    bad = finish(f"tab2/{TINY}-r11")
+    (bad / f"{name}.json").write_text(content)
+    assert collect.main(["--write"], here) == 0
+    assert f"skipped {bad}: not a whole run folder" in capsys.readouterr().out
+
+
+def test_a_pipe_among_the_runs_does_not_hang(here, finish, capsys):
+    bad = finish(f"tab2/{TINY}-r11")
+    (bad / "result.json").unlink()
+    os.mkfifo(bad / "result.json")
+    assert collect.main([], here) == 0
+    assert "no regular file" in capsys.readouterr().out
+
+
+def test_names_are_text_in_the_readme():
+    record = {"top1": 60.0, "count": 50_000, "unreadable": 0}
+    text = collect.render("<!-- ours: tab5/* --><!-- /ours -->", {"tab5/a<b>|*\x1b<!-- /ours -->": record})
+    assert text == (r"<!-- ours: tab5/* -->a&lt;b&gt;\|\*\\x1b&lt;!-- /ours --&gt; 60.00<!-- /ours -->")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"tab2/x": 3}', '{"tab2/x": {"top1": "<b>"}}', "{"])
+def test_records_that_are_none_are_one_error(here, finish, capsys, content):
+    finish(f"tab2/{TINY}-r5", 75.314, {"epochs": 30})
+    (here / "results.json").write_text(content)
+    assert collect.main(["--write"], here) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert (here / "README.md").read_text() == README

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from rmeeto.cli.task import Parts, Task
-from rmeeto.engine import RunFolder, World, checkpoint, scaled_lr
+from rmeeto.engine import RunFolder, World, scaled_lr
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.weights import LoadReport
 from video_task.config import VideoConfig
@@ -73,8 +73,7 @@ class VideoTask(Task):
             result = self.fit(config, parts, world, folder, parameter_groups(model, config.optim))
             trained = {"epochs": result["epochs"], "steps": result["steps"], "validation": result}
             if config.run.test_best:
-                best = world.on_every(lambda: checkpoint.load(folder.path / "best.pt", "model"))
-                model.load_state_dict(best["model"])
+                world.on_every(lambda: load_weights(model, folder.path / "best.pt"))
         tested = evaluate_views(
             model, parts.data, world, folder.path, amp_dtype(config.run.amp, world.device)
         )

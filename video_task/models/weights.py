@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from rmeeto import weights
 from rmeeto.errors import UserError
+from rmeeto.json_file import read_json
 from rmeeto.nn.layers import resize_pos_embed
 from rmeeto.weights import HEAD, LoadReport, keep_head
 
@@ -127,10 +127,10 @@ def read_head_map(path: str | Path) -> list[int]:
         UserError: no such file, or another content.
     """
     try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--head_map {path} cannot be read as JSON: {error}.") from None
-    if not isinstance(content, list) or not all(type(index) is int for index in content):
+        content = read_json(path, list)
+    except UserError as error:
+        raise UserError(f"--head_map {error}") from None
+    if not all(type(index) is int for index in content):
         raise UserError(
             f"--head_map {path} holds no list of integers; expected one class number for each class."
         )

@@ -16,7 +16,7 @@ from timm.models import is_model, model_entrypoint
 
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
-from rmeeto.merge import MergeConfig
+from rmeeto.merge import RULES, MergeConfig
 from rmeeto.settings import accepts, describe, from_plain
 
 _LARGEST = 2**20  # of a whole number: pixels, channels, blocks
@@ -62,6 +62,12 @@ def read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | 
     merge = arguments.pop("merge", None) if isinstance(arguments, dict) else None
     _check(arguments, known, f"load: {path} does not describe a {name}: model_args")
     _check(cfg, _CFG, f"load: {path} does not describe a {name}: pretrained_cfg")
+    rule = merge.get("rule") if isinstance(merge, dict) else None
+    if isinstance(rule, str) and rule not in RULES:
+        raise UserError(
+            f"load: {path} merges by the rule {rule!r}, which is code of a module; if you trust it, take it out of the "
+            "file and say it yourself: rmeeto.apply(model, MergeConfig(rule=...))"
+        )
     try:
         merge = None if merge is None else from_plain(MergeConfig, merge, "merge")
     except ValueError as error:

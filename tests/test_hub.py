@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import image_task.models  # noqa: F401  (registers them)
+from rmeeto import MergeConfig
+from rmeeto.errors import UserError
 from rmeeto.hub import CONFIG, WEIGHTS, export, load
 from tests.limits import run_limited
 
@@ -42,7 +44,7 @@ ARGUMENTS = {
     "patch_size that is true": (True, "patch_size=True; expected"),
     "merge": ({"r": -1}, "does not describe a vim_nano_patch2_16"),
     "merge of text": ("ToMe", "merge is 'ToMe'; expected its fields"),
-    "merge of a rule": ({"r": 2, "rule": "os.system"}, "does not describe a vim_nano_patch2_16"),
+    "merge of a rule": ({"r": 2, "rule": "os.system"}, "code of a module"),
 }
 CFG = {
     "url": ("http://127.0.0.1/x", "pretrained_cfg has 'url', which export does not write"),
@@ -193,3 +195,16 @@ def test_a_folder_is_loaded_without_a_socket(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     again = load(tmp_path / "model")
     assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_a_rule_of_a_folder_imports_no_module_of_its_choosing(tmp_path, monkeypatch):
+    (tmp_path / "chosen.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = export(timm.create_model(NAME, merge=MergeConfig(r=2)), tmp_path / "model")
+    description = json.loads((folder / CONFIG).read_text())
+    description["model_args"]["merge"]["rule"] = "chosen:rule"
+    (folder / CONFIG).write_text(json.dumps(description))
+    with pytest.raises(
+        UserError, match="merges by the rule 'chosen:rule', which is code of a module; if you trust it"
+    ):
+        load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def load_batches(
     batches: Dataset, numbers: range, *, num_workers: int, pin_memory: bool, prefetch: int | None = None
-) -> DataLoader:
+) -> Iterator[Any]:
     """The batches of these numbers in this order, made by worker processes; global generators stay untouched.
 
     Args:
@@ -25,9 +26,12 @@ def load_batches(
         num_workers: processes; 0 makes the batches here.
         pin_memory: where there is a GPU.
         prefetch: batches that every worker makes ahead; None for torch's choice.
+
+    Raises:
+        UserError: a worker was lost, as to a full shared memory.
     """
     num_workers = min(num_workers, len(numbers))
-    return DataLoader(
+    loader = DataLoader(
         batches,
         batch_size=None,
         sampler=numbers,
@@ -36,6 +40,18 @@ def load_batches(
         prefetch_factor=prefetch if num_workers else None,
         generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
     )
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = (str(error) or repr(error)).partition("\n")[0]
+        lost = not isinstance(error, RuntimeError) or reason.startswith("DataLoader worker (pid")
+        if not num_workers or not lost or reason.startswith("Caught"):  # an error in making a batch
+            raise
+        raise UserError(
+            f"a process that loads data is gone ({reason}). It may have run out of memory, or of shared memory, "
+            "where batches wait (/dev/shm: Docker's --shm-size); give fewer num_workers (0 needs none) or a smaller "
+            "batch_size, and go on with --resume."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -279,7 +280,18 @@ def test_the_engine_counts_damaged_images_as_wrong_in_every_evaluation(folder):
         assert (result["count"], result["unreadable"], result["top1"]) == (10, 1, 40.0)
 
 
-def test_a_dying_worker_ends_the_epoch_with_an_error(folder, monkeypatch):
-    monkeypatch.setattr(Files, "read", lambda self, index: os._exit(3))
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+@pytest.mark.parametrize("end", [lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGBUS)])
+def test_a_worker_that_is_gone_ends_the_epoch_with_one_line(folder, monkeypatch, end):
+    monkeypatch.setattr(Files, "read", lambda self, index: end())
+    with pytest.raises(UserError, match=r"that loads data is gone .*shared memory.*num_workers.*--resume"):
         next(_build(_images(folder, num_workers=1)).train_batches(0))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_our_own_in_a_worker_is_not_taken_for_a_lost_one(folder, monkeypatch, num_workers):
+    def broken(*_):
+        raise RuntimeError("our fault")
+
+    monkeypatch.setattr("image_task.batches.seed_globals", broken)
+    with pytest.raises(RuntimeError, match="our fault"):
+        next(_build(_images(folder, num_workers=num_workers)).train_batches(0))

@@ -46,3 +46,25 @@ def test_every_document_names_its_headings_once():
     for path in (ROOT / "docs").glob("*.md"):
         titles = re.findall(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)
         assert len(titles) == len(set(titles)), path.name
+
+
+def test_the_reference_is_that_of_the_code():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from reference import reference
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    assert (ROOT / "docs" / "reference.md").read_text() == reference(), "run python docs/reference.py"
+
+
+def test_the_reference_names_every_variable_and_file():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    folders = ("rmeeto", "image_task", "video_task", "exp_sh")
+    sources = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh")
+    ]
+    variables = {name for path in sources for name in re.findall(r"\bRMEETO_[A-Z]+\b", path.read_text())}
+    assert variables <= set(re.findall(r"\bRMEETO_[A-Z]+\b", text))
+    engine = [path for path in sources if path.parent.name == "engine"]
+    files = {name for path in engine for name in re.findall(r'"([a-z.]+\.(?:pt|jsonl?))"', path.read_text())}
+    assert files >= {"config.json", "last.pt"} and all(f"`{file}`" in text for file in files), files

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 import rmeeto
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("rmeeto", "image_task", "video_task", "tests", "exp_sh", "benchmarks", "fig", ".ci")
+FOLDERS = ("rmeeto", "image_task", "video_task", "tests", "exp_sh", "benchmarks", "fig", "docs", ".ci")
 TEXT = {
     ".py",
     ".sh",

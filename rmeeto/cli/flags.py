@@ -94,7 +94,7 @@ class FlagParser(argparse.ArgumentParser):
             aliases: more names by field.
         """
         group = self.add_argument_group(title)
-        hints, texts = get_type_hints(config_class), _documented(config_class)
+        hints, texts = get_type_hints(config_class), documented(config_class)
         for field in dataclasses.fields(config_class):
             hint, more = hints[field.name], dict[str, Any]()
             other = (*field.metadata.get("aliases", ()), *(aliases or {}).get(field.name, ()))
@@ -282,7 +282,7 @@ def in_flags(message: str, sections: Mapping[str, type], written: Mapping[str, s
     return re.sub(r"(--\w+) '([\w./:-]+)'", r"\1 \2", message)
 
 
-def _documented(config_class: type) -> dict[str, str]:
+def documented(config_class: type) -> dict[str, str]:
     """What the docstring of a class says about its arguments."""
     arguments = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(config_class) or "", re.M | re.S)
     parts = re.split(r"^ {4}(\w+): ", arguments[1], flags=re.M)[1:] if arguments else []

@@ -94,7 +94,7 @@ class DataConfig(cli.DataConfig):
     color_jitter: float = setting(
         0.3,
         "strength of the colour jitter (where --aa is none)",
-        within="[0, inf)",
+        within="[0, 1000]",
         only="training",
         needs=(AUGMENTED, PHOTOS),
     )

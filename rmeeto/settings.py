@@ -195,7 +195,7 @@ def _interval(within: str, whole: bool) -> str:
         return f"a whole number up to {_LARGEST}" if whole else ""
     closed, low, high, _ = _bounds(within)
     if math.isinf(high) and not whole:
-        return f"{'at least' if closed else 'more than'} {low:g}"
+        return f"a finite number {'of at least' if closed else 'above'} {low:g}"
     if whole:
         return f"{low:g} to {int(min(high, _LARGEST))}"
     return f"a number in {within}"

@@ -133,7 +133,7 @@ class VideoDataConfig(cli.DataConfig):
     color_jitter: float = setting(
         0.4,
         "strength of the colour jitter (where --aa is none)",
-        within="[0, inf)",
+        within="[0, 1000]",
         only="training",
         needs=AUGMENTED,
     )

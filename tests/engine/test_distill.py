@@ -70,5 +70,7 @@ def test_losses_are_float32_under_bf16():
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(UserError, match="DistillConfig: distill_weight=-0.5; expected at least 0"):
+    with pytest.raises(
+        UserError, match="DistillConfig: distill_weight=-0.5; expected a finite number of at least 0"
+    ):
         DistillConfig(distill_weight=-0.5)

@@ -26,7 +26,7 @@ from rmeeto.weights import LoadReport
 from video_task.config import VideoConfig
 from video_task.data import VideoData, build_data
 from video_task.data.digits import smoke_clips
-from video_task.data.kinetics import check_data
+from video_task.data.videos import check_data
 from video_task.flags import COMMAND
 from video_task.models import load_weights
 from video_task.models.weights import read_head_map

@@ -14,10 +14,10 @@ class UserError(ValueError):
     """An input that cannot be used; the message says what was got, what was expected and what to do.
 
     Which error is raised: `UserError` where the cause is what a user brought, a run's settings, files, data or the
-    machine; `ValueError` where an argument of a function or model is refused (`MergeConfig`, `match`, `Vim`, a decoder's
-    reason for its caller). Every UserError is a ValueError, and the commands make one of a ValueError that a setting has
-    caused. Both name sections and fields (`OptimConfig: lr=-1`, `run.name`); a command puts them into flags, prints them
-    and leaves with exit code 2, without a traceback.
+    machine; `ValueError` where an argument of a function or model is refused (`MergeConfig`, `match`, `Vim`, a
+    decoder's reason for its caller). Every UserError is a ValueError, and the commands make one of a ValueError that a
+    setting has caused. Both name sections and fields (`OptimConfig: lr=-1`, `run.name`); a command puts them into
+    flags, prints them and leaves with exit code 2, without a traceback.
 
     Args:
         lines: of the message, each `shown`: a line end within one, such as a file's name has, starts no line.

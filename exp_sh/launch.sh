@@ -55,10 +55,10 @@ run() {
     [[ $SMOKE == 0 ]] || task+=(--smoke)
     [[ $RELEASED == 0 ]] || task+=(${released[@]+"${released[@]}"})
     if ((NNODES > 1)); then # a port of its own for each run: a fast node must not join the slow node's last run
-        processes+=(-m torch.distributed.run --nproc_per_node "$NPROC" --nnodes "$NNODES" --node_rank "$NODE_RANK"
+        processes+=(-m rmeeto.cli.launch --nproc_per_node "$NPROC" --nnodes "$NNODES" --node_rank "$NODE_RANK"
             --master_addr "$MASTER_ADDR" --master_port "$((MASTER_PORT + num_runs))")
     elif ((NPROC > 1)); then
-        processes+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
+        processes+=(-m rmeeto.cli.launch --standalone --nproc_per_node "$NPROC")
     fi
     num_runs=$((num_runs + 1))
 

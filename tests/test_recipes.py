@@ -91,7 +91,7 @@ def test_one_process_needs_no_launcher_and_several_get_torchrun(launch):
     _, several = launch(RETRAIN, NPROC="4")
     expected = [
         "-m",
-        "torch.distributed.run",
+        "rmeeto.cli.launch",
         "--standalone",
         "--nproc_per_node",
         "4",

@@ -13,6 +13,7 @@ import torch
 from rmeeto.cli.command import Command
 from rmeeto.cli.config import TaskConfig
 from rmeeto.engine.dist import RankError, is_main_process
+from rmeeto.engine.preempt import EXIT_CODE, Preempted
 from rmeeto.errors import UserError, shown
 
 
@@ -31,7 +32,8 @@ def run_command(
         run: what the settings say.
 
     Returns:
-        The exit code: 0, 1 when nobody reads the output any more, 2 for a user error, 130 after Ctrl-C.
+        The exit code: 0, 1 when nobody reads the output any more, 2 for a user error, 75 after
+        SIGTERM or SIGUSR1 (with --resume the same command goes on), 130 after Ctrl-C.
     """
     is_main = is_main_process()
     config = None
@@ -45,6 +47,10 @@ def run_command(
         else:
             run(config)
         return 0
+    except Preempted as error:
+        if is_main:
+            print(f"stopped by {shown(str(error))}", file=sys.stderr)
+        return EXIT_CODE
     except UserError as error:
         if is_main or isinstance(error, RankError):
             print(f"error: {command.in_flags(str(error))}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,7 @@ def evaluate(
     world: World,
     dtype: torch.dtype | None = None,
     title: str = "evaluating",
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy and loss of a model, the same numbers for any number of processes.
 
@@ -44,6 +45,7 @@ def evaluate(
         model: from images to (B, K) logits, without a DDP wrapper: processes may see unequal numbers of batches.
         data: see `EvalData`.
         dtype: of autocast, or None.
+        after_batch: called behind each batch; it may raise, to end the evaluation.
 
     Returns:
         top1, top5: in percent (top5 is top-K where there are fewer than 5 classes).
@@ -70,6 +72,7 @@ def evaluate(
             counts += torch.stack([ranked[:, 0].sum(), ranked.sum(), number])
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
             progress.update()
+            after_batch()
     model.train(was_training)
 
     missed = counts.new_tensor([unreadable(data, "eval")])

@@ -18,6 +18,7 @@ from rmeeto.engine.dist import World
 from rmeeto.engine.evaluate import EvalData, NotFinite, evaluate, rank_errors, unreadable
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.precision import amp_dtype, autocast
+from rmeeto.engine.preempt import Notice, Preempted
 from rmeeto.engine.progress import Progress
 from rmeeto.engine.record import RunConfig, RunFolder
 from rmeeto.engine.resume import FILES, Position, resume
@@ -75,12 +76,14 @@ def fit(
 
     Raises:
         UserError: a loss that is not finite (before it reaches the weights or a file), a checkpoint of another set-up.
+        Preempted: a process was told to leave; the checkpoint is that of the step that it was at.
     """
     training = Training(model, data, criterion, optim, run, world, folder, peak_lr, groups)
     resume(training)
-    while training.at.epoch < optim.epochs:
-        training.train_epoch()
-        training.evaluate_epoch()
+    with training.notice:
+        while training.at.epoch < optim.epochs:
+            training.train_epoch()
+            training.evaluate_epoch()
     return training.result()
 
 
@@ -108,9 +111,10 @@ class Training:
         self.ema = ModelEmaV3(model, decay=optim.model_ema_decay) if optim.model_ema else None
         self.parallel: Any = model if world.size == 1 else DistributedDataParallel(model)
         self.at = Position()
-        self.means, self.watch = Means(world), Watch(world)
+        self.means, self.watch, self.notice = Means(world), Watch(world), Notice(world)
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
+        self.trained: dict[str, Any] = {}
         self.weights = ("model",) if self.ema is None else ("model", "ema")
         contents = getattr(data, "contents", None)
         self.contents = None if contents is None else world.on_main(contents)
@@ -132,6 +136,9 @@ class Training:
                 progress.update(group)
                 if at.step % self.run.log_every == 0:
                     self.log("step", {"lr": self.lr(at.batch - 1), **self.means.all()})
+                if self.notice.given():
+                    self.save()
+                    self.leave()
                 if self.run.checkpoint_every and at.step % self.run.checkpoint_every == 0:
                     self.save()
         seconds = time.perf_counter() - began
@@ -140,6 +147,8 @@ class Training:
             "images_per_s": images * self.world.size / seconds,
             "unreadable": sum(self.world.gather(unreadable(self.data, "train"))),
         }
+        self.stop_if_not_finite()
+        self.trained = self.state()  # what an evaluation that is told to leave saves
         self.log("train", {"lr": self.lr(at.batch - 1), **self.means.all()}, **process)
 
     def lr(self, batch: int) -> float:
@@ -181,9 +190,17 @@ class Training:
         at, began = self.at, time.perf_counter()
         weights = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
         improved = None
+
+        def after_batch() -> None:
+            if self.notice.signal is not None:  # of this process alone: they see unequal numbers of batches
+                if self.world.is_main:
+                    self.write(self.trained)
+                self.leave()
+
         for name, model in weights.items():
+            title = f"evaluating {name}"
             try:
-                self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, f"evaluating {name}")
+                self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, title, after_batch)
             except NotFinite:
                 raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
                     f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged.",
@@ -208,8 +225,18 @@ class Training:
         """Write last.pt; the one before it is kept, since a file may be damaged after it was written."""
         self.stop_if_not_finite()
         state = self.state()
+        self.world.on_main(lambda: self.write(state))
+
+    def write(self, state: dict[str, Any]) -> None:
         last, previous = (self.folder.path / name for name in FILES)
-        self.world.on_main(lambda: checkpoint.save(last, state, previous))
+        checkpoint.save(last, state, previous)
+
+    def leave(self) -> None:
+        """End a run that was told to leave and has saved."""
+        raise Preempted(
+            f"{self.notice.signal or 'a signal to another process'}: saved at epoch {self.at.epoch + 1}, step "
+            f"{self.at.step}; the same command with --resume goes on from {self.folder.path / FILES[0]}"
+        )
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds. The schedule is a function of the position, so it has no state of its own."""
@@ -221,7 +248,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "position": dataclasses.asdict(self.at),
             "ranks": self.world.gather(own),
-            "accuracy": self.accuracy,
+            "accuracy": dict(self.accuracy),
             "best": self.best,
             "log_lines": self.folder.log_lines(),
             "batches_per_epoch": self.data.batches_per_epoch,

@@ -1,0 +1,76 @@
+"""Start a task in several processes: torchrun, whose own traceback does not bury the error of a process.
+
+`python -m rmeeto.cli.launch` takes torchrun's arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+from rmeeto.engine.preempt import EXIT_CODE
+from rmeeto.errors import shown
+
+_EVERY = 30  # seconds
+_LOGGERS = ("torch.distributed.elastic", "torch.distributed.run")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run torchrun.
+
+    Returns:
+        0; else the exit code of the process that failed first (2 after a user error, whose line it has printed), or
+        75 where the launcher was told to leave: the processes have saved, and the same command with --resume goes on.
+    """
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    arguments = torchrun.parse_args(sys.argv[1:] if argv is None else list(argv))
+    if arguments.nnodes != "1:1":
+        threading.Thread(target=_say_who_waits, args=(arguments,), daemon=True).start()
+    try:
+        torchrun.run(arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code not in (1, 2, 130, EXIT_CODE):
+            print(f"error: process {rank} ended {_how(code)}; the others were stopped", file=sys.stderr)
+        return code if code > 0 else 128 - code
+    except SignalException as error:
+        return 130 if error.sigval.name == "SIGINT" else EXIT_CODE
+    except (RendezvousError, TimeoutError, OSError) as error:
+        print(f"error: the processes did not find each other: {shown(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _say_who_waits(arguments: Any) -> None:
+    """Say every half minute that the other machines have not come, until this one has started its processes."""
+    here, waited = f"/proc/self/task/{os.getpid()}/children", 0
+    while not (os.path.exists(here) and Path(here).read_text()):
+        time.sleep(_EVERY)
+        waited += _EVERY
+        if not Path(here).read_text():
+            print(
+                f"waiting for {arguments.nnodes} machines at {arguments.master_addr}:{arguments.master_port} since "
+                f"{waited} s; machine {arguments.node_rank} is here",
+                file=sys.stderr,
+            )
+
+
+def _how(code: int) -> str:
+    return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import models, numerics
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 from rmeeto.engine.dist import World
 from rmeeto.engine.distill import DistillLoss
 from rmeeto.engine.loop import Training

@@ -15,8 +15,8 @@ import timm
 import torch
 
 from benchmarks import front, report, results, targets
+from benchmarks.results import Unit
 from benchmarks.suites import APART, SUITES
-from benchmarks.unit import Unit
 from image_task.models import MODELS
 from rmeeto.errors import UserError
 from rmeeto.ops.backend import NAMES

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.parity import agree
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 from image_task.models import MODELS
 from rmeeto.measure.speed import seconds_of
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks import peers, timing
 from benchmarks.parity import Case, Refused, Verifier, as_tuple, leaves, upstream
 from rmeeto.merge import MergePlan, Tokens, match, merge_wavg
+from rmeeto.merge.plan import take_tokens
 from rmeeto.ops import Direction
 from rmeeto.ops.add_norm import ADD_NORM
 from rmeeto.ops.add_norm.naive import naive_add_rms_norm
@@ -322,11 +323,7 @@ def _matched(got: MergePlan, metric: Tensor) -> tuple[Tensor, Tensor]:
     """
     keep, source, destination, index = got.keep, got.source, got.destination, got.class_index
     unit = torch.nn.functional.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
-
-    def take(positions: Tensor) -> Tensor:
-        return unit.gather(1, positions.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
-
-    similarity = (take(source) * take(keep.gather(1, destination))).sum(-1)
+    similarity = (take_tokens(unit, source) * take_tokens(unit, keep.gather(1, destination))).sum(-1)
     everyone = torch.cat([keep, source], dim=1).sort(dim=1).values
     patches = torch.cat([keep[:, :index], keep[:, index + 1 :]], dim=1)
     complete = (everyone == torch.arange(metric.shape[1], device=metric.device)).all(1)

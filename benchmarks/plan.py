@@ -138,8 +138,9 @@ def run_parts(options: argparse.Namespace, parts: dict[str, Part], build: subpro
     """
     end, code, ran, file = time.monotonic() + options.budget, 0, False, options.out / "plan.json"
     states = json.loads(file.read_text()) if file.exists() else {}
-    for name, part in parts.items():
-        key = f"{name}, dry" if options.dry_run else name
+    keys = {name: f"{name}, dry" if options.dry_run else name for name in parts}
+    for name, key in sorted(keys.items(), key=lambda item: item[1] in states):  # what failed comes last
+        part = parts[name]
         if states.get(key) == "done":
             continue
         if build is not None and name not in BESIDE_THE_BUILD:

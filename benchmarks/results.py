@@ -6,10 +6,11 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +21,20 @@ from rmeeto.errors import UserError
 
 FOLDER = Path(__file__).parent / "results"
 SAME = ("commit", "device", "torch", "threads", "quick", "runs")  # within one result
+
+
+class Unit(NamedTuple):
+    """Some rows of a result: what is measured together, and written down when it is complete.
+
+    Args:
+        name: by which a run that goes on knows that it has them; None: whoever made the unit knows.
+        rows: measures them.
+        table: of the result that they belong to.
+    """
+
+    name: str | None
+    rows: Callable[[], Iterable[dict[str, Any]]]
+    table: str = "rows"
 
 
 def device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import models, timing
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import front, models, operators, peers, targets, training
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 
 TRAINING_BATCH = {"cpu": 4, "cuda": 128}
 RECIPE_R = {"tiny": 5}  # of the paper's main table; the larger models' is 11

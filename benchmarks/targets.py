@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import models, operators, timing, training
 from benchmarks.operators import BOTH, FORWARD
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 from rmeeto.ops.selective_scan import SCAN
 from rmeeto.ops.token_merge import MERGE
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
@@ -27,6 +27,7 @@ from rmeeto import MergeConfig
 from rmeeto.engine import World, evaluate
 from rmeeto.measure import benchmark, count_flops
 from rmeeto.merge import MergePlan, Tokens, TokenState, match
+from rmeeto.merge.plan import take_tokens
 from rmeeto.nn import block
 from rmeeto.ops import match_tokens
 from video_task.config import VideoDataConfig
@@ -131,9 +132,7 @@ def _pairs(plan: MergePlan) -> Tensor:
 
 def _similarity(metric: Tensor, pairs: Tensor) -> float:
     metric = F.normalize(metric.float(), dim=-1)
-    a, b = (
-        metric.gather(1, index.unsqueeze(-1).expand(-1, -1, metric.shape[-1])) for index in pairs.unbind(-1)
-    )
+    a, b = (take_tokens(metric, index) for index in pairs.unbind(-1))
     return (a * b).sum(-1).mean().item()
 
 

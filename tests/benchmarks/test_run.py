@@ -24,7 +24,7 @@ from benchmarks import (
     targets,
     timing,
 )
-from benchmarks.unit import Unit
+from benchmarks.results import Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -112,7 +112,7 @@ class Command:
         """A message of the library as this command line says it, see `rmeeto.cli.flags.in_flags`."""
         return in_flags(message, {**self.config.sections(), "merge": MergeConfig}, written)
 
-    def canonical(self, model: str) -> tuple[str, ReleasedName | None]:
+    def resolve(self, model: str) -> tuple[str, ReleasedName | None]:
         """Our name of a model, and what it stands for if it is one of the released code.
 
         Raises:
@@ -125,9 +125,9 @@ class Command:
         return name, released
 
     def _our_names(self, model: dict[str, Any], start: str) -> ReleasedName | None:
-        model["model"], released = self.canonical(model.get("model", start))
+        model["model"], released = self.resolve(model.get("model", start))
         if model.get("teacher"):
-            model["teacher"], _ = self.canonical(model["teacher"])
+            model["teacher"], _ = self.resolve(model["teacher"])
         return released
 
     def _starting_point(self, given: Mapping[str, Given]) -> TaskConfig:

@@ -50,7 +50,7 @@ def load_batches(
         raise UserError(
             f"a process that loads data is gone ({reason}). It may have run out of memory, or of shared memory, "
             "where batches wait (/dev/shm: Docker's --shm-size); give fewer num_workers (0 needs none) or a smaller "
-            "batch_size, and go on with --resume."
+            "batch_size, and go on with run.resume."
         ) from error
 
 

@@ -88,7 +88,7 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
             return "new"
     except OSError as error:  # the path is too long, or not to be seen
         raise UserError(
-            f"{path} cannot be a run folder ({error.strerror}); choose another --output_dir."
+            f"{path} cannot be a run folder ({error.strerror}); choose another run.output_dir."
         ) from None
     done = _is_result(path / "result.json")
     if not resume:

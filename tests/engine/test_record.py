@@ -62,7 +62,7 @@ def test_an_empty_folder_is_no_folder():
 
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000 + "b"])
 def test_a_path_that_is_too_long_is_a_user_error(path, tmp_path):
-    with pytest.raises(UserError, match="cannot be a run folder .*choose another --output_dir"):
+    with pytest.raises(UserError, match="cannot be a run folder .*choose another run.output_dir"):
         state_of(tmp_path / path, CONFIG, resume=False)
 
 

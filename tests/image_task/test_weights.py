@@ -242,12 +242,12 @@ def test_a_header_of_many_tensors_is_refused_at_once(tmp_path):
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"x{index}": entry for index in range(500_000)}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(
         UserError, match="cannot be read: it is no safetensors file of at most 4194304 bytes of header"
     ):
         load_weights(small(), tmp_path / "w.safetensors")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import zipfile
 
 import pytest
@@ -79,7 +80,7 @@ PICKLES = {
     "a path that takes for ever to print": (call("pathlib.PosixPath", doubled(60)), "no text"),
     "1 million levels": (b"]" * 10**6 + b"a" * (10**6 - 1), "too many objects"),
     "100,000 levels": (b"]" * 10**5 + b"a" * (10**5 - 1), "holds a list"),
-    "8 million sets": (b"\x8f" * 8 * 10**6, "too many objects"),
+    "a million sets": (b"\x8f" * 10**6, "too many objects"),
     "a text named again and again": (
         text("x" * 10**5) + b"q\x01" + (name("_codecs.encode") + b"h\x01\x85R") * 10**4, "too many objects"),
     "a list named again and again": (
@@ -100,7 +101,7 @@ def whole(path, **options):
 
 
 def compressed(path):
-    zip_file(path, tensor(2**24, (2**24,), (1,)), zipfile.ZIP_DEFLATED, _0=bytes(4 * 2**24))
+    zip_file(path, tensor(2**20, (2**20,), (1,)), zipfile.ZIP_DEFLATED, _0=bytes(4 * 2**20))
 
 
 def flipped(path):
@@ -139,9 +140,10 @@ def legacy_of_4_tb(path):
 
 
 def many_records(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for index in range(100_000):
-            archive.writestr(f"x/data/{index}", b"")
+    """An index of 5 MB, as its end says."""
+    content = bytearray(zip_file(path, EMPTY).read_bytes())
+    content[-10:-6] = struct.pack("<L", 5 * 2**20)
+    path.write_bytes(content)
 
 
 def one_record_many_times(path):
@@ -188,18 +190,18 @@ import json, sys, time
 import torch
 from rmeeto.reader import Unreadable, read
 for path in json.load(open(sys.argv[1])):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         outcome = f"it holds a {type(read(path)).__name__}"
     except Unreadable as error:
         outcome = str(error)
-    print(json.dumps([outcome, time.perf_counter() - start]), flush=True)
+    print(json.dumps([outcome, time.process_time() - start]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """What the reader says to each file, and how long it took."""
+    """What the reader says to each file, and how many seconds of the processor it took."""
     folder, paths = tmp_path_factory.mktemp("hostile"), {}
     for index, (title, (pickle, _)) in enumerate(PICKLES.items()):
         paths[title] = zip_file(folder / f"{index}.pth", pickle, _0=FOUR)

@@ -35,6 +35,7 @@ CLIPS = {
     "interlaced.mp4": (20, 48, 64, {"x264-params": "tff=1"}),
     "mpeg4.mp4": (60, 48, 64, {"codec": "mpeg4"}),
     "mpeg4_b.mp4": (35, 47, 61, {"codec": "mpeg4", "b_frames": 2}),
+    "variable.avi": (20, 48, 64, {"codec": "mpeg4", "milliseconds": [60 * n + n % 3 * 20 for n in range(20)]}),
     "mpeg4.avi": (60, 48, 64, {"codec": "mpeg4", "rate": 12}),
     "mpeg4_b.avi": (31, 48, 64, {"codec": "mpeg4", "b_frames": 2}),
     "h264_b.avi": (30, 48, 64, {"b_frames": 3}),

@@ -107,7 +107,7 @@ def test_table_8_takes_shares_of_the_training_set():
 def test_what_all_tables_share(recipe):
     for config, notices in plan(recipe):
         assert notices == (
-            ["--if_order has no effect: r = 0 merges nothing"] if config.setting == "dense" else []
+            ["--if_order has no effect: --r 0 merges nothing"] if config.setting == "dense" else []
         )
         assert config.data.data_set in ("IMNET", "SUBIMNET") and config.data.batch_size == 128
         assert config.data.data_path == "data/imagenet"

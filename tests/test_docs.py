@@ -28,6 +28,7 @@ CASES = [(name, title) for name in ("extend.md",) for title in sections(name)]
 def test_a_section_runs(name, title, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
+        "REPOSITORY": str(ROOT),
         "DIGITS": str(ROOT / "image_task/exp_sh/digits/dense.safetensors"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

@@ -1,0 +1,33 @@
+"""The kinds of input by name; each module says what it tries."""
+
+from tests.fuzz.kinds import (
+    checkpoints,
+    clips,
+    commands,
+    faults,
+    libraries,
+    lists,
+    models,
+    pictures,
+    recipes,
+    runs,
+    safetensors,
+    settings,
+    shards,
+)
+
+KINDS = {
+    "checkpoints": checkpoints.KIND,
+    "safetensors": safetensors.KIND,
+    "models": models.KIND,
+    "settings": settings.KIND,
+    "runs": runs.KIND,
+    "lists": lists.KIND,
+    "shards": shards.KIND,
+    "pictures": pictures.KIND,
+    "clips": clips.KIND,
+    "libraries": libraries.KIND,
+    "commands": commands.KIND,
+    "recipes": recipes.KIND,
+}
+FAULTS = {"faults": faults.KIND}  # what the runner has to find; only on request

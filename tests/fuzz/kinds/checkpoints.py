@@ -67,7 +67,8 @@ def seeds() -> Mapping[str, bytes]:
         "optimizer": {"state": state, "param_groups": groups},
     }
     lightning = {
-        "state_dict": collections.OrderedDict(MODEL), "loops": {"fit_loop": {"epoch_progress": {"total": {"ready": 4}}}},
+        "state_dict": collections.OrderedDict(MODEL),
+        "loops": {"fit_loop": {"epoch_progress": {"total": {"ready": 4}}}},
         "lr_schedulers": [{"milestones": collections.Counter({3: 1})}], "pytorch-lightning_version": "2.4.0",
     }  # fmt: skip
     ours = {"model": MODEL, "step": 3, "rates": [0.1, None], "size": tuple(W.shape), "kind": torch.float32}
@@ -192,7 +193,8 @@ _PIECES = [
     *(number(value) for value in NUMBERS if isinstance(value, int)),
     *(text(value) for value in ("", "storage", "cpu", "0", "f8", "O", "latin1", "<", "\x1b[2J", "model")),
     *(text(value) for value in (b"", bytes(8), b"A" * 64)),
-    b"h\0", b"q\0", b"h\1", b"r\xff\xff\xff\xff", b"\x85R", b"N\x85R", b"}R", b"]R", b")R", b")\x81", b"K\1", b"G" + bytes(8),
+    b"h\0", b"q\0", b"h\1", b"r\xff\xff\xff\xff", b"\x85R", b"N\x85R", b"}R", b"]R", b")R", b")\x81", b"K\1",
+    b"G" + bytes(8),
     tensor(4, (4,), (1,)), tensor(4, (4,), (0,)), tensor(4, (2, 2), (2, 1), offset=1), tensor(2**40, (1,), (1,)),
 ]  # fmt: skip
 

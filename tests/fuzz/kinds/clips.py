@@ -35,7 +35,8 @@ TARGETS = (
 PLAYLISTS = (
     "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{0}'\n",
     "v=0\no=- 0 0 IN IP4 127.77.77.77\ns=x\nc=IN IP4 127.77.77.77\nt=0 0\nm=video 47777 RTP/AVP 96\n",
-    '<?xml version="1.0"?><MPD><Period><AdaptationSet><Representation><BaseURL>{0}</BaseURL></Representation></AdaptationSet></Period></MPD>',
+    '<?xml version="1.0"?><MPD><Period><AdaptationSet><Representation><BaseURL>{0}</BaseURL></Representation>'
+    "</AdaptationSet></Period></MPD>",
     "[playlist]\nFile1={0}\n", "[Reference]\nRef1={0}\n", '<asx version="3.0"><entry><ref href="{0}"/></entry></asx>',
     "RTSPtext {0}\n", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{0}\n",
 )  # fmt: skip

@@ -21,9 +21,12 @@ from tests.fuzz.mutate import some_text
 from tests.fuzz.programs import try_main
 
 VALUES = (
-    "0", "1", "4", "-1", "0.5", "1e-3", "1e20", "99999999999999999999", "2147483648", "1e-320", "inf", "nan", "True", "False",
-    "none", "cosine", "l2", "sum", "mean", "X", "B", "C", "delta", "random", "odd-even", "bf16", "cpu", "auto", "digits",
-    "IMNET", "folder", "wds", "hfds/x", "rand-m9-mstd0.5-inc1", "rand-m99", "bicubic", "bilinear", "pixel", "2,2", "2,3,3",
+    "0", "1", "4", "-1", "0.5", "1e-3", "1e20", "99999999999999999999", "2147483648", "1e-320", "inf", "nan",
+    "True", "False",
+    "none", "cosine", "l2", "sum", "mean", "X", "B", "C", "delta", "random", "odd-even", "bf16", "cpu", "auto",
+    "digits",
+    "IMNET", "folder", "wds", "hfds/x", "rand-m9-mstd0.5-inc1", "rand-m99", "bicubic", "bilinear", "pixel",
+    "2,2", "2,3,3",
     "0.2,0.8", "exact", "window", "vim_nano_patch2_16", "vim_tiny_patch16_224", "videomamba_video_nano_patch4_32",
     "deit_tiny_patch16_224", "Kinetics_sparse", "batch", "plain", "ema", "..", "a/b", "runs", "c.json", "\udcff",
 )  # fmt: skip
@@ -44,7 +47,8 @@ def _flags(program: str) -> Sequence[str]:
     if program in parsers:
         return sorted(parsers[program]()._option_string_actions)
     return ("--model", "--r", "--metric", "--window", "--batch_size", "--img_size", "--dtype", "--device", "--compile",
-            "--cuda_graph", "--runs", "--warmup", "--output", "--overwrite", "--write", "--help", "--num_frames")  # fmt: skip
+            "--cuda_graph", "--runs", "--warmup", "--output", "--overwrite", "--write", "--help",
+            "--num_frames")  # fmt: skip
 
 
 def seeds() -> Mapping[str, bytes]:

@@ -19,7 +19,8 @@ GOOD = """#!/bin/sh
 while [ $# -gt 1 ]; do [ "$1" != -o ] || { cp right.so "$2"; exit; }; shift; done
 """
 COMPILERS = {
-    "good": GOOD, "fails": "#!/bin/sh\nprintf '\\033[2Jerror: no\\n'; exit 1\n", "nothing": "#!/bin/sh\n", "text": "no program",
+    "good": GOOD, "fails": "#!/bin/sh\nprintf '\\033[2Jerror: no\\n'; exit 1\n", "nothing": "#!/bin/sh\n",
+    "text": "no program",
     "empty": "#!/bin/sh\nwhile [ $# -gt 1 ]; do [ $1 != -o ] || { : >$2; exit; }; shift; done\n",
     "bytes": "#!/bin/sh\nhead -c 1000 /dev/urandom\nexit 3\n",
 }  # fmt: skip

@@ -40,7 +40,8 @@ LISTS = {
     "HMDB51": {f"{name}_test_split1.txt": b"a.mp4 1\nb c.mp4 2\n" for name in ("v", "w")},
     "SSV2": {
         "labels.json": b'{"Moving something": "0", "Lifting something": "1"}',
-        "train.json": b'[{"id": "v/a", "template": "Moving [something]"}, {"id": "v/b c", "template": "Lifting [something]"}]',
+        "train.json": b'[{"id": "v/a", "template": "Moving [something]"}, '
+        b'{"id": "v/b c", "template": "Lifting [something]"}]',
         "validation.json": b'[{"id": "v/a", "template": "Moving [something]"}]',
     },
     "INAT18": {

@@ -25,9 +25,11 @@ KNOWN = {
     "file": ABSOLUTE, "hf_hub_id": "owner/name", "custom_load": True, "pretrained_cfg_overlay": {"url": URL},
     "source": "hf-hub", "state_dict": {}, "img_size": 20000, "num_classes": 11, "embed_dim": 10**6, "depth": 10**7,
     "input_size": [3, 32, 32], "patch_size": 0, "stride": 0, "drop_path_rate": 2, "merge": {"r": 4}, "r": 3,
-    "architecture": "eva_giant_patch14_224", "model_args": {"pretrained": True}, "global_pool": "avg", "exportable": True,
+    "architecture": "eva_giant_patch14_224", "model_args": {"pretrained": True}, "global_pool": "avg",
+    "exportable": True,
     "scriptable": True, "pretrained_file": OUTSIDE, "pretrained_strict": False, "features_only": True,
-    "vit_giant_patch14_224": 1, "device": "cuda", "dtype": "float8", "in_chans": 1, "bimamba": "v1", "shuffle": "random",
+    "vit_giant_patch14_224": 1, "device": "cuda", "dtype": "float8", "in_chans": 1, "bimamba": "v1",
+    "shuffle": "random",
 }  # fmt: skip
 
 

@@ -39,10 +39,12 @@ def seeds() -> Mapping[str, bytes]:
     formats: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "jpg": (colour, {"format": "JPEG"}), "progressive.jpg": (colour, {"format": "JPEG", "progressive": True}),
         "cmyk.jpg": (colour.convert("CMYK"), {"format": "JPEG"}), "png": (colour, {"format": "PNG"}),
-        "palette.png": (colour.quantize(16), {"format": "PNG", "transparency": 0}), "deep.png": (deep, {"format": "PNG"}),
+        "palette.png": (colour.quantize(16), {"format": "PNG", "transparency": 0}), "deep.png": (deep,
+        {"format": "PNG"}),
         "bits.png": (grey.convert("1"), {"format": "PNG"}), "gif": (colour.quantize(16), {"format": "GIF"}),
         "bmp": (colour, {"format": "BMP"}), "ppm": (colour, {"format": "PPM"}), "webp": (colour, {"format": "WEBP"}),
-        "tif": (colour, {"format": "TIFF"}), "deflate.tif": (colour, {"format": "TIFF", "compression": "tiff_adobe_deflate"}),
+        "tif": (colour, {"format": "TIFF"}), "deflate.tif": (colour, {"format": "TIFF",
+        "compression": "tiff_adobe_deflate"}),
     }  # fmt: skip
     if features.check("jpg_2000"):
         formats["jp2"] = colour, {"format": "JPEG2000"}

@@ -27,8 +27,10 @@ COUNTS = {
 }
 PATHS = ("DATA", "WEIGHTS", "RUNS")
 ON, OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
-WORDS = (*ON, *OFF, "YES", "oN", "2", "08", "0x1", " 1", "1 ", "2.5", "PATH[$(touch owned)]", "a[`touch owned`]", "1;touch owned",
-         "$(touch owned)", "-n", "--eval", "data set", "../x", "/proc/self/cwd/runs", "~", "*", "'", '"', "\\", "-")  # fmt: skip
+WORDS = (*ON, *OFF, "YES", "oN", "2", "08", "0x1", " 1", "1 ", "2.5", "PATH[$(touch owned)]",
+"a[`touch owned`]", "1;touch owned",
+         "$(touch owned)", "-n", "--eval", "data set", "../x", "/proc/self/cwd/runs", "~", "*", "'", '"', "\\",
+         "-")  # fmt: skip
 NAMES = (*SWITCHES, *COUNTS, *PATHS, "MASTER_ADDR")
 
 

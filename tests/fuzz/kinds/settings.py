@@ -19,11 +19,14 @@ from video_task.config import VideoConfig
 
 MAINS = {"image": image_task.main.main, "video": video_task.main.main}
 KNOWN = {
-    "r": 4, "model": "vim_nano_patch2_16", "data_set": "IMNET", "data_path": OUTSIDE, "model_pth": OUTSIDE, "amp": "bf16",
-    "teacher": "vim_tiny_patch16_224", "teacher_pth": URL, "name": "../../x", "smoke": True, "eval": True, "resume": True,
+    "r": 4, "model": "vim_nano_patch2_16", "data_set": "IMNET", "data_path": OUTSIDE, "model_pth": OUTSIDE,
+    "amp": "bf16",
+    "teacher": "vim_tiny_patch16_224", "teacher_pth": URL, "name": "../../x", "smoke": True, "eval": True,
+    "resume": True,
     "input_size": 2147483648, "num_workers": 10**9, "metric": "X", "distance": "l2", "shuffle": "random", "interval": 0,
     "betas": [0.9, 0.999, 1], "cutmix_minmax": [0.2, 0.8], "epochs": 0, "lr": 1e400, "device": "cuda", "window": [2, 2],
-    "matching": "exact", "rule": "bipartite", "keep_order": "no", "odd": "l2", "aa": "rand-m99", "train_interpolation": "x",
+    "matching": "exact", "rule": "bipartite", "keep_order": "no", "odd": "l2", "aa": "rand-m99",
+    "train_interpolation": "x",
 }  # fmt: skip
 # What a dry run changes by design: a run that starts from another one's settings has a folder of its own.
 OWN = {"run": {"resume", "name"}}

@@ -22,7 +22,8 @@ from tests.fuzz.programs import ODD, files_of, folder, unpack
 COUNT = 8
 INFO = b'{"splits": {"train": {"filenames": ["train.tar"], "num_samples": 8}, "val": {"filenames": ["val.tar"]}}}'
 TYPES = [bytes([kind]) for kind in b"01234567LKxgSMVX?"]
-PAX = {"size": "3", "path": "../../outside/x.png", "GNU.sparse.size": "9", "GNU.sparse.map": "0,9", "GNU.sparse.major": "1",
+PAX = {"size": "3", "path": "../../outside/x.png", "GNU.sparse.size": "9", "GNU.sparse.map": "0,9",
+"GNU.sparse.major": "1",
        "GNU.sparse.minor": "0", "GNU.sparse.name": "x", "linkpath": OUTSIDE, "mtime": "x", "uid": "-1"}  # fmt: skip
 
 

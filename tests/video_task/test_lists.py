@@ -183,6 +183,28 @@ def test_official_lists_of_something_something(tmp_path, ending):
     assert found["val"].classes == ["Pushing something left", "Holding something"]
 
 
+@pytest.mark.parametrize(
+    "labels", ['{"A x": 8, "B x": 1}', '{"A x": 0, "B x": 0}', '{"A x": -1, "B x": 0}', "[1]", "[" * 10**5]
+)
+def test_labels_of_ssv2_are_numbered_from_0_on_each_once(tmp_path, labels):
+    _touch(tmp_path, "7.webm")
+    (tmp_path / "labels.json").write_text(labels)
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.json").write_text('[{"id": "7", "template": "A [x]"}]')
+    with pytest.raises(UserError, match="not as published"):
+        load_videos(_config(tmp_path, "SSV2"))
+
+
+def test_a_list_that_lists_nothing_and_a_name_that_no_disk_takes_are_one_error(tmp_path):
+    (tmp_path / "a_test_split1.txt").write_text("x.mp4 0\n")  # in neither split
+    with pytest.raises(UserError, match="lists no video"):
+        load_videos(_config(tmp_path, "HMDB51"))
+    _touch(tmp_path, "a.mp4")
+    (tmp_path / "train.csv").write_text(f"a.mp4 16 0\n{'b' * 300} 16 0\n")
+    with pytest.raises(UserError, match="not as published.*File name too long"):
+        load_videos(_config(tmp_path, "Kinetics"))
+
+
 def test_lists_replace_the_official_ones_of_any_data_set(tmp_path):
     _touch(tmp_path, "a.avi")
     (tmp_path / "val.csv").write_text("a.avi 5\n")

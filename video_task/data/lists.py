@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 from rmeeto.data.classes import LeftOut, check_used, in_order, numbered, read_lines, subfolders
 from rmeeto.data.pictures import ENDINGS, check_regular, hidden
 from rmeeto.errors import UserError, shown
+from rmeeto.json_file import parse_json
 from video_task.config import VideoDataConfig
 
 VIDEOS = (
@@ -80,10 +80,23 @@ def load_videos(
             samples, classes = load(config, split)
         except UserError:
             raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            OSError,
+        ) as error:
             raise UserError(
-                f"{folder}: the {split} list of {config.data_set} is not as published ({error!r}); fetch it again."
+                f"{folder}: the {split} list of {config.data_set} is not as published ({repr(error)[:200]}); fetch it "
+                "again."
             ) from error
+        if not samples:
+            raise UserError(
+                f"{folder}: the {split} list of {config.data_set} lists no video; fetch it again."
+            )
         paths, targets = zip(*samples)
         found[split] = Videos(np.array([os.fsencode(p) for p in paths]), np.array(targets), classes)
         _check_present(found[split], config)
@@ -113,7 +126,7 @@ def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], li
     for number, line in lines:
         path, *counts = line.rsplit(separator, len(columns) - 1)
         if len(counts) < len(columns) - 1 or not all(count.strip().isdecimal() for count in counts):
-            raise UserError(f"{file}, line {number} is {line!r}; expected {expected}, see --split.")
+            raise UserError(f"{file}, line {number} is {line[:200]!r}; expected {expected}, see --split.")
         if len(label := counts[-1].strip()) > DIGITS:
             raise UserError(
                 f"{file}, line {number}: {label[:DIGITS]}... is no class number; expected one from 0 on."
@@ -185,9 +198,13 @@ def _hmdb51(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]],
 
 def _ssv2(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     def read(name: str) -> Any:
-        return json.loads(_text(_first(config, [f"something-something-v2-{name}.json", f"{name}.json"])))
+        return parse_json(
+            _text(_first(config, [f"something-something-v2-{name}.json", f"{name}.json"])).encode()
+        )
 
-    numbers = {name: int(number) for name, number in read("labels").items()}
+    numbers = {name: int(number) for name, number in dict(read("labels")).items()}
+    if sorted(numbers.values()) != [*range(len(numbers))]:
+        raise ValueError("its labels are not numbered from 0 on, each once")
     clips = read("train" if split == "train" else "validation")
     endings = (".webm", ".mp4", "")  # as published, re-encoded, a folder of frames
     ending = next((e for e in endings if os.path.exists(_join(config, clips[0]["id"] + e))), ".webm")

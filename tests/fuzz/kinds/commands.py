@@ -43,7 +43,7 @@ HONEST = ("image", "video", "image throughput", "video throughput")
 
 @cache
 def _flags(program: str) -> Sequence[str]:
-    parsers = {"image": image_task.flags.build_parser, "video": video_task.flags.build_parser}
+    parsers = {"image": image_task.flags.COMMAND.parser, "video": video_task.flags.COMMAND.parser}
     if program in parsers:
         return sorted(parsers[program]()._option_string_actions)
     return ("--model", "--r", "--metric", "--window", "--batch_size", "--img_size", "--dtype", "--device", "--compile",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,28 +24,19 @@ def integers(*names: str, each: int = 0) -> list[tuple[str, Any]]:
 
 
 class Struct(ctypes.Structure):
-    """A struct of csrc, with that one's names in that one's order; 0 and null where nothing is given.
+    """A struct of csrc, with that one's names in that one's order; 0 and null where nothing is assigned.
 
-    Made of keywords. A tensor goes in as its address, and lives as long as the struct does.
+    It has addresses alone: what they point to stays in variables until `run` returns. Without ``__slots__ = ()`` ctypes
+    takes a misspelt field for an attribute.
     """
 
-    _names: frozenset[str] = frozenset()
-
-    def __init_subclass__(cls) -> None:
-        cls._names |= {field[0] for field in cls._fields_}
-
-    def __init__(self, **fields: Any) -> None:
-        if not self._names.issuperset(fields):  # ctypes would make an attribute of it
-            raise TypeError(f"{type(self).__name__} has no {sorted(fields.keys() - self._names)}")
-        self._given = fields
-        super().__init__(
-            **{name: _field(value) if type(value) is not int else value for name, value in fields.items()}
-        )
+    __slots__ = ()
 
 
 class Task(Struct):
     """What a kernel takes: `run` fills in the threads it runs on."""
 
+    __slots__ = ()
     _fields_ = integers("openmp", "threads")
 
 
@@ -71,14 +61,11 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def spread(name: str, tensor: Tensor | None, dims: Sequence[str] = ("batch", "token")) -> dict[str, Any]:
-    """The fields of a tensor that may have gaps: its address, and its strides in elements by the names of its dims."""
-    if tensor is None:
-        return {}
-    return {name: tensor, **{f"{name}_{dim}": stride for dim, stride in zip(dims, tensor.stride())}}
+def pointer(tensor: Tensor | None) -> int:
+    """Address of the first element, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def _field(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    return tuple(_field(one) for one in value) if isinstance(value, tuple) else value
+def spread(tensor: Tensor | None) -> tuple[int, int, int]:
+    """Address of a tensor (B, L, C) whose tokens may lie apart, and its strides of samples and tokens, in elements."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from rmeeto.ops import build
 from rmeeto.ops.add_norm import naive
-from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointers, run, suffix
+from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointer, pointers, run, suffix
 from rmeeto.ops.register import operator
 
 
 class NormStruct(Task):
     """struct Norm of csrc/norm.cpp."""
 
+    __slots__ = ()
     _fields_ = [
         *integers("rows", "channels"),
         *pointers("hidden", "residual", "weight"),
@@ -54,9 +55,11 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor]:
     normed = torch.empty(hidden.shape, dtype=weight.dtype)
     total = torch.empty(hidden.shape, dtype=torch.float32)
+    hidden = hidden.contiguous()
     residual = None if residual is None else residual.contiguous()
-    dtypes = hidden.dtype, weight.dtype
-    _run("forward", dtypes, total, weight, eps, hidden=hidden.contiguous(), residual=residual, normed=normed)
+    norm = NormStruct()
+    norm.hidden, norm.residual, norm.normed = hidden.data_ptr(), pointer(residual), normed.data_ptr()
+    _run(f"forward{suffix(hidden.dtype, weight.dtype)}", norm, total, weight, eps)
     return normed, total
 
 
@@ -66,18 +69,12 @@ def _backward_cpu(
     dresidual = torch.empty(total.shape, dtype=torch.float32)
     dhidden = torch.empty(total.shape, dtype=hidden_dtype)
     dweight = torch.empty(weight.shape, dtype=torch.float32)
-    _run(
-        "backward",
-        (hidden_dtype, weight.dtype),
-        total,
-        weight,
-        eps,
-        dsum=dtotal.contiguous(),
-        dnormed=dnormed.to(weight.dtype).contiguous(),
-        dhidden=dhidden,
-        dresidual=dresidual,
-        dweight=dweight,
-    )
+    dnormed, dtotal = dnormed.to(weight.dtype).contiguous(), dtotal.contiguous()
+    norm = NormStruct()
+    norm.dnormed, norm.dsum = dnormed.data_ptr(), dtotal.data_ptr()
+    norm.dhidden, norm.dresidual = dhidden.data_ptr(), dresidual.data_ptr()
+    norm.dweight = dweight.data_ptr()
+    _run(f"backward{suffix(hidden_dtype, weight.dtype)}", norm, total, weight, eps)
     return dhidden, dresidual, dweight.to(weight.dtype)
 
 
@@ -110,19 +107,11 @@ def _backward(ctx: Any, dnormed: Tensor, dtotal: Tensor) -> tuple:
     return dhidden, dresidual if ctx.has_residual else None, dweight, None
 
 
-def _run(
-    name: str,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    total: Tensor,
-    weight: Tensor,
-    eps: float,
-    **fields: Tensor | None,
-) -> None:
-    """Run the kernel for the types of hidden and normed."""
-    rows, channels = total.shape[:-1].numel(), total.shape[-1]
-    weight = weight.float().contiguous()
-    norm = NormStruct(rows=rows, channels=channels, weight=weight, eps=eps, sum=total, **fields)
-    run(f"rmeeto_norm_{name}{suffix(*dtypes)}", norm)
+def _run(name: str, norm: NormStruct, total: Tensor, weight: Tensor, eps: float) -> None:
+    scale = weight.float().contiguous()
+    norm.rows, norm.channels = total.shape[:-1].numel(), total.shape[-1]
+    norm.weight, norm.eps, norm.sum = scale.data_ptr(), eps, total.data_ptr()
+    run(f"rmeeto_norm_{name}", norm)
 
 
 _norm = operator(

@@ -20,6 +20,7 @@ from rmeeto.ops.register import operator
 class ConvStruct(Task):
     """struct Conv of csrc/conv.cpp."""
 
+    __slots__ = ()
     _fields_ = [
         *integers("batch", "length", "channels", "kernel"),
         *pointers("x"),
@@ -53,9 +54,11 @@ def bidirectional_conv1d(
 def _forward_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
-    _run("forward", x, (weight, bias, weight_b, bias_b), y=y)
-    return y
+    y, y_b = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
+    conv = ConvStruct()
+    conv.y[:] = y.data_ptr(), y_b.data_ptr()
+    _run("forward", conv, x, (weight, bias, weight_b, bias_b))
+    return y, y_b
 
 
 def _backward_cpu(
@@ -64,17 +67,13 @@ def _backward_cpu(
     dy, dy_b = (rows(d.to(x.dtype)) for d in (dy, dy_b))
     parameters = weight, bias, weight_b, bias_b
     dx, dweight, dbias, dweight_b, dbias_b = (torch.empty(t.shape, dtype=t.dtype) for t in (x, *parameters))
-    _run(
-        "backward",
-        x,
-        parameters,
-        dy=(dy, dy_b),
-        dy_batch=(dy.stride(0), dy_b.stride(0)),
-        dy_token=(dy.stride(1), dy_b.stride(1)),
-        dx=dx,
-        dweight=(dweight, dweight_b),
-        dbias=(dbias, dbias_b),
-    )
+    conv = ConvStruct()
+    for k, d in enumerate((dy, dy_b)):
+        conv.dy[k], conv.dy_batch[k], conv.dy_token[k] = spread(d)
+    conv.dx = dx.data_ptr()
+    conv.dweight[:] = dweight.data_ptr(), dweight_b.data_ptr()
+    conv.dbias[:] = dbias.data_ptr(), dbias_b.data_ptr()
+    _run("backward", conv, x, parameters)
     return dx, dweight, dbias, dweight_b, dbias_b
 
 
@@ -97,19 +96,14 @@ def _backward(ctx: Any, dy: Tensor, dy_b: Tensor) -> tuple:
     return _conv_backward(dy, dy_b, *ctx.saved_tensors)
 
 
-def _run(name: str, x: Tensor, parameters: tuple[Tensor, ...], **fields: Any) -> None:
+def _run(name: str, conv: ConvStruct, x: Tensor, parameters: tuple[Tensor, ...]) -> None:
+    x = rows(x)
     weight, bias, weight_b, bias_b = (tensor.contiguous() for tensor in parameters)
-    batch, length, channels = x.shape
-    conv = ConvStruct(
-        batch=batch,
-        length=length,
-        channels=channels,
-        kernel=weight.shape[-1],
-        weight=(weight, weight_b),
-        bias=(bias, bias_b),
-        **spread("x", rows(x)),
-        **fields,
-    )
+    conv.batch, conv.length, conv.channels = x.shape
+    conv.kernel = weight.shape[-1]
+    conv.x, conv.x_batch, conv.x_token = spread(x)
+    conv.weight[:] = weight.data_ptr(), weight_b.data_ptr()
+    conv.bias[:] = bias.data_ptr(), bias_b.data_ptr()
     run(f"rmeeto_conv_{name}{suffix(x.dtype)}", conv)
 
 

@@ -13,15 +13,34 @@ import torch
 from torch import Tensor
 
 from rmeeto.ops import build
-from rmeeto.ops.cpp_support import Struct, Task, constant, integers, pointers, rows, run, spread, suffix
+from rmeeto.ops.cpp_support import (
+    Struct,
+    Task,
+    constant,
+    integers,
+    pointer,
+    pointers,
+    rows,
+    run,
+    spread,
+    suffix,
+)
 from rmeeto.ops.register import operator
 from rmeeto.ops.selective_scan import eager
-from rmeeto.ops.selective_scan.direction import NUM_TENSORS, SCHEMA, Direction, flatten, unflatten
+from rmeeto.ops.selective_scan.direction import (
+    NUM_TENSORS,
+    PER_DIRECTION,
+    SCHEMA,
+    Direction,
+    flatten,
+    unflatten,
+)
 
 
 class DirectionStruct(Struct):
     """struct Direction of csrc/scan.cpp."""
 
+    __slots__ = ()
     _fields_ = [
         *pointers("u", "delta", "B", "C", "A", "D", "bias"),
         *integers("u_batch", "u_token", "delta_batch", "delta_token"),
@@ -33,6 +52,7 @@ class DirectionStruct(Struct):
 class ScanStruct(Task):
     """struct Scan of csrc/scan.cpp."""
 
+    __slots__ = ()
     _fields_ = [
         *integers("directions", "batch", "length", "channels", "num_states", "softplus", "halve"),
         *pointers("z"),
@@ -101,22 +121,22 @@ def _scan(
 
 def _forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, keep = arguments
-    u, A, second = inputs[0], inputs[2], inputs[NUM_TENSORS // 2]
+    u, A, second = inputs[0], inputs[2], inputs[PER_DIRECTION]
     out = torch.empty(u.shape, dtype=u.dtype)
     states = torch.empty(_states_shape(u, A, second) if keep else (0,), dtype=torch.float32)
-    _run("forward", inputs, states, out=out)
+    _run("forward", inputs, states, out)
     return out, states
 
 
 def _backward_cpu(dout: Tensor, states: Tensor, *inputs: Any) -> list[Tensor]:
     dout = rows(dout.to(inputs[0].dtype))
     gradients = [None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in inputs[:NUM_TENSORS]]
-    _run("backward", inputs, states, gradients, **spread("dout", dout), dz=gradients[-1])
+    _run("backward", inputs, states, None, dout, gradients)
     return [gradient for gradient in gradients if gradient is not None]
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    u, A, second, keep = arguments[0], arguments[2], arguments[NUM_TENSORS // 2], arguments[-1]
+    u, A, second, keep = arguments[0], arguments[2], arguments[PER_DIRECTION], arguments[-1]
     shape = _states_shape(u, A, second) if keep else (0,)
     return torch.empty(u.shape, dtype=u.dtype, device=u.device), u.new_empty(shape, dtype=torch.float32)
 
@@ -155,48 +175,46 @@ def _states_shape(u: Tensor, A: Tensor, second: Tensor | None) -> tuple[int, ...
 
 
 def _run(
-    name: str, inputs: Sequence[Any], states: Tensor, gradients: Sequence[Any] | None = None, **fields: Any
+    name: str,
+    inputs: Sequence[Any],
+    states: Tensor,
+    out: Tensor | None,
+    dout: Tensor | None = None,
+    gradients: Sequence[Tensor | None] = (None,) * NUM_TENSORS,
 ) -> None:
-    """Run the kernel on the tensors as it takes them: rows of u, delta, z in one piece; A, D, bias contiguous."""
     directions, z = unflatten(inputs[:NUM_TENSORS])
-    softplus, reverse, average = inputs[NUM_TENSORS:]
-    given = [{}] * 2 if gradients is None else [_gradients(d) for d in unflatten(gradients)[0]]
-    kept = [states.data_ptr() + 4 * k * states.stride(0) if states.numel() else 0 for k in range(2)]
+    directions = [_prepared(direction) for direction in directions]
+    z = None if z is None else rows(z)
     u = directions[0].u
-    batch, length, channels = u.shape
-    scan = ScanStruct(
-        directions=len(directions),
-        batch=batch,
-        length=length,
-        channels=channels,
-        num_states=directions[0].A.shape[1],
-        softplus=softplus,
-        halve=average,
-        direction=tuple(
-            _direction(d, reverse or k == 1, states=kept[k], **given[k]) for k, d in enumerate(directions)
-        ),
-        **spread("z", None if z is None else rows(z)),
-        **fields,
-    )
+    scan = ScanStruct()
+    scan.directions = len(directions)
+    scan.batch, scan.length, scan.channels = u.shape
+    scan.num_states = directions[0].A.shape[1]
+    scan.softplus, reverse, scan.halve = inputs[NUM_TENSORS:]
+    scan.z, scan.z_batch, scan.z_token = spread(z)
+    scan.out = pointer(out)
+    scan.dout, scan.dout_batch, scan.dout_token = spread(dout)
+    scan.dz = pointer(gradients[-1])
+    for k, d in enumerate(directions):
+        to = scan.direction[k]
+        to.u, to.u_batch, to.u_token = spread(d.u)
+        to.delta, to.delta_batch, to.delta_token = spread(d.delta)
+        to.B, to.C, to.A = d.B.data_ptr(), d.C.data_ptr(), d.A.data_ptr()
+        to.B_batch, to.B_token, to.B_state = d.B.stride()
+        to.C_batch, to.C_token, to.C_state = d.C.stride()
+        to.D, to.bias = pointer(d.D), pointer(d.delta_bias)
+        to.reverse = reverse or k == 1
+        if states.numel():
+            to.states = states.data_ptr() + 4 * k * states.stride(0)
+        own = gradients[k * PER_DIRECTION : k * PER_DIRECTION + 7]
+        to.du, to.ddelta, to.dA, to.dB, to.dC, to.dD, to.dbias = (pointer(gradient) for gradient in own)
     run(f"rmeeto_scan_{name}{suffix(u.dtype)}", scan)
 
 
-def _direction(d: Direction, reverse: bool, **fields: Any) -> DirectionStruct:
-    return DirectionStruct(
-        A=d.A.contiguous(),
-        D=None if d.D is None else d.D.contiguous(),
-        bias=None if d.delta_bias is None else d.delta_bias.contiguous(),
-        reverse=reverse,
-        **spread("u", rows(d.u)),
-        **spread("delta", rows(d.delta)),
-        **spread("B", d.B, ("batch", "token", "state")),
-        **spread("C", d.C, ("batch", "token", "state")),
-        **fields,
-    )
-
-
-def _gradients(d: Direction) -> dict[str, Tensor | None]:
-    return {"du": d.u, "ddelta": d.delta, "dA": d.A, "dB": d.B, "dC": d.C, "dD": d.D, "dbias": d.delta_bias}
+def _prepared(d: Direction) -> Direction:
+    """As the kernel takes it: rows of u and delta in one piece; A, D, bias contiguous."""
+    D, bias = (None if vector is None else vector.contiguous() for vector in (d.D, d.delta_bias))
+    return Direction(rows(d.u), rows(d.delta), d.A.contiguous(), d.B, d.C, D, bias)
 
 
 _scan_operator = operator(

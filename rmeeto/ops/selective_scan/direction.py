@@ -48,8 +48,8 @@ class Direction(NamedTuple):
         return selective_scan(u, delta, A, B, C, D, z, bias, reverse=reverse)
 
 
-NUM_TENSORS = 17  # of an operator: those of two directions, and the gate
-_PER_DIRECTION = 8
+PER_DIRECTION = 8  # tensors
+NUM_TENSORS = 2 * PER_DIRECTION + 1  # of an operator: those of two directions, and the gate
 _FIELDS = (
     "Tensor{0} u{1}, Tensor{0} delta{1}, Tensor{0} A{1}, Tensor{0} B{1}, Tensor{0} C{1}, Tensor? D{1}, "
     "Tensor? delta_bias{1}, Tensor? dt_weight{1}"
@@ -61,12 +61,12 @@ def flatten(directions: Sequence[Direction], z: Tensor | None) -> list[Tensor | 
     """The tensors of one or two directions and the gate, in the order of `SCHEMA`."""
     tensors: list[Tensor | None] = []
     for direction in directions:
-        tensors += direction[:_PER_DIRECTION]
+        tensors += direction[:PER_DIRECTION]
     return [*tensors, *[None] * (NUM_TENSORS - 1 - len(tensors)), z]
 
 
 def unflatten(tensors: Sequence[Tensor | None]) -> tuple[list[Direction], Tensor | None]:
     """The directions (their ``log_A`` is not among the tensors) and the gate."""
-    first, second = tensors[:_PER_DIRECTION], tensors[_PER_DIRECTION : NUM_TENSORS - 1]
+    first, second = tensors[:PER_DIRECTION], tensors[PER_DIRECTION : NUM_TENSORS - 1]
     given = [first] if second[0] is None else [first, second]
     return [Direction(*direction) for direction in given], tensors[NUM_TENSORS - 1]  # type: ignore[arg-type]

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from rmeeto.ops.register import operator
 from rmeeto.ops.selective_scan import eager
-from rmeeto.ops.selective_scan.direction import NUM_TENSORS, SCHEMA, Direction, flatten, unflatten
+from rmeeto.ops.selective_scan.direction import (
+    NUM_TENSORS,
+    PER_DIRECTION,
+    SCHEMA,
+    Direction,
+    flatten,
+    unflatten,
+)
 from rmeeto.ops.selective_scan.triton_backward import scan_bwd_kernel
 from rmeeto.ops.selective_scan.triton_forward import scan_fwd_kernel, scan_state_fwd_kernel
 from rmeeto.ops.triton_support import (
@@ -176,7 +183,7 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    u, A, second, keep = arguments[0], arguments[2], arguments[NUM_TENSORS // 2], arguments[-1]
+    u, A, second, keep = arguments[0], arguments[2], arguments[PER_DIRECTION], arguments[-1]
     batch, length, channels = u.shape
     state = -(-channels // BLOCK) * BLOCK * power_of_two(A.shape[1])
     shape = (1 if second is None else 2, batch, -(-length // TOKENS), state)
@@ -189,7 +196,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_fake(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    u, A, second, z = inputs[0], inputs[2], inputs[NUM_TENSORS // 2], inputs[NUM_TENSORS - 1]
+    u, A, second, z = inputs[0], inputs[2], inputs[PER_DIRECTION], inputs[NUM_TENSORS - 1]
     batch, length, channels = u.shape
     directions, num_states = 1 if second is None else 2, A.shape[1]
     return (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmeeto.ops import build
-from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointers, rows, run, spread, suffix
+from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointer, pointers, rows, run, spread, suffix
 from rmeeto.ops.token_merge.naive import check_range
 from rmeeto.ops.token_merge.registered import (
     match_fake,
@@ -23,6 +22,7 @@ from rmeeto.ops.token_merge.registered import (
 class MatchStruct(Task):
     """struct Match of csrc/merge.cpp."""
 
+    __slots__ = ()
     _fields_ = [
         *integers("batch", "tokens", "channels", "r"),
         *pointers("metric"),
@@ -36,6 +36,7 @@ class MatchStruct(Task):
 class MergeStruct(Task):
     """struct Merge of csrc/merge.cpp."""
 
+    __slots__ = ()
     _fields_ = [
         *integers("batch", "tokens", "channels", "r"),
         *pointers("hidden"),
@@ -64,20 +65,14 @@ def _match(
         check_range(class_index, metric.shape[1])  # the kernel writes there
         class_index = class_index.long().contiguous()
     outputs = keep, source, destination, place = match_fake(metric, r, class_index, index, exact)
-    batch, tokens, channels = metric.shape
-    task = MatchStruct(
-        batch=batch,
-        tokens=tokens,
-        channels=channels,
-        r=r,
-        aside=class_index,
-        aside_all=index,
-        exact_place=place if exact else None,
-        keep=keep,
-        source=source,
-        destination=destination,
-        **spread("metric", rows(metric)),
-    )
+    metric = rows(metric)
+    task = MatchStruct()
+    task.batch, task.tokens, task.channels = metric.shape
+    task.r = r
+    task.metric, task.metric_batch, task.metric_token = spread(metric)
+    task.aside, task.aside_all = pointer(class_index), index
+    task.exact_place = place.data_ptr() if exact else 0
+    task.keep, task.source, task.destination = keep.data_ptr(), source.data_ptr(), destination.data_ptr()
     run(f"rmeeto_match{suffix(metric.dtype)}", task)
     return outputs
 
@@ -91,15 +86,13 @@ def _merge(
     destination: Tensor,
 ) -> tuple[Tensor, Tensor]:
     merged, new_size = merge_fake(hidden, residual, size, keep, source, destination)
-    _run(
-        f"forward{suffix(hidden.dtype, merged.dtype)}",
-        hidden.shape,
-        (size, keep, source, destination),
-        **spread("hidden", rows(hidden)),
-        **spread("residual", None if residual is None else rows(residual)),
-        merged=merged,
-        new_size=new_size,
-    )
+    hidden = rows(hidden)
+    residual = None if residual is None else rows(residual)
+    task = MergeStruct()
+    task.hidden, task.hidden_batch, task.hidden_token = spread(hidden)
+    task.residual, task.residual_batch, task.residual_token = spread(residual)
+    task.merged, task.new_size = merged.data_ptr(), new_size.data_ptr()
+    _run(f"forward{suffix(hidden.dtype, merged.dtype)}", task, hidden.shape, size, keep, source, destination)
     return merged, new_size
 
 
@@ -116,35 +109,30 @@ def _merge_backward(
     dhidden, dresidual = merge_backward_fake(
         dmerged, size, new_size, keep, source, destination, dtype, has_residual
     )
-    _run(
-        f"backward{suffix(dtype, dmerged.dtype)}",
-        dhidden.shape,
-        (size, keep, source, destination),
-        new_size=new_size,
-        dmerged=dmerged.contiguous(),
-        dhidden=dhidden,
-        dresidual=dresidual if has_residual else None,
-    )
+    dmerged = dmerged.contiguous()
+    task = MergeStruct()
+    task.new_size, task.dmerged = new_size.data_ptr(), dmerged.data_ptr()
+    task.dhidden, task.dresidual = dhidden.data_ptr(), dresidual.data_ptr() if has_residual else 0
+    _run(f"backward{suffix(dtype, dmerged.dtype)}", task, dhidden.shape, size, keep, source, destination)
     return dhidden, dresidual
 
 
 def _run(
-    name: str, shape: torch.Size, plan: tuple[Tensor | None, Tensor, Tensor, Tensor], **fields: Any
+    name: str,
+    task: MergeStruct,
+    shape: torch.Size,
+    size: Tensor | None,
+    keep: Tensor,
+    source: Tensor,
+    destination: Tensor,
 ) -> None:
-    """Run a kernel on tokens of a shape (B, L, C); the plan with the tokens' sizes before it."""
-    batch, tokens, channels = shape
-    size, keep, source, destination = (None if tensor is None else tensor.contiguous() for tensor in plan)
-    task = MergeStruct(
-        batch=batch,
-        tokens=tokens,
-        channels=channels,
-        r=tokens - plan[1].shape[1],
-        size=size,
-        keep=keep,
-        source=source,
-        destination=destination,
-        **fields,
-    )
+    """Run a kernel on tokens of a shape (B, L, C)."""
+    size = None if size is None else size.contiguous()
+    keep, source, destination = keep.contiguous(), source.contiguous(), destination.contiguous()
+    task.batch, task.tokens, task.channels = shape
+    task.r = source.shape[1]
+    task.size = pointer(size)
+    task.keep, task.source, task.destination = keep.data_ptr(), source.data_ptr(), destination.data_ptr()
     run(f"rmeeto_merge_{name}", task)
 
 

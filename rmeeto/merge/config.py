@@ -125,6 +125,12 @@ class MergeConfig:
                     f"MergeConfig: {name}={getattr(self, name)!r} has no effect with rule={rule.name or self.rule!r}, "
                     "which does not take it; leave it out"
                 )
+        stays = [name for name in rule.needs if name in SSM]
+        if self.shuffle is not None and stays:
+            raise ValueError(
+                f"MergeConfig: shuffle={self.shuffle!r} with rule={rule.name or self.rule!r}, which asks for "
+                f"{stays[0]}: the last scan's is in the order before the shuffle; use another rule"
+            )
         if rule.ordered and not self.keep_order:
             raise ValueError(
                 f"MergeConfig: keep_order=False with rule={rule.name or self.rule!r}, which chooses its own "

@@ -19,6 +19,7 @@ from image_task.models.hub import CONFIG, WEIGHTS, export, fetch, load
 from rmeeto import MergeConfig
 from rmeeto.errors import UserError
 from rmeeto.export import to_onnx
+from rmeeto.merge import RULES
 from tests.golden_data import assert_near, fill, randn
 
 MERGE = MergeConfig(r=(3, 2), keep_order=False, class_position="exact")
@@ -274,6 +275,7 @@ ONNX = {
     "amax": {"merge": MergeConfig(r=3, mode="amax", distance="l2")},
     "mean": {"merge": MergeConfig(r=3, mode="mean", shuffle="odd-even")},
     "window": {"merge": MergeConfig(r=3, window=(1, 2, 2))},
+    **{rule: {"merge": MergeConfig(r=3, rule=rule)} for rule in sorted(set(RULES) - {"exact", "window"})},
     "deit": {"name": "rmeeto_deit_tiny_patch16_224", "merge": MergeConfig(r=1, metric="K"), "img_size": 48},
 }
 

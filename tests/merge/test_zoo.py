@@ -141,6 +141,12 @@ def test_unordered_tokens_are_refused_where_a_rule_chooses_its_sources():
         assert vim(MergeConfig(r=2, rule=name, keep_order=False))(IMAGES).isfinite().all()
 
 
+def test_a_shuffle_is_refused_where_a_rule_asks_for_what_is_not_shuffled_along():
+    with pytest.raises(ValueError, match="shuffle='odd-even' with rule='importance', which asks for delta"):
+        MergeConfig(r=2, rule="importance", shuffle="odd-even")
+    assert vim(MergeConfig(r=2, rule="shift", shuffle="odd-even"))(IMAGES).isfinite().all()
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that is made."""
 

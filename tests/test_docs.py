@@ -21,7 +21,7 @@ def sections(name: str) -> dict[str, list[tuple[str, str, str]]]:
     return {title: blocks for title, blocks in found.items() if blocks}
 
 
-CASES = [(name, title) for name in ("extend.md",) for title in sections(name)]
+CASES = [(name, title) for name in ("extend.md", "measure.md") for title in sections(name)]
 
 
 @pytest.mark.parametrize(("name", "title"), CASES)

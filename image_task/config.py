@@ -51,6 +51,11 @@ class ModelConfig(cli.ModelConfig):
         """Whether the student or its teacher is pre-trained."""
         return super().has_weights or self.pretrained is not None
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the student itself starts from pre-trained weights."""
+        return super().starts_trained or self.pretrained is not None
+
 
 @dataclass(frozen=True)
 class DataConfig(cli.DataConfig):

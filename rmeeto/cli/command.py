@@ -37,6 +37,7 @@ class Command:
         refused: flags of the released code that ask for what there is not, and what there is instead.
         adjust: changes what was given, by section, in the light of the starting point; returns lines on what it has
             done.
+        untrained: the defaults of how to train a new head, or weights from scratch, where they are others.
     """
 
     prog: str
@@ -48,10 +49,17 @@ class Command:
     ignored: Mapping[str, Ignored] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     adjust: Callable[[Mapping[str, Given], Any], list[str]] = lambda given, start: []
+    untrained: Mapping[str, Any] = field(default_factory=dict)
 
     def parser(self) -> FlagParser:
         """All flags."""
-        parser = FlagParser(self.prog, self.description, self.ignored)
+        description = self.description
+        if self.untrained:
+            defaults = " ".join(f"--{name} {value}" for name, value in self.untrained.items())
+            description += (
+                f" The defaults re-train trained weights; for a new head or weights from scratch: {defaults}."
+            )
+        parser = FlagParser(self.prog, description, self.ignored)
         parser.add_argument(
             "--dry_run",
             dest="command.dry_run",
@@ -91,6 +99,8 @@ class Command:
             start = dataclasses.replace(start, merge=released.start)
         notices += self.adjust(given, start)
         try:
+            if "config" not in given["command"].values and released is None:
+                start = self._for_untrained(given, start)
             merge = merge_settings(start.merge, given["merge"], released)
             sections = {name: given[name].over(getattr(start, name)) for name in self.config.sections()}
             config = dataclasses.replace(start, merge=merge, **sections)
@@ -107,6 +117,16 @@ class Command:
                     "without --if_order the merged tokens lose their order, as in the released code"
                 )
         return config, "dry_run" in given["command"].values, notices
+
+    def _for_untrained(self, given: Mapping[str, Given], start: TaskConfig) -> TaskConfig:
+        """The starting point with the defaults for a student that, or whose head, nobody has trained."""
+        run = given["run"].over(start.run)
+        if run.smoke or run.eval or not given["model"].over(start.model).is_untrained:
+            return start
+        defaults, epochs = dict(self.untrained), given["optim"].values.get("epochs")
+        if epochs is not None and defaults:  # a short training warms up for a part of it
+            defaults["warmup_epochs"] = min(defaults["warmup_epochs"], epochs // 4)
+        return dataclasses.replace(start, optim=dataclasses.replace(start.optim, **defaults))
 
     def in_flags(self, message: str, written: Mapping[str, str] | None = None) -> str:
         """A message of the library as this command line says it, see `rmeeto.cli.flags.in_flags`."""

@@ -72,6 +72,16 @@ class ModelConfig(Settings):
         """Whether the student or its teacher is pre-trained."""
         return bool(self.model_pth or self.teacher_pth)
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the student itself starts from pre-trained weights."""
+        return self.model_pth is not None
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the student's head, or all of it, is drawn from the seed."""
+        return self.delete_head or not self.starts_trained
+
 
 @dataclass(frozen=True)
 class DataConfig(Settings):

@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from rmeeto.cli.advice import epoch_line, training_notes
 from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
@@ -272,7 +273,12 @@ class Task(ABC):
             lowest = optim.min_lr * (peak / optim.lr if optim.schedule == "iteration" else 1)
             rises = " (it rises: --min_lr lies above)" if peak < lowest else ""
             teacher = "a dense teacher" if config.distill.distill else "no teacher"
-            lines.append(f"train   {optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}")
+            lines += [
+                f"train   {optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}",
+                f"        {epoch_line(config, data, world.size, self.samples)}",
+            ]
+            untrained_lr = self.command.untrained.get("lr")
+            lines += [f"note:   {note}" for note in training_notes(config, data, untrained_lr)]
         return [*lines, f"folder  {config.folder}"]
 
 

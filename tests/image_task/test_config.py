@@ -213,7 +213,7 @@ def test_ignored_flags_are_named_once_and_change_nothing():
         ("--seed 9999999999999999999999", "--seed 9999999999999999999999; expected 0 to 2147483647"),
         ("--data_ratio 2 --data-set SUBIMNET", "--data_ratio 2.0; expected a number in (0, 1]"),
         ("--batch-size 0", "--batch_size 0"),
-        ("--min-lr 1", "--min_lr 1.0; expected a rate between 0 and --lr 2e-05"),
+        ("--min-lr 1", "--min_lr 1.0; expected a rate between 0 and --lr 0.008"),
         ("--shuffle_rate 0.3", "--shuffle_rate 0.3 has no effect with --shuffle None"),
         ("--if_shuffle", "needs a shuffle_rate"),
         ("--distill_weight 0.3", "--distill_weight has no effect: --distill is off"),

@@ -1,0 +1,60 @@
+"""What a training run's settings cannot achieve, in lines to print before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FEWEST_STEPS = 10
+TOO_LOW = 100  # a rate this many times below what untrained weights need moves nothing
+
+
+def epoch_line(config: Any, data: Any, world_size: int, samples: str) -> str:
+    """How an epoch is cut into optimizer steps, and how many samples it leaves out.
+
+    Args:
+        config: all settings of the run.
+        data: `num_train` and `batches_per_epoch` are read.
+        samples: what the data consists of, such as "images".
+    """
+    steps, per_step = steps_of(config, data), config.data.batch_size * config.optim.accumulation * world_size
+    used = data.batches_per_epoch * config.data.batch_size * world_size
+    dropped = data.num_train - used
+    rest = f"{dropped} of {data.num_train} dropped" if dropped > 0 else "none dropped"
+    return f"{steps} optimizer step{'s' * (steps > 1)} of {min(per_step, used)} {samples} an epoch, {rest}"
+
+
+def steps_of(config: Any, data: Any) -> int:
+    """Optimizer steps of an epoch."""
+    return -(-data.batches_per_epoch // config.optim.accumulation)
+
+
+def training_notes(config: Any, data: Any, untrained_lr: float | None) -> list[str]:
+    """What cannot train as it stands, and what to change.
+
+    Args:
+        config: all settings of the run.
+        data: `batches_per_epoch` is read.
+        untrained_lr: the learning rate for weights that nobody trained; None where there is no such default.
+    """
+    if config.run.smoke:
+        return []
+    optim, notes = config.optim, []
+    total = steps_of(config, data) * optim.epochs
+    if total < FEWEST_STEPS:
+        notes.append(
+            f"{total} optimizer steps in all train next to nothing; lower --batch_size {config.data.batch_size}, or "
+            f"raise --epochs {optim.epochs}"
+        )
+    if optim.accumulation > data.batches_per_epoch:
+        notes.append(
+            f"--accumulation {optim.accumulation} is never filled: an epoch has {data.batches_per_epoch} micro-batches "
+            f"of --batch_size {config.data.batch_size}"
+        )
+    if config.model.is_untrained and untrained_lr is not None and optim.lr * TOO_LOW <= untrained_lr:
+        what = "a new head" if config.model.delete_head else "weights from scratch"
+        notes.append(f"--lr {optim.lr:g} re-trains trained weights; {what} would need about {untrained_lr:g}")
+    if config.distill.distill and config.model.has_weights and not config.model.starts_trained:
+        notes.append(
+            "the student starts from random weights beside a trained teacher; --model_pth gives it trained ones"
+        )
+    return notes

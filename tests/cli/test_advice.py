@@ -1,0 +1,77 @@
+"""The defaults follow what is asked, and what cannot train is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from image_task.config import Config
+from image_task.flags import UNTRAINED, parse
+from rmeeto.cli.advice import epoch_line, training_notes
+from rmeeto.engine import OptimConfig
+
+
+def config_of(line: str) -> Config:
+    return parse(line.split())[0]
+
+
+def data_of(num_train: int, config: Config) -> SimpleNamespace:
+    return SimpleNamespace(num_train=num_train, batches_per_epoch=num_train // config.data.batch_size)
+
+
+@pytest.mark.parametrize("line", ["", "--merge_method none", "--model_pth P --delete_head"])
+def test_a_new_head_and_weights_from_scratch_get_settings_that_train(line):
+    assert config_of(line).optim == replace(OptimConfig(), **UNTRAINED)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--model_pth P",
+        "--pretrained auto --model vim_tiny_patch16_224",
+        "--eval",
+        "--model RMeeTo_tiny --data-path D",
+    ],
+)
+def test_a_retraining_and_the_released_names_keep_the_papers(line):
+    assert config_of(line).optim == OptimConfig()
+
+
+def test_what_is_written_counts():
+    written = config_of("--lr 3e-3 --epochs 8 --accumulation 2 --schedule released --batch_size 32").optim
+    assert written == OptimConfig(lr=3e-3, epochs=8, warmup_epochs=2, accumulation=2, schedule="released")
+    assert config_of("--epochs 1").optim.warmup_epochs == 0
+    assert config_of("--smoke").optim == replace(OptimConfig(), epochs=1)
+
+
+def test_an_epoch_is_said():
+    config = config_of("--batch_size 16")
+    assert epoch_line(config, data_of(180, config), 1, "images") == (
+        "11 optimizer steps of 16 images an epoch, 4 of 180 dropped"
+    )
+    config = config_of("--accumulation 2 --batch_size 90")
+    assert epoch_line(config, data_of(180, config), 1, "images") == (
+        "1 optimizer step of 180 images an epoch, none dropped"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--batch_size 16", []),
+        ("--model_pth P --accumulation 1 --epochs 10", []),
+        ("--epochs 2", ["2 optimizer steps in all"]),
+        ("--accumulation 2", ["--accumulation 2 is never filled: an epoch has 1"]),
+        ("--lr 2e-5 --model_pth P --delete_head", ["a new head would need"]),
+        ("--lr 2e-5", ["weights from scratch would need"]),
+        ("--teacher_pth P --distill", ["the student starts from random weights"]),
+        ("--smoke --epochs 2", []),
+    ],
+)
+def test_what_cannot_train_is_said(line, expected):
+    config = config_of(line)
+    notes = training_notes(config, data_of(180, config), UNTRAINED["lr"])
+    assert len(notes) == len(expected)
+    assert all(words in note for words, note in zip(expected, notes))

@@ -186,7 +186,7 @@ def table() -> str:
     for rule in NAMES:
         cells = [accuracy_cell(task, rule, arm) for task in TASKS for arm in ARMS]
         timed = [times.get(str(size), {}).get(rule) for size in SIZES]
-        cells += [f"{t['latency_ms']:.2f}" if t else MISSING for t in timed]
+        cells += [f"{t['latency_ms']:.2f} (IQR {t['spread_ms']:.2f})" if t else MISSING for t in timed]
         rows.append([f"`{rule}`", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -5,6 +5,7 @@
 #
 # What is on or off is 1 or 0, or any of true false, yes no, on off.
 # DRY_RUN=1  print each command (for the repository root) and validate it    SMOKE=1  run each for a few batches
+# CHECK=1    the same, and find its data and weights, before the job waits in a queue; nothing is run or written
 # RESUME=1   go on with runs that were cut short    RUNS     where the run folders go (default runs)
 # RELEASED=1 with the released code's quirks where published figures rest on them: the recipe's header says which
 # DATA       the data set (default: the recipe's)    WEIGHTS  pre-trained weights (default weights)
@@ -19,6 +20,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
     fail "a recipe takes no arguments, and got$(printf " %q" "$@"): it reads variables such as SMOKE=1 (exp_sh/launch.sh lists them)."
 [[ $RELEASED == 0 ]] || grep -q "released=" "$0" ||
     fail "RELEASED=1 has no effect: nothing in this recipe rests on the released code's quirks; leave it out."
+
+[[ $CHECK == 0 ]] || DRY_RUN=1 # for recipes too: there is nothing to prepare
 
 smoke_mark=made-by-smoke
 # What is not the user's is relative to the repository root.
@@ -46,6 +49,17 @@ if [[ $SMOKE == 1 ]]; then # a folder for each recipe, made anew: what smoke run
     fi
 fi
 
+commands=() # of a dry run or a check: one process takes them all, at the end
+mode=--dry_run
+[[ $CHECK == 0 ]] || mode=--check
+finish() {
+    local status=$?
+    ((status == 0 && ${#commands[@]})) || exit "$status"
+    WORLD_SIZE=$((NPROC * NNODES)) RANK=0 "$PYTHON" -m rmeeto.cli.together "${commands[@]}" ||
+        fail "the command above is not valid." $?
+}
+[[ $DRY_RUN == 0 ]] || trap finish EXIT
+
 num_runs=0
 released=() # set by recipes: what RELEASED=1 adds to the commands that follow
 run() {
@@ -64,10 +78,10 @@ run() {
 
     local shown
     shown=$(printf "%q " "${processes[@]}" "${task[@]}")
-    echo "${shown% }"
     if [[ $DRY_RUN == 1 ]]; then
-        "$PYTHON" "${task[@]}" --dry_run >/dev/null || fail "the command above is not valid." $?
+        commands+=(-- "${shown% }" "${task[@]}" "$mode")
     else
+        echo "${shown% }"
         "${processes[@]}" "${task[@]}" ||
             fail "the command above ended with exit code $?; the recipe stops here (RESUME=1 goes on)." $?
     fi

@@ -45,7 +45,7 @@ def load_weights(
     """Load weights strictly: every key, every shape.
 
     Args:
-        model: the model; left untouched when anything is wrong.
+        model: the model; left untouched when anything is wrong. One on the meta device is only compared with the file.
         path: ``.safetensors``, or a ``.pth`` / ``.pt`` file with the weights at the top or under ``model``,
             ``state_dict`` or ``model_ema``. DDP's ``module.`` prefix is taken off. Read without running any code of
             the file.
@@ -73,7 +73,8 @@ def load_weights(
     _check_finite(state, model, path)
     own = dict(model.state_dict(keep_vars=True))
     new = tuple(key for key, value in state.items() if value is own[key])
-    model.load_state_dict(state)
+    if not any(value.is_meta for value in own.values()):  # which has only been compared
+        model.load_state_dict(state)
     return LoadReport(str(path), entry, len(state) - len(new), resized, new)
 
 

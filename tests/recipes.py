@@ -16,6 +16,7 @@ RECIPES = sorted((ROOT / "image_task" / "exp_sh").glob("*/*.sh"))
 TABLES = [recipe for recipe in RECIPES if recipe.parent.name.startswith("tab")]
 VARIABLES = {
     "DRY_RUN",
+    "CHECK",
     "SMOKE",
     "RESUME",
     "RELEASED",
@@ -30,7 +31,20 @@ VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED"}
 
 _STAND_IN = r"""#!/bin/sh
 [ "$1" != -c ] || { echo 1; exit 0; }
-{ printf '%s\0' "$0" "$@"; printf '\036'; } >> "$(dirname "$0")/commands"
+record=$(dirname "$0")/commands
+if [ "$2" = rmeeto.cli.together ]; then
+    shift 2
+    while [ $# -gt 0 ]; do
+        printf '%s\n' "$2"
+        shift 2
+        printf '%s\0' "$0" >> "$record"
+        while [ $# -gt 0 ] && [ "$1" != -- ]; do printf '%s\0' "$1" >> "$record"; shift; done
+        printf '\036' >> "$record"
+        [ "${STAND_IN_FAILS:-0}" = 0 ] || exit "$STAND_IN_FAILS"
+    done
+    exit 0
+fi
+{ printf '%s\0' "$0" "$@"; printf '\036'; } >> "$record"
 exit "${STAND_IN_FAILS:-0}"
 """
 

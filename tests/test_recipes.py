@@ -185,7 +185,7 @@ def test_clips_that_were_cut_short_are_not_taken_for_whole(tmp_path):
         assert len(list(clips.iterdir())) == 2, "once more after the failure, and never again"
 
 
-SWITCHES = {"DRY_RUN": "--dry_run", "SMOKE": "--smoke", "RESUME": "--resume"}
+SWITCHES = {"DRY_RUN": "--dry_run", "CHECK": "--check", "SMOKE": "--smoke", "RESUME": "--resume"}
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -301,6 +301,10 @@ def test_smoke_and_dry_run_really_run(launch, tmp_path):
     process, _ = launch(DENSE, DRY_RUN="1", **real)
     assert process.returncode == 0, process.stderr
     assert len(process.stdout.splitlines()) == 1, "only the command is shown"
-    process, _ = launch(DENSE, DRY_RUN="1", SEED="first", **real)
+    process, _ = launch(DENSE, CHECK="1", SEED="2147483647", **real)
+    command, ready = process.stdout.splitlines()
+    assert command.startswith(sys.executable) and ready.startswith("ready: digits: 1437 images to train")
+    process, _ = launch(DENSE.with_name("retrain.sh"), CHECK="1", **real)
     assert process.returncode == 2
-    assert "first" in process.stderr
+    assert len(process.stdout.splitlines()) == 1, "the first that would fail"
+    assert "last.pt does not exist" in process.stderr

@@ -20,6 +20,10 @@ from rmeeto.settings import OWN, Need
 
 SMOKED = Need(lambda config: False, "--smoke has its own")
 EVALUATED = Need(lambda config: False, "--eval only evaluates")
+MODES = {
+    "dry_run": "print the resolved settings as JSON, run nothing",
+    "check": "find and count the data, read a batch of it, compare the weights with the model; run and write nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,9 @@ class Command:
                 f" The defaults re-train trained weights; for a new head or weights from scratch: {defaults}."
             )
         parser = FlagParser(self.prog, description, self.ignored)
-        parser.add_argument(
-            "--dry_run",
-            dest="command.dry_run",
-            action="store_true",
-            help="print the resolved settings as JSON, run nothing",
-        )
+        modes = parser.add_mutually_exclusive_group()
+        for mode, what in MODES.items():
+            modes.add_argument(f"--{mode}", dest="command.mode", action="store_const", const=mode, help=what)
         parser.add_argument(
             "--config",
             dest="command.config",
@@ -81,11 +82,11 @@ class Command:
             parser.add_argument(f"--{name}", dest=f"refused.{name}", nargs="*", help=argparse.SUPPRESS)
         return parser
 
-    def parse(self, argv: Sequence[str]) -> tuple[Any, bool, list[str]]:
+    def parse(self, argv: Sequence[str]) -> tuple[Any, str, list[str]]:
         """Read a command line (without the program's name).
 
         Returns:
-            The settings; whether only a dry run is wanted; lines about flags without effect.
+            The settings; which of `MODES` is wanted instead of a run, or ""; lines about flags without effect.
 
         Raises:
             UserError: an unknown flag, a value out of range, or a flag that the others leave without effect.
@@ -116,7 +117,7 @@ class Command:
                 notices.append(
                     "without --if_order the merged tokens lose their order, as in the released code"
                 )
-        return config, "dry_run" in given["command"].values, notices
+        return config, given["command"].values.get("mode", ""), notices
 
     def _for_untrained(self, given: Mapping[str, Given], start: TaskConfig) -> TaskConfig:
         """The starting point with the defaults for a student that, or whose head, nobody has trained."""

@@ -22,6 +22,7 @@ def run_command(
     command: Command,
     check: Callable[[Any], list[str]],
     run: Callable[[Any], Any],
+    rehearse: Callable[[Any], str],
 ) -> int:
     """Run a command line; errors that the user can fix are one or two lines on stderr.
 
@@ -30,6 +31,7 @@ def run_command(
         command: what its flags are.
         check: what can be checked of the settings without touching data or weights; returns lines to print.
         run: what the settings say.
+        rehearse: all of it up to the first step, without writing; returns a line on what was found.
 
     Returns:
         The exit code: 0, 1 when nobody reads the output any more, 2 for a user error, 75 after
@@ -38,12 +40,16 @@ def run_command(
     is_main = is_main_process()
     config = None
     try:
-        config, dry_run, notices = command.parse(sys.argv[1:] if argv is None else argv)
+        config, mode, notices = command.parse(sys.argv[1:] if argv is None else argv)
         notices += map(command.in_flags, check(config))
         for notice in notices if is_main else ():
             print(f"note: {shown(notice)}", file=sys.stderr)
-        if dry_run:
+        if mode == "dry_run":
             print(json.dumps(config.to_dict(), indent=2, allow_nan=False), flush=True)
+        elif mode == "check":
+            found = rehearse(config)
+            if is_main:
+                print(f"ready: {shown(found)}", flush=True)
         else:
             run(config)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
+from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.record import state_of
 from rmeeto.errors import UserError
@@ -45,10 +47,11 @@ class Task(ABC):
 
     def __init__(self, command: Command, samples: str) -> None:
         self.command, self.samples = command, samples
+        self._seen: dict[Any, Any] = {}  # data of which a batch was read, by settings
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run a command line; see `run_command`."""
-        return run_command(argv, self.command, self.check, self.run)
+        return run_command(argv, self.command, self.check, self.run, self.rehearse)
 
     @abstractmethod
     def check_data(self, config: Any, img_size: int) -> None:
@@ -116,6 +119,54 @@ class Task(ABC):
             world.print(summary(result, config.folder, self.samples))
         return result
 
+    def rehearse(self, config: Any) -> str:
+        """All of a run up to its first step, on any machine and without its memory; nothing is written.
+
+        The data is opened as the first of the launcher's processes does; a batch of each kind is read.
+
+        Returns:
+            What was found, in a line.
+
+        Raises:
+            UserError: what `run` would raise for settings, data, weights or the run folder.
+        """
+        state = state_of(config.folder, config.to_dict(), config.run.resume, harmless(config.sections()))
+        if state == "done":
+            return f"{config.folder} is done already"
+        with self.prepared(config) as ready:
+            data = self._read_data(ready)
+        classes = self._num_classes(config, data)
+        with torch.device("meta"):
+            _, weights = self._with_weights(config, config.merge, classes)
+            found = f"{self._amount(config, data)}; weights {weights}"
+            if config.distill.distill and not config.run.eval:
+                found += f"; teacher {self._with_weights(config, None, classes, teacher=True)[1]}"
+        return found
+
+    def _read_data(self, config: Any) -> Any:
+        """The data, after a batch of each kind was read; data of the same settings is opened once in a process."""
+        train, size = not config.run.eval, self.meta_model(config).pretrained_cfg["input_size"][-1]
+        key = config.data, config.model.nb_classes, size, config.run.seed, train
+        if key not in self._seen:
+            here = dataclasses.replace(config.data, num_workers=0, max_eval_batches=1, pin_mem=False)
+            data = self.build_data(
+                dataclasses.replace(config, data=here),
+                img_size=size,
+                rank=0,
+                world_size=num_processes(),
+                seed=config.run.seed,
+                train=train,
+            )
+            for kind in ("train", "eval", "test"):
+                batches = getattr(data, f"{kind}_batches", None)
+                if batches is not None and (train or kind != "train"):
+                    if next(batches(0) if kind == "train" else batches(), None) is None:
+                        raise UserError(
+                            f"nothing of the first {kind} batch can be read; is it what was meant?"
+                        )
+            self._seen[key] = data
+        return self._seen[key]
+
     def check(self, config: Any) -> list[str]:
         """What can be checked of the settings without touching data or weights; lines on what they do not do.
 
@@ -146,18 +197,22 @@ class Task(ABC):
             seed=config.run.seed,
             train=not config.run.eval,
         )
-        classes = config.model.nb_classes or data.num_classes
-        if classes != data.num_classes:
-            raise UserError(
-                f"nb_classes={classes}, but {config.data.data_set} has {data.num_classes} classes; "
-                "leave it out, or give the data set of the weights."
-            )
+        classes = self._num_classes(config, data)
         model, weights = self._with_weights(config, config.merge, classes)
         teacher = None
         if config.distill.distill and not config.run.eval:
             teacher, _ = self._with_weights(config, None, classes, teacher=True)
             teacher.to(world.device)
         return Parts(model.to(world.device), teacher, data, weights)
+
+    def _num_classes(self, config: Any, data: Any) -> int:
+        classes = config.model.nb_classes or data.num_classes
+        if classes != data.num_classes:
+            raise UserError(
+                f"nb_classes={classes}, but {config.data.data_set} has {data.num_classes} classes; "
+                "leave it out, or give the data set of the weights."
+            )
+        return classes
 
     def build_model(
         self,
@@ -248,6 +303,13 @@ class Task(ABC):
             groups=groups,
         )
 
+    def _amount(self, config: Any, data: Any) -> str:
+        """Which data there is, and how much."""
+        train, noun = f"{data.num_train} {self.samples} to train, ", ""
+        if config.run.eval:
+            train, noun = "", f" {self.samples}"
+        return f"{config.data.data_set}: {train}{self.evaluated(data, noun)}, {data.num_classes} classes"
+
     def describe(self, config: Any, parts: Parts, world: World) -> list[str]:
         """What is about to run, in a few lines."""
         model, data, optim = parts.model, parts.data, config.optim
@@ -257,15 +319,12 @@ class Task(ABC):
             merged += f" to {tokens[-1]} (r = {config.merge.r})"
         frames = "" if len(size) == 3 else f"{size[1]} frames of "
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        train, noun = f"{data.num_train} {self.samples} to train, ", ""
-        if config.run.eval:
-            train, noun = "", f" {self.samples}"
         dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}
         lines = [
             f"model   {config.model.model}, {config.setting}, {millions:.2f} M parameters, {merged} tokens, "
             f"{frames}{size[-1]} pixels",
             f"weights {parts.weights}",
-            f"data    {config.data.data_set}: {train}{self.evaluated(data, noun)}, {data.num_classes} classes",
+            f"data    {self._amount(config, data)}",
             f"device  {world.size} x {world.device.type}, {dtype[amp_dtype(config.run.amp, world.device)]}",
         ]
         if not config.run.eval:

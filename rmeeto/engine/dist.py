@@ -87,6 +87,15 @@ def is_main_process() -> bool:
     return not (size.isdecimal() and int(size) > 1 and rank.isdecimal() and int(rank) > 0)
 
 
+def num_processes() -> int:
+    """How many processes the launcher's environment speaks of.
+
+    Raises:
+        UserError: it is no number.
+    """
+    return _env_int("WORLD_SIZE", 1)
+
+
 @contextmanager
 def start(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started (its environment variables), or be the only one.

@@ -17,7 +17,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
 
 (($# == 0)) ||
-    fail "a recipe takes no arguments, and got$(printf " %q" "$@"): it reads variables such as SMOKE=1 (exp_sh/launch.sh lists them)."
+    fail "a recipe takes no arguments, and got$(LC_ALL=C printf " %q" "$@"): it reads variables such as SMOKE=1 (exp_sh/launch.sh lists them)."
 [[ $RELEASED == 0 ]] || grep -q "released=" "$0" ||
     fail "RELEASED=1 has no effect: nothing in this recipe rests on the released code's quirks; leave it out."
 
@@ -34,7 +34,7 @@ if [[ -z ${PYTHON:-} ]]; then
 fi
 if [[ -z ${NPROC:-} ]]; then
     NPROC=$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))") ||
-        fail "$(printf %q "$PYTHON") cannot import torch: run bash exp_sh/quickstart.sh once, or set PYTHON to one that can." 1
+        fail "$(LC_ALL=C printf %q "$PYTHON") cannot import torch: run bash exp_sh/quickstart.sh once, or set PYTHON to one that can." 1
     whole NPROC 1 4096
 fi
 
@@ -43,9 +43,9 @@ if [[ $SMOKE == 1 ]]; then # a folder for each recipe, made anew: what smoke run
     RUNS=$RUNS/smoke/${main%%.*}/$(basename "$(dirname "$0")")-$(basename "$0" .sh)
     if [[ $DRY_RUN == 0 && $NODE_RANK == 0 ]]; then
         [[ ! -e $RUNS && ! -L $RUNS ]] || [[ -f $RUNS/$smoke_mark ]] ||
-            fail "$(printf %q "$RUNS") is not of a smoke run (it holds no $smoke_mark): remove it, or set RUNS."
+            fail "$(LC_ALL=C printf %q "$RUNS") is not of a smoke run (it holds no $smoke_mark): remove it, or set RUNS."
         rm -rf -- "$RUNS"
-        mkdir -p -- "$RUNS" && : >"$RUNS/$smoke_mark" || fail "$(printf %q "$RUNS") cannot be made: set RUNS."
+        mkdir -p -- "$RUNS" && : >"$RUNS/$smoke_mark" || fail "$(LC_ALL=C printf %q "$RUNS") cannot be made: set RUNS."
     fi
 fi
 
@@ -77,7 +77,7 @@ run() {
     num_runs=$((num_runs + 1))
 
     local shown
-    shown=$(printf "%q " "${processes[@]}" "${task[@]}")
+    shown=$(LC_ALL=C printf "%q " "${processes[@]}" "${task[@]}")
     if [[ $DRY_RUN == 1 ]]; then
         commands+=(-- "${shown% }" "${task[@]}" "$mode")
     else

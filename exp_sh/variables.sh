@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by launch.sh: checks the variables that a recipe reads, each once and before anything is computed from it.
 
+# In the C locale %q escapes what is not ASCII, marks of direction and the like among it.
 fail() { echo "launch: $1" >&2; exit "${2:-2}"; }
 
 absolute() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; }
@@ -12,7 +13,7 @@ boolean() {
         case ${!name:-} in
             1 | [Tt][Rr][Uu][Ee] | [Yy][Ee][Ss] | [Oo][Nn]) printf -v "$name" 1 ;;
             "" | 0 | [Ff][Aa][Ll][Ss][Ee] | [Nn][Oo] | [Oo][Ff][Ff]) printf -v "$name" 0 ;;
-            *) fail "$name is $(printf %q "${!name}"): expected 1 or 0 (true or false, yes or no, on or off)." ;;
+            *) fail "$name is $(LC_ALL=C printf %q "${!name}"): expected 1 or 0 (true or false, yes or no, on or off)." ;;
         esac
     done
 }
@@ -25,7 +26,7 @@ whole() {
     if [[ $value =~ ^[0-9]{1,10}$ ]] && ((10#$value >= $2 && 10#$value <= $3)); then
         printf -v "$1" %d "$((10#$value))"
     else
-        fail "$1 is $(printf %q "$value"): expected a whole number from $2 to $3."
+        fail "$1 is $(LC_ALL=C printf %q "$value"): expected a whole number from $2 to $3."
     fi
 }
 
@@ -38,7 +39,7 @@ whole SEED 0 2147483647
 : "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_PORT:=29500}"
 ((NODE_RANK < NNODES)) || fail "NODE_RANK is $NODE_RANK: expected less than NNODES, which is $NNODES."
 [[ ${MASTER_ADDR:-} =~ ^[][[:alnum:]_.:%-]*$ && ${MASTER_ADDR:-} != -* ]] ||
-    fail "MASTER_ADDR is $(printf %q "$MASTER_ADDR"): expected the name or address of the machine with NODE_RANK=0."
+    fail "MASTER_ADDR is $(LC_ALL=C printf %q "$MASTER_ADDR"): expected the name or address of the machine with NODE_RANK=0."
 ((NNODES == 1)) || [[ -n ${MASTER_ADDR:-} ]] ||
     fail "NNODES is $NNODES but MASTER_ADDR is not set: give the address of the machine with NODE_RANK=0."
 

@@ -12,7 +12,7 @@ for argument in "$@"; do
             ;;
         --*)
             [[ -z ${flags:-} || " $flags " == *" ${argument%%=*} "* ]] && continue
-            echo "error: unknown flag $(printf %q "${argument%%=*}"); there are $flags." >&2
+            echo "error: unknown flag $(LC_ALL=C printf %q "${argument%%=*}"); there are $flags." >&2
             exit 2
             ;;
     esac
@@ -39,7 +39,7 @@ find_python() {
 make_environment() {
     local python
     if [[ -d $RMEETO_VENV && ! -e $RMEETO_VENV/pyvenv.cfg && -n $(ls -A "$RMEETO_VENV") ]]; then
-        echo "setup: $(printf %q "$RMEETO_VENV") is not a virtual environment: set RMEETO_VENV to another folder." >&2
+        echo "setup: $(LC_ALL=C printf %q "$RMEETO_VENV") is not a virtual environment: set RMEETO_VENV to another folder." >&2
         return 1
     fi
     if ! "$RMEETO_VENV/bin/python" -m pip --version >/dev/null 2>&1; then

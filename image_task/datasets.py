@@ -292,6 +292,8 @@ def _inat(config: DataConfig, split: str) -> Source:
             f"{root}: val{year}.json and train{year}.json are not as published, or of two releases ({error!r}); "
             "use files of one release."
         ) from error
+    if not samples:
+        raise UserError(f"{root}: the JSON file of {split} lists no image; fetch it again.")
     return Files.of(samples, classes)
 
 

@@ -198,7 +198,7 @@ def test_switches_understand_the_usual_words(name, launch):
 
 
 # Every name once, and every word once.
-WORDS = ["2", "maybe", "-1", "01", " 1", "1 ", "true\n", "\x1b[2J", "$(touch pwned)"]
+WORDS = ["2", "maybe", "-1", "01", " 1", "1 ", "true\n", "\x1b[2J", "\u202eabc", "$(touch pwned)"]
 
 
 @pytest.mark.parametrize(

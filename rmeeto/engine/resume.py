@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from rmeeto.engine import checkpoint, verify
 from rmeeto.errors import UserError
 
@@ -107,10 +109,13 @@ def put_back(training: Training, state: dict[str, Any]) -> None:
     training.model.load_state_dict(state["model"])
     if training.ema is not None:
         training.ema.module.load_state_dict(state["model_ema"])
-    # Of the file only what the steps have left; the settings are this run's.
-    training.optimizer.load_state_dict(
-        {**training.optimizer.state_dict(), "state": state["optimizer"]["state"]}
-    )
+    # Of the file only what the steps have left; the settings are this run's. Each tensor is a copy: two that a file
+    # makes of the same numbers would be counted on twice a step.
+    left = {
+        parameter: {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
+        for parameter, values in state["optimizer"]["state"].items()
+    }
+    training.optimizer.load_state_dict({**training.optimizer.state_dict(), "state": left})
     training.scaler.load_state_dict(state["scaler"])
     training.at = at = Position(**state["position"])
     training.accuracy, training.best = state["accuracy"], state["best"]

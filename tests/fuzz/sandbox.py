@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rmeeto.ops.cache import cache_folder
 from tests.fuzz.mutate import HOST, PORT
 
 MEMORY = 2 << 30  # bytes beyond what the parent has
@@ -42,6 +43,9 @@ class Sandbox:
             (folder / name).mkdir(parents=True)
         for name in ("secret.json", "model.safetensors", "clip.mp4", "picture.jpg"):
             (self.outside / name).write_text('{"model_args": {}}')
+        os.environ.setdefault(
+            "RMEETO_CACHE", str(cache_folder())
+        )  # kernels are built once, not for each input
         os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
         tempfile.tempdir = None  # read again
         self._watch = _inotify(self.outside)

@@ -164,6 +164,9 @@ def test_inaturalist_is_read_from_its_json_files(tmp_path, jpeg):
         load_sources(_images(tmp_path, data_set="INAT18", inat_category="genus"), seed=0)
     with pytest.raises(UserError, match="train2019.json is missing"):
         load_sources(_images(tmp_path, data_set="INAT19"), seed=0)
+    (tmp_path / "val2018.json").write_text(json.dumps({"images": [], "annotations": notes}))
+    with pytest.raises(UserError, match="the JSON file of val lists no image"):
+        load_sources(_images(tmp_path, data_set="INAT18"), seed=0)
 
 
 def test_cifar_is_read_and_a_missing_one_named(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import io
 import pathlib
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from rmeeto.errors import UserError
 from rmeeto.reader import DIGEST, Unreadable, digest, read
-from rmeeto.reader.values import STORAGES, Inert, Name, Storage, find
+from rmeeto.reader.values import STORAGES, Array, DType, Inert, Name, Storage, find
 from rmeeto.weights import load_weights
 from tests.fuzz.case import SAME, Case, Kind, Refused, Wrong
 from tests.fuzz.mutate import NUMBERS, some_bytes, some_text
@@ -79,8 +80,15 @@ def seeds() -> Mapping[str, bytes]:
         "lightning": _saved(lightning),
         "numpy 1": _numpy_1(),
         "digest": _saved(ours),
-        "before zip": _saved(ours, _use_new_zipfile_serialization=False),
+        "before zip": _renumbered(_saved(ours, _use_new_zipfile_serialization=False)),
     }
+
+
+def _renumbered(data: bytes) -> bytes:
+    """The older format names storages by their addresses, which differ from run to run."""
+    for place, key in enumerate(sorted(set(re.findall(rb"(?<=[\0\n])\d{12,}", data)))):
+        data = data.replace(key, b"%0*d" % (len(key), place))
+    return data
 
 
 def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
@@ -218,6 +226,8 @@ def _print(value: Any) -> str:
     """The same text for the same values."""
     if isinstance(value, Inert):
         return f"Inert {_print(value.arguments)} {_print(value.values)}"
+    if isinstance(value, Storage | DType | Name | Array):
+        return f"{type(value).__name__} {_print([*vars(value).values()])}"
     if isinstance(value, set | frozenset):
         return f"set {sorted(map(_print, value))}"
     if isinstance(value, dict):
@@ -243,6 +253,11 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
         found = _print(content)
     except (Unreadable, RecursionError):
         return "more than is looked at: the same values too many times, or too deep"
+    if case.right == SAME and case.seed == "before zip" and isinstance(content, dict):
+        # Of a digest whose name is damaged nobody knows; the format has no other checksum.
+        found = _print(
+            {key: value for key, value in content.items() if not re.fullmatch("[0-9a-f]{64}", str(value))}
+        )
     if case.right == SAME and found != _print_of(seeds[case.seed]):
         raise Wrong("damage was not noticed")
     if case.data[:2] == b"PK" and (expected := _by_python(case.data)) not in (None, found):

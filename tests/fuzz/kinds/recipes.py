@@ -17,7 +17,7 @@ RECIPES = {
     "table": ROOT / "image_task" / "exp_sh" / "tab2" / "vim_tiny.sh",
     "digits": ROOT / "image_task" / "exp_sh" / "digits" / "retrain.sh",
 }
-SWITCHES = ("DRY_RUN", "SMOKE", "RESUME", "RELEASED")
+SWITCHES = ("DRY_RUN", "CHECK", "SMOKE", "RESUME", "RELEASED")
 COUNTS = {
     "NPROC": (1, 4096),
     "NNODES": (1, 65536),
@@ -106,9 +106,13 @@ def _same(given: Mapping[str, str], commands: list[list[str]], here: Path) -> No
     if not commands:
         raise Wrong("accepted, and nothing was run")
     for command in commands:
-        for name, flag in (("DRY_RUN", "--dry_run"), ("SMOKE", "--smoke"), ("RESUME", "--resume")):
-            if on[name] != (flag in command):
-                raise Wrong(f"{name}={given.get(name)!r}, and the command is {command}")
+        flags = {
+            "--dry_run": on["DRY_RUN"] and not on["CHECK"], "--check": on["CHECK"], "--smoke": on["SMOKE"],
+            "--resume": on["RESUME"],
+        }  # fmt: skip
+        for flag, expected in flags.items():
+            if expected != (flag in command):
+                raise Wrong(f"{given}, and the command is {command}")
         several = int(given.get("NPROC") or 1)
         if (
             not on["DRY_RUN"]

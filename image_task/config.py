@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from image_task.models.registry import default_cfgs
@@ -143,6 +144,15 @@ class Config(cli.TaskConfig):
     def img_size(self) -> int:
         """Edge of the model's input in pixels."""
         return self.data.input_size or default_cfgs[self.model.model]["input_size"][-1]
+
+    @property
+    def data_name(self) -> str:
+        """The data set, unless it is the digits or what a full-size model is for, and an input size of one's own."""
+        own = default_cfgs[self.model.model]["input_size"][-1]
+        usual = ("digits", "IMNET") if own > SMALL else ("digits",)
+        data_set = "" if self.data.data_set in usual else re.sub(r"[^\w.]+", ".", self.data.data_set)
+        size = f"{self.img_size}px" if self.img_size != own else ""
+        return "-".join(filter(None, (data_set, size)))
 
 
 def _of_torchvision(config: Config) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from rmeeto.errors import UserError
+from rmeeto.json_file import read_json
 
 FEWEST_STEPS = 10
 TOO_LOW = 100  # a rate this many times below what untrained weights need moves nothing
@@ -26,6 +30,46 @@ def epoch_line(config: Any, data: Any, world_size: int, samples: str) -> str:
 def steps_of(config: Any, data: Any) -> int:
     """Optimizer steps of an epoch."""
     return -(-data.batches_per_epoch // config.optim.accumulation)
+
+
+def size_notes(size: int, patch: int, stride: int) -> list[str]:
+    """Whether patches leave a part of the input out; all in pixels."""
+    unseen = (size - patch) % stride
+    if not unseen:
+        return []
+    return [
+        f"--input_size {size}: the last {unseen} row{'s' * (unseen > 1)} and columns are never seen, for patches have "
+        f"an edge of {patch}; {size - unseen} sees the same"
+    ]
+
+
+def reading_notes(config: Any, data: Any, weights: str) -> list[str]:
+    """What makes an accuracy mean something else than it seems.
+
+    Args:
+        config: all settings of the run.
+        data: `num_classes` is read.
+        weights: where they come from, and what was changed of them.
+    """
+    notes = []
+    if config.run.eval and not config.model.starts_trained and not config.run.smoke:
+        notes.append("the weights are random, so the accuracy is chance; --model_pth names trained ones")
+    if data.num_classes == 1:
+        notes.append("there is one class alone, so every answer is right; expected <split>/<class>/<image>")
+    if "pos_embed resized" in weights:
+        size = _trained_size(config.model.model_pth)
+        known = "" if size is None else f", --input_size {size}"
+        notes.append(f"the weights were trained at another input size{known}")
+    return notes
+
+
+def _trained_size(weights: str | None) -> int | None:
+    """The input size that the config.json beside the weights names, where it is a run's."""
+    try:
+        size = read_json(Path(weights or "").parent / "config.json")["data"]["input_size"]
+    except (UserError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) else None
 
 
 def training_notes(config: Any, data: Any, untrained_lr: float | None) -> list[str]:

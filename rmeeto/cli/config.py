@@ -217,9 +217,15 @@ class TaskConfig:
         return setting_name(self.merge)
 
     @property
+    def data_name(self) -> str:
+        """What the run folder's name says of the data, where it is not what the model is for."""
+        return ""
+
+    @property
     def folder(self) -> Path:
-        """The run folder: `<output_dir>/<name, or model-setting>`."""
-        name = self.run.name or f"{self.model.model}-{self.setting}{'-eval' if self.run.eval else ''}"
+        """The run folder: `<output_dir>/<name, or model-setting-data>`."""
+        parts = (self.model.model, self.setting, self.data_name, "eval" if self.run.eval else "")
+        name = self.run.name or "-".join(filter(None, parts))
         return Path(self.run.output_dir) / (name + ("-smoke" if self.run.smoke else ""))
 
 

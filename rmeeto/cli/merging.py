@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -109,6 +110,11 @@ def merge_notes(name: str, model: nn.Module, merge: MergeConfig | None) -> list[
             f"{name}: r={merge.r} has no effect: with interval={merge.interval}, odd={merge.odd}{final} none of its "
             f"{len(tokens)} blocks merges any of its {tokens[0]} tokens; lower merge.interval, or use r=0."
         )
+    first = next((before - after for before, after in pairwise(tokens) if before != after), 0)
+    if merge.final_tokens is None and isinstance(merge.r, int) and 0 < first < merge.r:
+        return [
+            f"{name}: r={merge.r} is more than a merge can take: the first takes {first} of {tokens[0]} tokens"
+        ]
     if merge.final_tokens in (None, tokens[-1]):
         return []
     return [

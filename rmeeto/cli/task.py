@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from rmeeto.cli.advice import epoch_line, training_notes
+from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, training_notes
 from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
@@ -106,17 +106,22 @@ class Task(ABC):
         settings = config.to_dict()
         with start(config.run.device) as world:
             may_differ = harmless(config.sections())
-            state = world.on_main(lambda: state_of(config.folder, settings, config.run.resume, may_differ))
-            if state == "done":
+
+            def state() -> str:
+                return world.on_main(lambda: state_of(config.folder, settings, config.run.resume, may_differ))
+
+            if config.run.resume and state() == "done":
                 world.print(f"{config.folder} is done already")
                 return world.on_main(lambda: read_json(config.folder / "result.json"))
             with self.prepared(config) as ready:
                 parts = world.on_every(lambda: self.build(ready, world))
+                if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
+                    state()
                 with RunFolder(config.folder, settings, world) as folder:
                     world.print(*self.describe(config, parts, world))
                     result = self.work(config, parts, world, folder)
                     folder.finish(result)
-            world.print(summary(result, config.folder, self.samples))
+            world.print(summary(result, config.folder, self.samples, parts.data.num_classes))
         return result
 
     def rehearse(self, config: Any) -> str:
@@ -175,7 +180,9 @@ class Task(ABC):
         """
         model = self.meta_model(config)
         self.check_data(config, model.pretrained_cfg["input_size"][-1])
-        return merge_notes(config.model.model, model, config.merge)
+        size, proj = model.pretrained_cfg["input_size"][-1], model.patch_embed.proj
+        notes = size_notes(size, proj.kernel_size[-1], proj.stride[-1])
+        return notes + merge_notes(config.model.model, model, config.merge)
 
     def meta_model(self, config: Any) -> nn.Module:
         """The model on the meta device, without memory: it checks the settings and knows the input's size."""
@@ -338,6 +345,7 @@ class Task(ABC):
             ]
             untrained_lr = self.command.untrained.get("lr")
             lines += [f"note:   {note}" for note in training_notes(config, data, untrained_lr)]
+        lines += [f"note:   {note}" for note in reading_notes(config, data, parts.weights)]
         return [*lines, f"folder  {config.folder}"]
 
 
@@ -361,11 +369,14 @@ def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
         raise UserError(str(error)) from None
 
 
-def summary(result: dict[str, Any], folder: Path, samples: str) -> str:
-    """The outcome in a line."""
+def summary(result: dict[str, Any], folder: Path, samples: str, num_classes: int) -> str:
+    """The outcome in a line, and in a second one where an earlier epoch was better."""
     averaged = f", averaged weights {result['ema']['top1']:.2f}" if "ema" in result else ""
     missing = f", {result['unreadable']} unreadable counted as wrong" if result["unreadable"] else ""
+    top5 = f"  top-5 {result['top5']:.2f}" if num_classes > 5 else ""  # of five classes all are among five
+    best = result.get("best")
+    better = best and (best["top1"] > max(result["top1"], result.get("ema", result)["top1"]))
     return (
-        f"top-1 {result['top1']:.2f}  top-5 {result['top5']:.2f}  loss {result['loss']:.4f}{averaged} "
+        f"top-1 {result['top1']:.2f}{top5}  loss {result['loss']:.4f}{averaged} "
         f"({result['count']} {samples}{missing}): {folder}"
-    )
+    ) + (f"\nbest    top-1 {best['top1']:.2f} after epoch {best['epoch']}: best.pt" if better else "")

@@ -91,6 +91,8 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
             f"{path} cannot be a run folder ({error.strerror}); choose another run.output_dir."
         ) from None
     done = _is_result(path / "result.json")
+    if not resume and done and config.get("run", {}).get("eval"):
+        raise UserError(f"{path} holds a finished evaluation; give another run.name, or remove it.")
     if not resume:
         state = "holds a finished run" if done else "exists already"
         raise UserError(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from image_task.config import Config
 from image_task.flags import UNTRAINED, parse
-from rmeeto.cli.advice import epoch_line, training_notes
+from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, training_notes
+from rmeeto.cli.task import summary
 from rmeeto.engine import OptimConfig
 
 
@@ -75,3 +77,25 @@ def test_what_cannot_train_is_said(line, expected):
     notes = training_notes(config, data_of(180, config), UNTRAINED["lr"])
     assert len(notes) == len(expected)
     assert all(words in note for words, note in zip(expected, notes))
+
+
+def test_an_accuracy_that_means_little_is_said(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"input_size": 32}}')
+    three, one = SimpleNamespace(num_classes=3), SimpleNamespace(num_classes=1)
+    assert reading_notes(config_of("--eval --model_pth P"), three, "P") == []
+    assert "are random" in reading_notes(config_of("--eval"), three, "drawn from seed 0")[0]
+    assert "every answer is right" in reading_notes(config_of(""), one, "drawn from seed 0")[0]
+    config = config_of(f"--eval --model_pth {tmp_path / 'best.pt'}")
+    assert reading_notes(config, three, "P (pos_embed resized)") == [
+        "the weights were trained at another input size, --input_size 32"
+    ]
+    assert size_notes(32, 2, 2) == []
+    assert "the last 1 row and columns are never seen" in size_notes(33, 2, 2)[0]
+
+
+def test_the_outcome_names_the_best_epoch_and_no_top_5_of_three():
+    result = {"top1": 80.0, "top5": 100.0, "loss": 0.5, "count": 60, "unreadable": 0}
+    best = {"best": {"top1": 90.0, "epoch": 4}}
+    assert summary(result, Path("log/a"), "images", 3) == "top-1 80.00  loss 0.5000 (60 images): log/a"
+    assert "top-5 100.00" in summary(result, Path("log/a"), "images", 10)
+    assert summary(result | best, Path("log/a"), "images", 3).endswith("90.00 after epoch 4: best.pt")

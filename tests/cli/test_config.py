@@ -41,6 +41,22 @@ def test_the_run_folder_is_named_after_what_differs(line, name):
     assert config_of(f"{line} --name mine --output_dir runs").folder == Path("runs/mine")
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("--data_path D", "vim_nano_patch2_16-dense-IMNET"),
+        (
+            "--data_set folder --data_path D --input_size 32 --eval",
+            "vim_nano_patch2_16-dense-folder-32px-eval",
+        ),
+        ("--model vim_tiny_patch16_224 --data_path D --input_size 224", "vim_tiny_patch16_224-dense"),
+        ("--model vim_tiny_patch16_224 --data_set hfds/a/b", "vim_tiny_patch16_224-dense-hfds.a.b"),
+    ],
+)
+def test_the_run_folder_names_data_that_the_model_is_not_for(line, name):
+    assert config_of(line).folder == Path("log") / name
+
+
 def test_different_settings_have_different_names():
     values = {
         "r": 3, "interval": 3, "odd": True, "metric": "B", "distance": "l2", "mode": "mean", "neighbour": 2,

@@ -75,14 +75,19 @@ class Sandbox:
             shutil.rmtree(self.run)
         self.run.mkdir()
         os.chdir(self.run)
-        os.truncate(self.output, 0)
+        if self.output.exists():
+            os.truncate(self.output, 0)
         self._programs, self._seen = programs, []
         self.complaint(False)
         self._armed = True
 
+    def stop(self) -> None:
+        """Stop watching."""
+        self._armed = False
+
     def leave(self) -> str:
         """Stop watching; what was printed meanwhile."""
-        self._armed = False
+        self.stop()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         return self.output.read_text(errors="replace")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from image_task.models.registry import default_cfgs
 from rmeeto.cli import config as cli
 from rmeeto.cli.config import AUGMENTED
+from rmeeto.cli.timms import input_size
 from rmeeto.settings import Need, refuse, setting
 
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
@@ -143,7 +144,10 @@ class Config(cli.TaskConfig):
     @property
     def img_size(self) -> int:
         """Edge of the model's input in pixels."""
-        return self.data.input_size or default_cfgs[self.model.model]["input_size"][-1]
+        if self.data.input_size:
+            return self.data.input_size
+        cfg = default_cfgs.get(self.model.model)
+        return (cfg["input_size"] if cfg else input_size(self.model.model))[-1]
 
     @property
     def data_name(self) -> str:

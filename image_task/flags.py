@@ -82,6 +82,7 @@ COMMAND = Command(
     config=Config,
     models=MODELS,
     aliases=ALIASES,
+    timms=True,
     flags=AMP_FLAGS,
     ignored=IGNORED_FLAGS,
     refused=REFUSED_FLAGS,

@@ -24,6 +24,7 @@ COMMAND = Throughput(
     r=(0, 5, 11),
     batch_size=(1, 32),
     samples="images",
+    timms=True,
 )
 main, parse, resolve = COMMAND.main, COMMAND.parse, COMMAND.resolve
 

@@ -12,6 +12,7 @@ from typing import Any
 from rmeeto.cli.config import TaskConfig
 from rmeeto.cli.flags import Flag, FlagParser, Given, Ignored, in_flags
 from rmeeto.cli.merging import ACTIVE, NEEDS, add_merge_flags, merge_settings
+from rmeeto.cli.timms import is_timms, unknown
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import RULES, MergeConfig
@@ -38,6 +39,7 @@ class Command:
         aliases: the released code's names of them.
         flags: flags with names of their own.
         ignored: flags of the released code without effect.
+        timms: whether timm's own models are taken by timm's names.
         refused: flags of the released code that ask for what there is not, and what there is instead.
         adjust: changes what was given, by section, in the light of the starting point; returns lines on what it has
             done.
@@ -51,6 +53,7 @@ class Command:
     aliases: Mapping[str, ReleasedName]
     flags: Mapping[str, Flag] = field(default_factory=dict)
     ignored: Mapping[str, Ignored] = field(default_factory=dict)
+    timms: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     adjust: Callable[[Mapping[str, Given], Any], list[str]] = lambda given, start: []
     untrained: Mapping[str, Any] = field(default_factory=dict)
@@ -141,8 +144,8 @@ class Command:
         """
         released = self.aliases.get(model)
         name = model if released is None else released.model
-        if name not in self.models:
-            raise UserError(f"unknown --model {model!r}; known: {', '.join([*self.models, *self.aliases])}.")
+        if name not in self.models and not (self.timms and is_timms(name)):
+            raise unknown(model, self.models, self.aliases, self.timms)
         return name, released
 
     def _our_names(self, model: dict[str, Any], start: str) -> ReleasedName | None:

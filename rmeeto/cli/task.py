@@ -17,6 +17,7 @@ from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, training_no
 from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
+from rmeeto.cli.timms import create_timms, is_timms
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
 from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
@@ -350,7 +351,7 @@ class Task(ABC):
 
 
 def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
-    """A registered model whose weights are drawn from a seed.
+    """A model of ours or of timm's whose weights are drawn from a seed.
 
     Args:
         arguments: of the model; those that are None are left out.
@@ -359,10 +360,9 @@ def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
         UserError: settings that the model refuses.
     """
     torch.manual_seed(seed)
+    given = {key: value for key, value in arguments.items() if value is not None}
     try:
-        return timm.create_model(
-            name, **{key: value for key, value in arguments.items() if value is not None}
-        )
+        return create_timms(name, **given) if is_timms(name) else timm.create_model(name, **given)
     except UserError:
         raise
     except ValueError as error:

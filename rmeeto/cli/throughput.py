@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 import sys
@@ -19,6 +18,7 @@ from torch import nn
 from rmeeto.cli.flags import converter, in_flags, normalise
 from rmeeto.cli.speed_plot import draw, title, window_of
 from rmeeto.cli.task import create_model
+from rmeeto.cli.timms import is_timms, unknown
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
@@ -51,6 +51,7 @@ class Throughput:
         prefixes: what a short name may leave out at its beginning; at its end that is the patch and size.
         model, r, batch_size: what is timed by default.
         samples: what a batch consists of, in the plural.
+        timms: whether timm's own models are taken by timm's names.
         add_flags: adds the task's own flags.
         arguments: from the options to arguments of the model.
         more: measures the task's own figures and prints them; they are added to the JSON file.
@@ -65,6 +66,7 @@ class Throughput:
     r: tuple[int, ...]
     batch_size: tuple[int, ...]
     samples: str
+    timms: bool = False
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     arguments: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
     more: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
@@ -154,9 +156,9 @@ class Throughput:
                         short.setdefault(form, full)
         if name in short:
             return short[name]
-        close = difflib.get_close_matches(name, short, 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self.models)}."
-        raise UserError(f"--model is {name!r}, which is not registered; {hint}")
+        if self.timms and is_timms(name):
+            return name
+        raise unknown(name, self.models, self.aliases, self.timms)
 
     def measure(self, options: argparse.Namespace) -> dict[str, Any]:
         """Time the models at every batch size, print the table, write the JSON file and the plot.

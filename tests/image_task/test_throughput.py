@@ -195,8 +195,8 @@ def test_every_registered_name_is_its_own(name):
 @pytest.mark.parametrize(
     ("flags", "got", "expected"),
     [
-        (["--model", "vim_tiney"], "'vim_tiney'", "vim_tiny"),
-        (["--model", "resnet50"], "'resnet50'", "vim_tiny_patch16_224"),
+        (["--model", "vim_tiney"], "vim_tiney", "did you mean vim_tiny_patch16_224"),
+        (["--model", "resnet18", "--output", "missing/a.json"], "resnet18", "timm's VisionTransformer"),
         ([*NANO, "--runs", "4"], "--runs 4", "at least 1, 0, 5 and 1"),
         ([*NANO, "--batch-size", "0"], "--batch_size [0]", "at least 1"),
         ([*NANO, "--r", "-2"], "-2", "at least"),
@@ -207,8 +207,8 @@ def test_every_registered_name_is_its_own(name):
         ([*NANO, "--output", "speed.csv"], "speed.csv", ".json"),
         (["--r", "0", "--metric", "foo"], "--metric has no effect", "--r 0 merges nothing"),
         (["--r", "0", "--window", "1,3,3"], "--window has no effect", "--r 0 merges nothing"),
-        ([*NANO, "--metric", "Q", "--output", "missing/a.json"], "metric='Q'", "X, B, C and delta"),
-        ([*NANO, "--metric", "Z", "--output", "missing/a.json"], "metric='Z'", "'delta'"),
+        ([*NANO, "--metric", "Q", "--output", "missing/a.json"], "--metric Q", "X, B, C and delta"),
+        ([*NANO, "--metric", "Z", "--output", "missing/a.json"], "--metric Z", "'delta'"),
         (
             ["--model", "RMeeTo_tiny_teacher", "--device", "cpu", "--output", "missing/a.json"],
             "teacher",

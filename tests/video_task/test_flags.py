@@ -179,7 +179,7 @@ def test_ignored_flags_are_no_others():
     [
         (
             "--model vim_tiny_patch16_224",
-            "unknown --model 'vim_tiny_patch16_224'; known: videomamba_video_tiny",
+            "unknown --model 'vim_tiny_patch16_224'; did you mean videomamba_video_tiny",
         ),
         ("--num_prune 4 --window 2,3", "--window (2, 3); expected frames, rows and columns"),
         ("--num_prune 4 --window 2,3,x", "got '2,3,x'; expected a number or numbers with commas"),

@@ -130,7 +130,7 @@ def test_a_clip_a_second_is_what_it_says(monkeypatch, videos):
         (["--window", "1,1,1", "--r", "4"], "holds no token but the source"),
         (["--num_frames", "0"], "expected frames that fill whole tubelets"),
         (["--decode", "absent.mp4"], "--decode: absent.mp4"),
-        (["--model", "vim_tiny"], "'vim_tiny', which is not registered"),
+        (["--model", "vim_tiny"], "unknown --model vim_tiny; did you mean videomamba_tiny"),
     ],
 )
 def test_mistakes_are_one_error(flags, message, instant, capsys, tmp_path, monkeypatch):

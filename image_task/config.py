@@ -144,19 +144,21 @@ class Config(cli.TaskConfig):
     @property
     def img_size(self) -> int:
         """Edge of the model's input in pixels."""
-        if self.data.input_size:
-            return self.data.input_size
-        cfg = default_cfgs.get(self.model.model)
-        return (cfg["input_size"] if cfg else input_size(self.model.model))[-1]
+        return self.data.input_size or self._own_size
 
     @property
     def data_name(self) -> str:
         """The data set, unless it is the digits or what a full-size model is for, and an input size of one's own."""
-        own = default_cfgs[self.model.model]["input_size"][-1]
+        own = self._own_size
         usual = ("digits", "IMNET") if own > SMALL else ("digits",)
         data_set = "" if self.data.data_set in usual else re.sub(r"[^\w.]+", ".", self.data.data_set)
         size = f"{self.img_size}px" if self.img_size != own else ""
         return "-".join(filter(None, (data_set, size)))
+
+    @property
+    def _own_size(self) -> int:
+        cfg = default_cfgs.get(self.model.model)
+        return (cfg["input_size"] if cfg else input_size(self.model.model))[-1]
 
 
 def _of_torchvision(config: Config) -> bool:

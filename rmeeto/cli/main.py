@@ -12,7 +12,7 @@ import torch
 
 from rmeeto.cli.command import Command
 from rmeeto.cli.config import TaskConfig
-from rmeeto.engine.dist import RankError, is_main_process
+from rmeeto.engine.dist import RankError, is_main_process, lost_process
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
 from rmeeto.errors import UserError, shown
 
@@ -34,8 +34,8 @@ def run_command(
         rehearse: all of it up to the first step, without writing; returns a line on what was found.
 
     Returns:
-        The exit code: 0, 1 when nobody reads the output any more, 2 for a user error, 75 after
-        SIGTERM or SIGUSR1 (with --resume the same command goes on), 130 after Ctrl-C.
+        The exit code: 0, 1 when nobody reads the output any more or another process is gone, 2 for a user error, 75
+        after SIGTERM or SIGUSR1 (with --resume the same command goes on), 130 after Ctrl-C.
     """
     is_main = is_main_process()
     config = None
@@ -62,6 +62,13 @@ def run_command(
             print(f"error: {command.in_flags(str(error))}", file=sys.stderr)
         return 2
     except (torch.OutOfMemoryError, RuntimeError) as error:
+        if (lost := lost_process(error)) is not None:
+            print(
+                f"error: a process has lost another one ({shown(lost)}); with --resume the same command goes on from "
+                "the last checkpoint",
+                file=sys.stderr,
+            )
+            return 1
         on_gpu = isinstance(error, torch.OutOfMemoryError)
         if not on_gpu and "DefaultCPUAllocator" not in str(error):
             raise

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from rmeeto.errors import UserError, shown
 
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)  # that a process waits for the others
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")  # gloo's words
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -96,6 +99,14 @@ def num_processes() -> int:
     return _env_int("WORLD_SIZE", 1)
 
 
+def lost_process(error: BaseException) -> str | None:
+    """What an error says of another process that is gone or does not answer; None for an error of another kind."""
+    text = str(error)
+    if isinstance(error, dist.DistError) or any(sign in text for sign in _LOST):
+        return text.splitlines()[0].rpartition("] ")[2][:160]
+    return None
+
+
 @contextmanager
 def start(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started (its environment variables), or be the only one.
@@ -116,9 +127,9 @@ def start(device: str = "auto") -> Iterator[World]:
         yield world
         return
     if chosen.type == "cuda":
-        dist.init_process_group("nccl", device_id=chosen)
+        dist.init_process_group("nccl", device_id=chosen, timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield world
     except BaseException:

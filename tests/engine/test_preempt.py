@@ -14,6 +14,7 @@ import torch
 
 from rmeeto.engine.preempt import EXIT_CODE
 
+LAUNCHER = ("-m", "rmeeto.cli.launch", "--standalone", "--nproc_per_node", "2")
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [
     "--data_set", "digits", "--num_workers", "0", "--batch_size", "32", "--accumulation", "1",
@@ -75,8 +76,7 @@ def test_a_notice_saves_and_the_run_goes_on_to_the_same_weights(tmp_path):
 
 
 def test_two_processes_leave_together_with_one_line(tmp_path):
-    launcher = ("-m", "rmeeto.cli.launch", "--standalone", "--nproc_per_node", "2")
-    process = start(tmp_path, launcher=launcher)
+    process = start(tmp_path, launcher=LAUNCHER)
     wait_for(lambda: steps(tmp_path) >= 3, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=90)
@@ -85,10 +85,21 @@ def test_two_processes_leave_together_with_one_line(tmp_path):
     assert (tmp_path / "run/last.pt").exists()
 
 
+def test_who_survives_a_killed_process_says_so_in_a_line(tmp_path):
+    process = start(tmp_path, launcher=LAUNCHER)
+    wait_for(lambda: steps(tmp_path) >= 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    began = time.time()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode not in (0, 2, EXIT_CODE) and time.time() - began < 30
+    assert "Traceback" not in errors and "ended by signal 9; the others were stopped" in errors
+
+
 def test_an_error_under_the_launcher_is_its_one_line(tmp_path):
     process = start(
         tmp_path, "--data_path", "/nowhere", "--data_set", "folder",
-        launcher=("-m", "rmeeto.cli.launch", "--standalone", "--nproc_per_node", "2"),
+        launcher=LAUNCHER,
     )  # fmt: skip
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2

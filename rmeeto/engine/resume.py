@@ -80,11 +80,16 @@ def read(training: Training, path: Path) -> dict[str, Any]:
             verify.expect(isinstance(process, dict), f"ranks[{rank}]", process, "a process's state")
             verify.check_means(process.get("means"), at["batch"], f"ranks[{rank}].means")
             verify.check_rng(process.get("rng"), training.world.device, f"ranks[{rank}].rng")
-    except verify.Misfit as error:
+        changed = _changes(state.get("data"), training.contents)
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # to compare with what a file holds, such as a tensor for a number, raises nearly any
+        reason = str(error) if isinstance(error, verify.Misfit) else repr(error)
         raise UserError(
-            f"{path} is of another run: its state does not fit this one's ({error}). {other}"
+            f"{path} is of another run: its state does not fit this one's ({reason}). {other}"
         ) from None
-    changed = _changes(state.get("data"), training.contents)
     if changed and training.run.data_changed != "ok":
         raise UserError(
             f"the training data are not those of {path}: {changed}. Put them back, or set run.data_changed to ok to go "

@@ -83,8 +83,10 @@ def _description(model: nn.Module, name: str) -> dict[str, Any]:
         **{key: cfg[key] for key in (*_INPUT, *_PARTS) if key in cfg},
         "num_classes": model.num_classes,
     }
+    labels = {"label_names": list(cfg["label_names"])} if cfg.get("label_names") else {}
     return {
         "architecture": name,
+        **labels,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "model_args": arguments,

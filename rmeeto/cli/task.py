@@ -370,7 +370,7 @@ def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
 
 
 def summary(result: dict[str, Any], folder: Path, samples: str, num_classes: int) -> str:
-    """The outcome in a line, and in a second one where an earlier epoch was better."""
+    """The outcome in a line, with an earlier epoch where that was better."""
     averaged = f", averaged weights {result['ema']['top1']:.2f}" if "ema" in result else ""
     missing = f", {result['unreadable']} unreadable counted as wrong" if result["unreadable"] else ""
     top5 = f"  top-5 {result['top5']:.2f}" if num_classes > 5 else ""  # of five classes all are among five
@@ -379,4 +379,4 @@ def summary(result: dict[str, Any], folder: Path, samples: str, num_classes: int
     return (
         f"top-1 {result['top1']:.2f}{top5}  loss {result['loss']:.4f}{averaged} "
         f"({result['count']} {samples}{missing}): {folder}"
-    ) + (f"\nbest    top-1 {best['top1']:.2f} after epoch {best['epoch']}: best.pt" if better else "")
+    ) + (f"; best top-1 {best['top1']:.2f} after epoch {best['epoch']}: best.pt" if better else "")

@@ -26,6 +26,15 @@ MODES = {
     "check": "find and count the data, read a batch of it, compare the weights with the model; run and write nothing",
 }
 
+EXAMPLES = {
+    "model": "--model {model} --model_pth weights.pth",
+    "merge": "--num_prune 5 --if_order",
+    "data": "--data_set folder --data_path photos --batch_size 64",
+    "optim": "--epochs 30 --lr 2e-5 --accumulation 2",
+    "distill": "--distill --distill_weight 1",
+    "run": "--eval --device cpu --output_dir log --name first",
+}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -77,9 +86,10 @@ class Command:
             help="start from a run's config.json; flags override it",
         )
         for section, config_class in self.config.sections().items():
-            parser.add_section(section, config_class, section)
+            example = EXAMPLES[section].format(model=next(iter(self.models)))
+            parser.add_section(section, config_class, section, example=example)
             if section == "model":
-                add_merge_flags(parser)
+                add_merge_flags(parser, EXAMPLES["merge"])
         parser.add_flags(self.flags, "more names, as in the released scripts")
         for name in self.refused:
             parser.add_argument(f"--{name}", dest=f"refused.{name}", nargs="*", help=argparse.SUPPRESS)

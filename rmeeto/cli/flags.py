@@ -69,6 +69,8 @@ class FlagParser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, ignored: Mapping[str, Ignored]) -> None:
         super().__init__(
             prog=prog,
+            formatter_class=_Formatter,
+            usage=f"{prog} [--flag value ...]",
             description=description,
             epilog="In a flag's name, - and _ are the same. A switch stands alone or takes True or False.",
             allow_abbrev=False,
@@ -84,6 +86,7 @@ class FlagParser(argparse.ArgumentParser):
         config_class: type,
         title: str,
         aliases: Mapping[str, Sequence[str]] | None = None,
+        example: str = "",
     ) -> None:
         """One flag for each field of a dataclass.
 
@@ -92,8 +95,9 @@ class FlagParser(argparse.ArgumentParser):
             config_class: its fields are `setting`s, or described in its docstring.
             title: of the flags in the help.
             aliases: more names by field.
+            example: of its flags in use.
         """
-        group = self.add_argument_group(title)
+        group = self.add_argument_group(title, example and f"for example {example}")
         hints, texts = get_type_hints(config_class), documented(config_class)
         for field in dataclasses.fields(config_class):
             hint, more = hints[field.name], dict[str, Any]()
@@ -184,6 +188,14 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """All names of a flag, then once what it takes."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(action.option_strings)
+        return names if action.nargs == 0 else f"{names} {self._format_args(action, str(action.metavar))}"
 
 
 class _Numbers(argparse.Action):

@@ -1,14 +1,21 @@
-"""Ctrl-C while torch is imported, which takes seconds: before `run_command` there is nobody to answer it."""
+"""The seconds in which torch is imported: a sign of life, and an answer to Ctrl-C before `run_command` is there."""
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
 
 def answer_interrupts() -> None:
-    """From here on an interrupt that nobody catches ends the process with a line and exit code 130."""
+    """From here on an interrupt that nobody catches ends the process with a line and exit code 130.
+
+    Who watches a terminal is told that the command has begun.
+    """
     sys.excepthook = _farewell
+    quick = {"-h", "--help", "--dry_run", "--dry-run"} & set(sys.argv)
+    if sys.stderr.isatty() and not quick and os.environ.get("RANK", "0") == "0":
+        print("starting: importing torch takes some seconds", file=sys.stderr, flush=True)
 
 
 def _farewell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -26,7 +26,7 @@ FLIPPED = Need(lambda config: config.merge.needs_ssm, "it is for merge.metric B,
 NEEDS = {"r": (), "mode": (ACTIVE, MERGES), "released_flip": (ACTIVE, FLIPPED)}
 
 
-def add_merge_flags(parser: FlagParser) -> None:
+def add_merge_flags(parser: FlagParser, example: str) -> None:
     """One flag for each field of `MergeConfig`, and the released names beside them."""
     aliases, flags = defaultdict(list), {"merge_method": METHOD}
     for name, released in RELEASED.items():
@@ -35,8 +35,8 @@ def add_merge_flags(parser: FlagParser) -> None:
             flags[name] = Flag("merge", released.field, _reader(released), help, name == "if_shuffle")
         elif name not in FIELDS:
             aliases[released.field].append(name)
-    title = "merging (torchrun takes --r for one of its own flags, so write --num_prune there)"
-    parser.add_section("merge", MergeConfig, title, aliases)
+    title = "merging (torchrun has a --r of its own: write --num_prune there)"
+    parser.add_section("merge", MergeConfig, title, aliases, example)
     parser.add_flags(flags, "merging, as in the released scripts")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from rmeeto.cli.timms import create_timms, is_timms
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
 from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
+from rmeeto.engine.progress import clock, wrapped
 from rmeeto.engine.record import state_of
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
@@ -104,7 +106,7 @@ class Task(ABC):
         Raises:
             UserError: settings, data, weights or a run folder that do not fit together.
         """
-        settings = config.to_dict()
+        settings, began = config.to_dict(), time.monotonic()
         with start(config.run.device) as world:
             may_differ = harmless(config.sections())
 
@@ -119,9 +121,11 @@ class Task(ABC):
                 if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
                     state()
                 with RunFolder(config.folder, settings, world) as folder:
-                    world.print(*self.describe(config, parts, world))
+                    for line in self.describe(config, parts, world):
+                        world.print(*wrapped(line))
                     result = self.work(config, parts, world, folder)
                     folder.finish(result)
+            world.print(f"time    {clock(time.monotonic() - began)}")
             world.print(summary(result, config.folder, self.samples, parts.data.num_classes))
         return result
 

@@ -100,7 +100,8 @@ class Throughput:
         )
         add(
             "--r",
-            type=int,
+            "--num_prune",
+            type=_read_r,
             nargs="+",
             default=list(self.r),
             help="tokens that each merge removes; 0, dense, always runs",
@@ -114,7 +115,14 @@ class Throughput:
             default=list(self.batch_size),
             help=f"{self.samples} in a batch",
         )
-        add("--img_size", type=int, default=None, help="side in pixels; default: the model's")
+        add(
+            "--input_size",
+            "--img_size",
+            dest="img_size",
+            type=int,
+            default=None,
+            help="edge in pixels; default: the model's",
+        )
         add("--dtype", choices=DTYPES, default="fp32", help="of autocast; fp32: none")
         add("--device", choices=("auto", "cpu", "cuda"), default="auto")
         add("--compile", action="store_true", help="time torch.compile(fullgraph=True) of the models")
@@ -229,6 +237,15 @@ class MergeSetting:
     @property
     def name(self) -> str:
         return f"r = {self.r}" + (f", window {','.join(map(str, self.window))}" if self.window else "")
+
+
+def _read_r(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected whole numbers, each a model to time, with spaces between: 5 11"
+        ) from None
 
 
 def _read_window(text: str) -> tuple[int, ...] | None:

@@ -11,11 +11,10 @@ import timm
 from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 
+from rmeeto.engine.progress import WIDTH
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
-
-WIDTH = 80
 
 
 def is_timms(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from rmeeto.engine.evaluate import EvalData, NotFinite, evaluate, rank_errors, u
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.precision import amp_dtype, autocast
 from rmeeto.engine.preempt import Notice, Preempted
-from rmeeto.engine.progress import Progress
+from rmeeto.engine.progress import WIDTH, Progress, clock
 from rmeeto.engine.record import RunConfig, RunFolder
 from rmeeto.engine.resume import FILES, Position, resume
 from rmeeto.engine.watch import Means, Watch
@@ -124,7 +125,7 @@ class Training:
         at, total = self.at, self.data.batches_per_epoch
         self.parallel.train()
         batches = rank_errors(self.data.train_batches(at.epoch, at.batch), self.world)
-        began, images = time.perf_counter(), 0
+        began, images, loss, first = time.perf_counter(), 0, "", at.batch
         title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
         with Progress(title, total, at.batch, self.world.is_main) as progress:
             while at.batch < total:
@@ -133,9 +134,13 @@ class Training:
                 images += self.step(batches, group)
                 at.batch += group
                 at.step += 1
-                progress.update(group)
                 if at.step % self.run.log_every == 0:
-                    self.log("step", {"lr": self.lr(at.batch - 1), **self.means.all()})
+                    means = self.means.all()
+                    self.log("step", {"lr": self.lr(at.batch - 1), **means})
+                    loss = f"loss {means['loss']:.3f}, "
+                progress.update(
+                    group, loss + self.pace(images, time.perf_counter() - began, at.batch - first)
+                )
                 if self.notice.given():
                     self.save()
                     self.leave()
@@ -150,6 +155,12 @@ class Training:
         self.stop_if_not_finite()
         self.trained = self.state()  # what an evaluation that is told to leave saves
         self.log("train", {"lr": self.lr(at.batch - 1), **self.means.all()}, **process)
+
+    def pace(self, images: int, seconds: float, batches: int) -> str:
+        """How fast this epoch is, and what is left of the training at this pace, without its evaluations."""
+        epochs, total = self.optim.epochs - self.at.epoch, self.data.batches_per_epoch
+        left = (epochs * total - self.at.batch) * seconds / batches
+        return f"{images * self.world.size / seconds:.0f}/s, {clock(left)} left"
 
     def lr(self, batch: int) -> float:
         """The learning rate of the optimizer step that a micro-batch of this epoch is part of."""
@@ -209,7 +220,7 @@ class Training:
             self.log("eval", {"weights": name, **self.accuracy[name]}, seconds=time.perf_counter() - began)
             if self.best is None or self.accuracy[name]["top1"] > self.best["top1"]:
                 self.best, improved = {"weights": name, "epoch": at.epoch + 1, **self.accuracy[name]}, model
-        self.world.print(self.summary())
+        self.world.print(*self.summary())
         self.means.clear()
         at.epoch, at.batch = at.epoch + 1, 0
         if improved is not None:  # before last.pt: a run that is cut in between repeats the epoch
@@ -259,10 +270,13 @@ class Training:
         self.stop_if_not_finite()
         self.folder.log(event, {"epoch": self.at.epoch + 1, "step": self.at.step}, values, **process)
 
-    def summary(self) -> str:
+    def summary(self) -> list[str]:
         losses = " ".join(f"{name} {value:.4f}" for name, value in self.means.all().items())
-        top1 = "  ".join(f"top-1 {a['top1']:.2f} ({name})" for name, a in self.accuracy.items())
-        return f"epoch {self.at.epoch + 1}/{self.optim.epochs}  {losses}  {top1}"
+        top1 = "  ".join(
+            [f"top-1 {a['top1']:.2f}" + f" ({name})" * (name != "model") for name, a in self.accuracy.items()]
+        )
+        text = f"epoch {self.at.epoch + 1}/{self.optim.epochs}  {losses}  {top1}"
+        return textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8)
 
     def result(self) -> dict[str, Any]:
         averaged = {"ema": self.accuracy["ema"]} if "ema" in self.accuracy else {}

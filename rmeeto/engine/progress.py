@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 
 from tqdm import tqdm
 
+WIDTH = 80  # columns
 SECONDS_BETWEEN_LINES = 30.0
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+
+
+def wrapped(text: str, indent: int = 8) -> list[str]:
+    """A list in words as lines of 80 columns, broken behind commas only: names and paths stay whole."""
+    lines = [""]
+    for part in re.findall(r".*?, |.+$", text):
+        if lines[-1].strip() and len((lines[-1] + part).rstrip()) > WIDTH:
+            lines.append(" " * indent)
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def clock(seconds: float) -> str:
+    """A time as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Progress:
@@ -24,7 +44,10 @@ class Progress:
         self._title, self._total, self._count = title, total, start
         self._bar = None
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(desc=title, total=total, initial=start, leave=False, dynamic_ncols=True)
+            form = None if total is None else BAR
+            self._bar = tqdm(
+                desc=title, total=total, initial=start, leave=False, dynamic_ncols=True, bar_format=form
+            )
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES if shown else float("inf")
 
     def update(self, rounds: int = 1, note: str = "") -> None:

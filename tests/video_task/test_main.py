@@ -83,7 +83,7 @@ def test_retraining_fills_the_run_folder(weights, clips, capsys):
     result = result_of(str(folder))
     assert (result["count"], result["unreadable"], result["epochs"], result["steps"]) == (6, 0, 1, 1)
     assert {"top1", "best"} <= result["validation"].keys()
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     for words in (
         "257 to 177 (r = 40) tokens, 4 frames of 32 pixels",
         "16 videos to train, 6 to validate, 6 to test on 6 views, 2 classes",

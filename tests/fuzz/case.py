@@ -59,6 +59,7 @@ class Kind:
         batch: inputs that one child process takes, one after the other.
         programs: names of programs that it may start.
         may_read: it may open files outside its folder, which the user's lists name.
+        lines: that a refusal may have.
     """
 
     seeds: Callable[[], Mapping[str, bytes]]
@@ -68,3 +69,4 @@ class Kind:
     batch: int = 25
     programs: tuple[str, ...] = ()
     may_read: bool = False
+    lines: int = 3

@@ -25,7 +25,6 @@ from tests.fuzz.sandbox import Sandbox
 
 SECONDS = 5.0  # of processor time for one input
 PATIENCE = 12  # times as long by the clock, for one that waits
-LINES = 3  # of a refusal
 SEEDS = Path(__file__).parent / "seeds"
 LARGEST_SEED = 1 << 17  # bytes of an input that is kept
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -243,7 +242,7 @@ class _Worker:
             except BaseException:
                 outcome, text = "failed", traceback.format_exc()
             printed = self.box.leave()
-            complaint = self.box.complaint(kind.may_read) or _unfit(outcome, text, printed)
+            complaint = self.box.complaint(kind.may_read) or _unfit(kind, outcome, text, printed)
             if not complaint and case.right == ACCEPT and outcome == "refused":
                 complaint = f"an honest input was refused: {text}"
             _write(writer, ("failed", complaint) if complaint else (outcome, text))
@@ -251,9 +250,9 @@ class _Worker:
         shutil.rmtree(self.box.run, ignore_errors=True)
 
 
-def _unfit(outcome: str, text: str, printed: str) -> str:
+def _unfit(kind: Kind, outcome: str, text: str, printed: str) -> str:
     """What is wrong with how an outcome was said."""
-    if outcome == "refused" and (not text.strip() or len(text.splitlines()) > LINES):
+    if outcome == "refused" and (not text.strip() or len(text.splitlines()) > kind.lines):
         return f"a refusal of {len(text.splitlines())} lines: {text[:1000]!r}"
     shown = printed + (text if outcome == "refused" else "")
     odd = next((c for c in shown if not c.isprintable() and c not in "\n\t"), None)

@@ -28,6 +28,7 @@ _NETWORK = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.get
 _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"}
 # inotify: opened, modified, attributes, moved, created, deleted
 _OPEN, _CHANGED = 0x20, 0x2 | 0x4 | 0xC0 | 0x100 | 0x200 | 0x400
+_FOLDER = 0x40000000
 
 
 class Sandbox:
@@ -105,7 +106,7 @@ class Sandbox:
                 _, mask, _, size = struct.unpack_from("iIII", events, at)
                 name = events[at + 16 : at + 16 + size].rstrip(b"\0").decode(errors="replace")
                 at += 16 + size
-                if mask & _CHANGED or not may_read:
+                if mask & _CHANGED or not (may_read or mask & _FOLDER):  # others may list folders
                     seen.append(f"outside/{name} was {'changed' if mask & _CHANGED else 'opened'}")
         if self._socket is not None:
             try:

@@ -82,14 +82,16 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
         if seed.endswith(".mp4"):
             start = data.index(b"mdat") + 4
             end = start - 8 + int.from_bytes(data[start - 8 : start - 4], "big")
-        return Case(_hole(rng, data, start, end), seed, SAME)
+        # Of a transport stream only the marks of its packets can tell, which a long hole reaches.
+        least = 256 if seed.endswith(".ts") else 1
+        return Case(_hole(rng, data, start, end, least), seed, SAME)
     return Case(some_bytes(rng, data), seed)
 
 
-def _hole(rng: Random, data: bytes, start: int, end: int) -> bytes:
-    at, size = rng.randrange(start, end), rng.choice((1, 16, 256, 1024, 4096))
-    stop = min(at + size, end)
-    if rng.random() < 0.3:
+def _hole(rng: Random, data: bytes, start: int, end: int, least: int) -> bytes:
+    at, size = rng.randrange(start, end - least), rng.choice((1, 16, 256, 1024, 4096))
+    stop = min(at + max(size, least), end)
+    if least == 1 and rng.random() < 0.3:
         return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
     return data[:at] + bytes(stop - at) + data[stop:]
 

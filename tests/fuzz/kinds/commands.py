@@ -126,4 +126,4 @@ def _same_again(main, printed: str) -> str:
     return "accepted"
 
 
-KIND = Kind(seeds, mutate, check, weight=12, batch=20)
+KIND = Kind(seeds, mutate, check, weight=12, batch=20, lines=30)  # an unknown model lists all

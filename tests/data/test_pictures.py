@@ -170,3 +170,22 @@ def test_hidden_names_are_those_with_a_dot_first_and_macos_folders():
     assert all(map(hidden, (".ipynb_checkpoints", "._1.mp4", ".DS_Store", "__MACOSX")))
     assert not any(map(hidden, ("a.jpg", "_a", "__macosx.jpg")))
     assert ".jpeg" in ENDINGS and ".eps" not in ENDINGS
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "1", "I;16"])
+def test_a_png_is_refused_wherever_its_pixels_are_damaged(mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    image = (
+        Image.fromarray(pixels.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(pixels).convert(mode)
+    )
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    data = file.getvalue()
+    start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    decode(data)
+    for at in (*range(start, end, 37), end - 1):
+        for damaged in (data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], data[:at] + data[at + 17 :]):
+            with pytest.raises(Exception):  # noqa: B017 (decoders raise nearly anything)
+                decode(damaged)

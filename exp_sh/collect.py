@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
         "--write", action="store_true", help="update exp_sh/results.json and exp_sh/README.md"
     )
     args = parser.parse_args(argv)
-    absent = [str(folder) for folder in args.folders if not folder.is_dir()]
+    absent = [str(folder) for folder in args.folders if not os.path.isdir(folder)]
     if absent:
         print(f"error: {shown(absent[0])} is no folder; give one that holds run folders.", file=sys.stderr)
         return 2

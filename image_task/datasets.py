@@ -344,7 +344,7 @@ def _listed(info: Path, split: str) -> list[str]:
     files = splits[name].get("filenames") if isinstance(splits[name], dict) else None
     if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
         raise UserError(f"{info}: {name} lists no tar files; expected their names in 'filenames'.")
-    absent = [file for file in files if not (info.parent / file).is_file()]
+    absent = [file for file in files if not os.path.isfile(info.parent / file)]
     if absent:
         raise UserError(
             f"{info}: {len(absent)} of {len(files)} tar files are not there, such as {absent[0]}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,14 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     Raises:
         UserError: no such file, or one that cannot be read.
     """
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):
+        kind = (
+            "is a folder"
+            if os.path.isdir(path)
+            else "is no regular file"
+            if os.path.exists(path)
+            else "does not exist"
+        )
         raise UserError(f"weights: {path} {kind}; expected a .safetensors, .pth or .pt file")
     try:
         content = read_safetensors(path) if path.suffix == ".safetensors" else read(path, mapped=mapped)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from exp_sh.collect import main as collect_main
 from image_task.main import main
 from rmeeto import doctor
 from rmeeto.cli.main import run_command
@@ -23,6 +24,7 @@ from rmeeto.data.loading import Unread, Unreadable
 from rmeeto.engine import World
 from rmeeto.engine.dist import RankError
 from rmeeto.errors import UserError, shown
+from video_task.main import main as video_main
 from video_task.views import main as merge_views
 
 HOSTILE = {
@@ -173,3 +175,13 @@ def test_hostile_names_of_tensors_and_files_of_weights(tmp_path, capsys, caplog)
     torch.save({f"{name}": torch.zeros(1) for name in HOSTILE}, path)
     text = evaluate(capsys, caplog, tmp_path, "--data_set", "digits", "--model_pth", str(path))
     assert harmless(text) and r"w\x1b[31m.pth" in text and "does not fit" in text
+
+
+def test_a_name_that_no_disk_takes_is_one_error(tmp_path, capsys):
+    name, task = "a" * 300, ["--model", "vim_nano_patch2_16", "--eval", "--output_dir", str(tmp_path)]
+    assert main([*task, "--model_pth", name]) == 2
+    assert main([*task, "--data-set", "IMNET", "--data-path", name]) == 2
+    assert video_main(["--model", "videomamba_video_nano_patch4_32", *task[2:], "--data_path", name]) == 2
+    assert collect_main([name]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("error: ") and name in line for line in lines) == 4

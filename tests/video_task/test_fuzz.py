@@ -163,6 +163,16 @@ def test_a_hole_in_a_file_never_takes_frames_away_or_moves_them(originals, tmp_p
     assert refused >= 5
 
 
+def test_a_chunk_of_an_avi_that_reaches_beyond_the_end_is_damage(originals, tmp_path):
+    """A bit of its size, which takes the frames that follow it or its own away."""
+    data, path = originals["mpeg4.avi"], tmp_path / "chunk.avi"
+    places = [place for place in range(len(data)) if data[place : place + 4] == b"00dc"]
+    for place in (places[1], places[7], places[20]):
+        path.write_bytes(data[: place + 7] + b"\x20" + data[place + 8 :])
+        with pytest.raises(UnreadableVideo):
+            num_frames(path)
+
+
 def test_nothing_of_what_ffmpeg_says_is_printed_and_its_level_is_as_before(originals, tmp_path, capfd):
     before = av.logging.get_level(), av.logging.get_skip_repeated()
     data = originals["h264.mkv"]

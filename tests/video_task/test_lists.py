@@ -203,6 +203,9 @@ def test_a_list_that_lists_nothing_and_a_name_that_no_disk_takes_are_one_error(t
     (tmp_path / "train.csv").write_text(f"a.mp4 16 0\n{'b' * 300} 16 0\n")
     with pytest.raises(UserError, match="not as published.*File name too long"):
         load_videos(_config(tmp_path, "Kinetics"))
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb\0 0\n")
+    with pytest.raises(UserError, match="line 2 is"):
+        load_videos(_config(tmp_path, "Kinetics"))
 
 
 def test_lists_replace_the_official_ones_of_any_data_set(tmp_path):

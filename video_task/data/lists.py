@@ -70,7 +70,7 @@ def load_videos(
     check_data_set(config)
     if not config.data_path:  # Path("") would be the current folder
         raise UserError(f"--data_path is not given; give the folder that holds {config.data_set}.")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"--data_path {config.data_path!r} is no folder; give the one that holds the lists.")
     listed = config.data_set != "folder" and any((folder / f"{split}.csv").exists() for split in SPLITS)
     load = _csv if listed else LOADERS[config.data_set]
@@ -125,7 +125,11 @@ def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], li
     samples: list[tuple[str, int]] = []
     for number, line in lines:
         path, *counts = line.rsplit(separator, len(columns) - 1)
-        if len(counts) < len(columns) - 1 or not all(count.strip().isdecimal() for count in counts):
+        if (
+            len(counts) < len(columns) - 1
+            or not all(count.strip().isdecimal() for count in counts)
+            or "\0" in line
+        ):
             raise UserError(f"{file}, line {number} is {line[:200]!r}; expected {expected}, see --split.")
         if len(label := counts[-1].strip()) > DIGITS:
             raise UserError(

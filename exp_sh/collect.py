@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import html
+import itertools
 import os
 import re
 import sys
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
 def collect(roots: Iterable[Path]) -> tuple[dict[str, Record], dict[str, str]]:
     """Records of the runs below some folders by `<table>/<run>`, and why the others are none."""
     found, skipped = {}, {}
-    for path in sorted(path for root in roots for path in root.rglob("result.json")):
-        folder = path.parent
+    walks = (walk for root in roots for walk in os.walk(root))  # which passes by what vanishes meanwhile
+    for folder in sorted(Path(top) for top, *inside in walks if "result.json" in itertools.chain(*inside)):
         try:
             result, config, env = (read_json(folder / f"{name}.json") for name in ("result", "config", "env"))
             reason = why_not(folder.parent.name, folder.name, result, config)

@@ -89,7 +89,7 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
             module = {"image": image_task.throughput, "video": video_task.throughput}[case.seed.split()[0]]
             try_main(lambda argv: _parse(module.COMMAND.parse, argv), words)
         case "collect":
-            try_main(exp_sh.collect.main, [word for word in words if not word.startswith("--w")])
+            try_main(exp_sh.collect.main, [word for word in words if not word.startswith(("--w", "/", ".."))])
         case "views":
             try_main(video_task.views.main, words)
     return "read"

@@ -49,13 +49,13 @@ if [[ $SMOKE == 1 ]]; then # a folder for each recipe, made anew: what smoke run
     fi
 fi
 
-commands=() # of a dry run or a check: one process takes them all, at the end
-mode=--dry_run
-[[ $CHECK == 0 ]] || mode=--check
+launch_commands=() # of a dry run or a check: one process takes them all, at the end
+launch_mode=--dry_run
+[[ $CHECK == 0 ]] || launch_mode=--check
 finish() {
     local status=$?
-    ((status == 0 && ${#commands[@]})) || exit "$status"
-    WORLD_SIZE=$((NPROC * NNODES)) RANK=0 "$PYTHON" -m rmeeto.cli.together "${commands[@]}" ||
+    ((status == 0 && ${#launch_commands[@]})) || exit "$status"
+    WORLD_SIZE=$((NPROC * NNODES)) RANK=0 "$PYTHON" -m rmeeto.cli.together "${launch_commands[@]}" ||
         fail "the command above is not valid." $?
 }
 [[ $DRY_RUN == 0 ]] || trap finish EXIT
@@ -79,7 +79,7 @@ run() {
     local shown
     shown=$(LC_ALL=C printf "%q " "${processes[@]}" "${task[@]}")
     if [[ $DRY_RUN == 1 ]]; then
-        commands+=(-- "${shown% }" "${task[@]}" "$mode")
+        launch_commands+=(-- "${shown% }" "${task[@]}" "$launch_mode")
     else
         echo "${shown% }"
         "${processes[@]}" "${task[@]}" ||

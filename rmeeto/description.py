@@ -33,7 +33,7 @@ _TRANSFORMER: dict[str, Any] = {
 _NAMES = str | tuple[str, ...]
 _CFG: dict[str, Any] = {
     "input_size": tuple[int, int, int], "fixed_input_size": bool, "interpolation": str, "crop_pct": float,
-    "mean": tuple[float, ...], "std": tuple[float, ...], "first_conv": _NAMES, "classifier": _NAMES, "num_classes": int,
+    "mean": tuple[float, ...], "std": tuple[float, ...], "first_conv": _NAMES | None, "classifier": _NAMES, "num_classes": int,
 }  # fmt: skip
 
 
@@ -75,6 +75,9 @@ def read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | 
     return name, _tuples(arguments), _tuples(cfg) or None, merge
 
 
+_OWN = ("merge", "mixer")  # of a model's parameters: read by itself, and nothing that a file could hold
+
+
 def _arguments_of(name: str) -> dict[str, Any] | None:
     """The arguments of a registered model and their types; None for a model that is neither ours nor a transformer."""
     module = model_entrypoint(name).__module__
@@ -84,7 +87,7 @@ def _arguments_of(name: str) -> dict[str, Any] | None:
     if model_class is None:
         return None
     hints = get_type_hints(model_class.__init__)
-    taken = {key: hints[key] for key in inspect.signature(model_class).parameters if key != "merge"}
+    taken = {key: hints[key] for key in inspect.signature(model_class).parameters if key not in _OWN}
     return {"global_pool": str, **taken}
 
 

@@ -79,7 +79,7 @@ def test_every_way_to_the_screen_shows_names_escaped(name, capsys, caplog):
     WORLD.print(f"folder  {name}", "next")
     Unread("image", 10, 1.0).in_training([Unreadable(0, name, f"reason of {name}")])
     command = SimpleNamespace(parse=lambda argv: (None, False, [f"note of {name}"]), in_flags=str)
-    assert run_command([], command, lambda config: [], refuse) == 2
+    assert run_command([], command, lambda config: [], refuse, refuse) == 2
     print(doctor._item("cache", name))
     printed = capsys.readouterr()
     logged = "\n".join(caplog.messages)

@@ -157,7 +157,7 @@ def test_every_field_has_a_flag_that_reaches_it(section, field):
 
 
 def test_help_says_what_torchrun_does_to_r():
-    assert "so write --num_prune there" in " ".join(COMMAND.parser().format_help().split())
+    assert "write --num_prune there" in " ".join(COMMAND.parser().format_help().split())
 
 
 def test_every_merge_option_has_a_flag_of_its_own_name_and_every_released_one_its_own():

@@ -283,7 +283,7 @@ def test_the_engine_counts_damaged_images_as_wrong_in_every_evaluation(folder):
 @pytest.mark.parametrize("end", [lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGBUS)])
 def test_a_worker_that_is_gone_ends_the_epoch_with_one_line(folder, monkeypatch, end):
     monkeypatch.setattr(Files, "read", lambda self, index: end())
-    with pytest.raises(UserError, match=r"that loads data is gone .*shared memory.*num_workers.*--resume"):
+    with pytest.raises(UserError, match=r"that loads data is gone .*shared memory.*num_workers.*run.resume"):
         next(_build(_images(folder, num_workers=1)).train_batches(0))
 
 

@@ -1,7 +1,6 @@
 """The quick start: its settings are the recipes', and it does what the README says."""
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,26 +8,17 @@ from pathlib import Path
 import pytest
 
 from image_task import quickstart
+from image_task.config import Config
 from image_task.flags import parse
+from tests.recipes import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def recipe_commands(tmp_path) -> dict[str, list[str]]:
-    """Arguments of retrain.sh's commands, by arm."""
-    environment = {
-        "DRY_RUN": "1",
-        "PYTHON": "echo",
-        "NPROC": "1",
-        "RUNS": str(tmp_path),
-        "PATH": "/usr/bin:/bin",
-    }
-    script = str(ROOT / "image_task/exp_sh/digits/retrain.sh")
-    printed = subprocess.run(
-        ["bash", script], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    commands = [shlex.split(line)[3:] for line in printed.splitlines() if "image_task.main" in line]
-    return {command[command.index("--name") + 1].split("-")[0]: command for command in commands}
+def recipe_settings() -> dict[str, Config]:
+    """By arm, the settings of the recipe's commands."""
+    configs = [config for config, _ in plan(ROOT / "image_task/exp_sh/digits/retrain.sh")]
+    return {str(config.run.name).split("-")[0]: config for config in configs}
 
 
 @pytest.mark.parametrize(
@@ -39,11 +29,9 @@ def recipe_commands(tmp_path) -> dict[str, list[str]]:
         ("control", quickstart.TRAIN),
     ],
 )
-def test_settings_are_those_of_the_recipe(arm, flags, tmp_path):
-    ours, theirs = (
-        parse([*quickstart.MODEL, "--model_pth", "x.pth", *flags])[0],
-        parse(recipe_commands(tmp_path)[arm])[0],
-    )
+def test_settings_are_those_of_the_recipe(arm, flags):
+    ours = parse([*quickstart.MODEL, "--model_pth", "x.pth", *flags])[0]
+    theirs = recipe_settings()[arm]
     assert (ours.merge, ours.data, ours.optim) == (theirs.merge, theirs.data, theirs.optim)
     assert (ours.distill, ours.run.eval) == (theirs.distill, theirs.run.eval)
     assert (ours.model.model, ours.model.drop_path) == (theirs.model.model, theirs.model.drop_path)

@@ -145,7 +145,8 @@ def dense(name: str) -> torch.nn.Module:
 def test_no_two_commands_of_a_table_share_a_run_folder(table, released):
     folders = [config.folder for config in table_of(table, released)]
     assert len(set(folders)) == len(folders)
-    assert all(folder.parent == Path("runs") / table for folder in folders)
+    own = {"digits": ("digits", "rules")}.get(table, (table,))
+    assert all(folder.parent in [Path("runs") / name for name in own] for folder in folders)
 
 
 @pytest.mark.parametrize("table", QUIRKS)

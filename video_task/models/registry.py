@@ -13,13 +13,16 @@ from rmeeto.registry import ReleasedName
 from video_task.models.videomamba import VideoMamba
 from video_task.models.weights import fit_clips
 
-# name -> arguments
-MODELS: dict[str, dict[str, Any]] = {
-    "videomamba_video_tiny_patch16_224": {"embed_dim": 192},
-    "videomamba_video_small_patch16_224": {"embed_dim": 384},
-    "videomamba_video_middle_patch16_224": {"embed_dim": 576, "depth": 32},
+# name -> class, and arguments
+MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "videomamba_video_tiny_patch16_224": (VideoMamba, {"embed_dim": 192}),
+    "videomamba_video_small_patch16_224": (VideoMamba, {"embed_dim": 384}),
+    "videomamba_video_middle_patch16_224": (VideoMamba, {"embed_dim": 576, "depth": 32}),
     # The embedded default: 8 frames of 32 pixels, 8 x 64 patches.
-    "videomamba_video_nano_patch4_32": {"embed_dim": 32, "depth": 6, "img_size": 32, "patch_size": 4},
+    "videomamba_video_nano_patch4_32": (
+        VideoMamba,
+        {"embed_dim": 32, "depth": 6, "img_size": 32, "patch_size": 4},
+    ),
 }
 
 # The released R_MeeTo models kept the order whatever the flags said.
@@ -32,7 +35,7 @@ ALIASES = {
 
 def _default_cfg(name: str) -> dict[str, Any]:
     """What timm's registry knows of a model: a frame of its input, and its parts' names."""
-    arguments = MODELS[name]
+    _, arguments = MODELS[name]
     size = arguments.get("img_size", 224)
     return {
         "input_size": (3, size, size),  # timm takes three numbers; `registry.build` adds the frames
@@ -65,7 +68,8 @@ def build(
             fetched or do not fit.
         ValueError: arguments that the model refuses.
     """
-    return registry.build(VideoMamba, name, {**MODELS[name], **kwargs}, fit_clips, pretrained, merge)
+    model_class, arguments = MODELS[name]
+    return registry.build(model_class, name, {**arguments, **kwargs}, fit_clips, pretrained, merge)
 
 
 def build_released(

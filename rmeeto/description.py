@@ -33,7 +33,8 @@ _TRANSFORMER: dict[str, Any] = {
 _NAMES = str | tuple[str, ...]
 _CFG: dict[str, Any] = {
     "input_size": tuple[int, int, int], "fixed_input_size": bool, "interpolation": str, "crop_pct": float,
-    "mean": tuple[float, ...], "std": tuple[float, ...], "first_conv": _NAMES | None, "classifier": _NAMES, "num_classes": int,
+    "mean": tuple[float, ...], "std": tuple[float, ...], "first_conv": _NAMES | None, "classifier": _NAMES,
+    "num_classes": int,
 }  # fmt: skip
 
 

@@ -7,9 +7,7 @@ import io
 import json
 import math
 import mmap
-import os
 import shlex
-import stat
 import struct
 import zipfile
 import zlib
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmeeto.reader.bytes import bytes_of, numbers
 from rmeeto.reader.machine import BUDGET, Machine
 from rmeeto.reader.values import Unknown, Unreadable, printable
 
@@ -45,7 +44,7 @@ def read(path: str | Path, *, mapped: bool = False) -> Any:
         OSError: there is none.
         Unreadable: it is damaged (checksums and `DIGEST` are verified), no checkpoint, or holds more than plain values.
     """
-    data = _bytes_of(Path(path), mapped)
+    data = bytes_of(Path(path), mapped)
     try:
         content = (_read_zip if data[:2] == b"PK" else _read_legacy)(data)
         written = content.pop(DIGEST, None) if isinstance(content, dict) else None
@@ -81,8 +80,8 @@ def digest(content: Any, largest: float = math.inf) -> str:
             raise Unreadable("it holds the same values too many times")
         if isinstance(value, Tensor):
             plain = value.detach().cpu().contiguous().reshape(-1)
-            numbers = plain.view(torch.uint8).numpy() if len(plain) else b""
-            found.update(f"{value.dtype} {tuple(value.shape)} {zlib.crc32(numbers)};".encode())
+            raw = plain.view(torch.uint8).numpy() if len(plain) else b""
+            found.update(f"{value.dtype} {tuple(value.shape)} {zlib.crc32(raw)};".encode())
         elif isinstance(value, dict | list | tuple):
             kind = "dict" if isinstance(value, dict) else type(value).__name__
             found.update(f"{kind} {len(value)}:".encode())
@@ -103,33 +102,6 @@ def _conversion(path: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _bytes_of(path: Path, mapped: bool) -> mmap.mmap:
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Unreadable("it is no regular file")
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            raise Unreadable("it is empty")
-        if mapped:
-            return mmap.mmap(
-                file.fileno(), 0, access=mmap.ACCESS_COPY
-            )  # writable, as torch wants it, for us alone
-        data = mmap.mmap(-1, size)
-        if file.readinto(data) != size:
-            raise Unreadable("it becomes shorter while it is read")
-        return data
-
-
-def _numbers(data: mmap.mmap, start: int, nbytes: int, dtype: torch.dtype | None) -> Tensor:
-    """(n,) numbers of the file, or its bytes; in place where they are aligned."""
-    if not nbytes:
-        return torch.empty(0, dtype=dtype or torch.uint8)
-    found = torch.frombuffer(data, dtype=torch.uint8, count=nbytes, offset=start)
-    if dtype is torch.bool:
-        return found != 0
-    return (found.clone() if start % 16 else found).view(dtype or torch.uint8)
-
-
 def _read_zip(data: mmap.mmap) -> Any:
     records = _records(data)
     stem = next((name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")), None)
@@ -143,7 +115,7 @@ def _read_zip(data: mmap.mmap) -> Any:
         start, size = records.get(f"{stem}data/{key}", (0, -1))
         if size != count * (dtype.itemsize if dtype else 1):
             raise Unreadable(f"it names {count} numbers where it has {max(size, 0)} bytes")
-        return _numbers(data, start, size, dtype)
+        return numbers(data, start, size, dtype)
 
     start, size = records[f"{stem}data.pkl"]
     if size > BUDGET:
@@ -224,6 +196,6 @@ def _read_legacy(data: mmap.mmap) -> Any:
     def load(key: str, dtype: torch.dtype | None, count: int) -> Tensor:
         if kinds[key] != (dtype or torch.uint8, count):
             raise Unreadable("it names a storage as two kinds")
-        return _numbers(data, places[key], count * kinds[key][0].itemsize, dtype)
+        return numbers(data, places[key], count * kinds[key][0].itemsize, dtype)
 
     return Machine(data, load).run()

@@ -1,19 +1,20 @@
-"""Files of safetensors: what the header says is checked before the package reads the rest."""
+"""Files of safetensors: what the header says is held against the file before a tensor is made of it."""
 
 from __future__ import annotations
 
 import math
+import mmap
+import operator
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rmeeto.json_file import open_regular, parse_json
+from rmeeto.reader.bytes import bytes_of, numbers
 from rmeeto.reader.values import Unreadable
 
 _LARGEST_HEADER = 4 * 2**20  # bytes; that of a model of 1,000 tensors has 100,000
@@ -31,42 +32,61 @@ def read_header(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: there is none.
-        Unreadable: it is no such file, cut, or not of the size that its tensors have.
+        Unreadable: it is no such file, cut, or its tensors do not fill it one behind the other.
     """
     with open_regular(path) as file:
-        start = file.read(8)
-        (size,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
-        header = file.read(min(size, _LARGEST_HEADER))
-        if not size or len(header) < size:
-            raise Unreadable(
-                f"it is no safetensors file of at most {_LARGEST_HEADER} bytes of header, or cut"
-            )
-        rest = os.fstat(file.fileno()).st_size - 8 - size
-    try:
-        described: dict[str, Any] = parse_json(header)
-        described.pop(_METADATA, None)
-        shapes = {name: (_TYPES[entry["dtype"]], entry["shape"]) for name, entry in described.items()}
-        if not all(type(n) is int and 0 <= n < 2**48 for _, shape in shapes.values() for n in shape):
-            raise ValueError("a shape is none")
-        wanted = sum(math.prod(shape) * kind.itemsize for kind, shape in shapes.values())
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise Unreadable("its header is no list of tensors") from None
-    if wanted != rest:
-        raise Unreadable(
-            f"its tensors have {wanted} bytes, of which it holds {rest}: it is cut, or made by hand"
-        )
-    return {name: torch.empty(shape, dtype=kind, device="meta") for name, (kind, shape) in shapes.items()}
+        entries = _entries(file)
+    return {name: torch.empty(shape, dtype=kind, device="meta") for name, (kind, shape, _) in entries.items()}
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """The tensors of a file, as views of it (`mapped` of `rmeeto.reader.read`).
 
     Raises:
         OSError: there is none.
-        Unreadable: it is no such file, or damaged.
+        Unreadable: as `read_header`.
     """
-    read_header(path)
+    data = bytes_of(Path(path), mapped=True)
+    return {
+        name: numbers(data, start, math.prod(shape) * kind.itemsize, kind).reshape(shape)
+        for name, (kind, shape, start) in _entries(data).items()
+    }
+
+
+def _entries(file: BinaryIO | mmap.mmap) -> dict[str, tuple[torch.dtype, list[int], int]]:
+    """Type, shape and first byte of each tensor of a file; they are checked against its size."""
+    start = file.read(8)
+    (size,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+    header = file.read(min(size, _LARGEST_HEADER))
+    if not size or len(header) < size:
+        raise Unreadable(f"it is no safetensors file of at most {_LARGEST_HEADER} bytes of header, or cut")
+    first, end = 8 + size, file.seek(0, os.SEEK_END) or file.tell()
+    rest = end - first
     try:
-        return dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise Unreadable(str(error).strip().splitlines()[0][:160]) from None
+        described: dict[str, Any] = parse_json(header)
+        described.pop(_METADATA, None)
+        entries = {
+            name: (
+                _TYPES[entry["dtype"]],
+                entry["shape"],
+                [first + operator.index(at) for at in entry["data_offsets"]],
+            )
+            for name, entry in described.items()
+        }
+        for _, shape, _ in entries.values():
+            if not all(type(n) is int and n >= 0 for n in shape) or math.prod(n or 1 for n in shape) >= 2**48:
+                raise ValueError("a shape is none")
+        places = [(places, math.prod(shape) * kind.itemsize) for kind, shape, places in entries.values()]
+        places.sort()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise Unreadable("its header is no list of tensors") from None
+    for place, nbytes in places:
+        if place != [first, first + nbytes]:
+            raise Unreadable("its tensors do not lie one behind the other: it is made by hand, or damaged")
+        first += nbytes
+    if first != end:
+        wanted = sum(nbytes for _, nbytes in places)
+        raise Unreadable(
+            f"its tensors have {wanted} bytes, of which it holds {rest}: it is cut, or made by hand"
+        )
+    return {name: (kind, shape, places[0]) for name, (kind, shape, places) in entries.items()}

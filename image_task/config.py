@@ -124,6 +124,12 @@ class DataConfig(cli.DataConfig):
         only="training",
         needs=AUGMENTED,
     )
+    mean: tuple[float, float, float] | None = setting(
+        None, "of the normalised images, by channel; none: ImageNet's (of the digits 0.5)", within="[0, 1]"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, "their standard deviation; none: ImageNet's (of the digits 0.5)", within="(0, 1]"
+    )
     eval_crop_ratio: float = setting(
         0.875, "share of the resized image's edge that evaluation sees", within="(0, 1]", needs=CROPPED
     )
@@ -144,21 +150,22 @@ class Config(cli.TaskConfig):
     @property
     def img_size(self) -> int:
         """Edge of the model's input in pixels."""
-        return self.data.input_size or self._own_size
+        return self.data.input_size or own_size(self.model.model)
 
     @property
     def data_name(self) -> str:
         """The data set, unless it is the digits or what a full-size model is for, and an input size of one's own."""
-        own = self._own_size
+        own = own_size(self.model.model)
         usual = ("digits", "IMNET") if own > SMALL else ("digits",)
         data_set = "" if self.data.data_set in usual else re.sub(r"[^\w.]+", ".", self.data.data_set)
         size = f"{self.img_size}px" if self.img_size != own else ""
         return "-".join(filter(None, (data_set, size)))
 
-    @property
-    def _own_size(self) -> int:
-        cfg = default_cfgs.get(self.model.model)
-        return (cfg["input_size"] if cfg else input_size(self.model.model))[-1]
+
+def own_size(name: str) -> int:
+    """Edge in pixels of the input that a model is meant for."""
+    cfg = default_cfgs.get(name)
+    return (cfg["input_size"] if cfg else input_size(name))[-1]
 
 
 def _of_torchvision(config: Config) -> bool:

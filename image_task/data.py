@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +26,14 @@ ROUND = 256  # repeated augmentation cuts an epoch to a multiple of this, unless
 
 
 def build_data(
-    config: DataConfig, *, img_size: int, rank: int, world_size: int, seed: int, train: bool = True
+    config: DataConfig,
+    *,
+    img_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    train: bool = True,
+    labels: Sequence[str] | None = None,
 ) -> ImageData:
     """Open a data set for training and evaluation on one rank; no image is read yet.
 
@@ -36,11 +43,12 @@ def build_data(
         rank, world_size: which share of the data.
         seed: of the order, the augmentation and the SUBIMNET subset.
         train: False opens the evaluation images only.
+        labels: names of the weights' outputs, where they are known.
 
     Raises:
         UserError: the data set cannot be opened, or its training images do not fill one batch.
     """
-    train_source, eval_source = load_sources(config, seed=seed, train=train)
+    train_source, eval_source = load_sources(config, seed=seed, train=train, labels=labels)
     return ImageData(config, train_source, eval_source, img_size, rank, world_size, seed)
 
 

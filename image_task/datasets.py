@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,16 @@ from image_task.config import DataConfig
 from image_task.mapped import Mapped, load_own, load_torchvision, torchvision_name
 from image_task.shards import Shards
 from image_task.sources import Arrays, Files, Part, Reader, Source
-from rmeeto.data.classes import LeftOut, check_used, files_below, in_order, numbered, read_lines, subfolders
+from rmeeto.data.classes import (
+    LeftOut,
+    as_labelled,
+    check_used,
+    files_below,
+    in_order,
+    numbered,
+    read_lines,
+    subfolders,
+)
 from rmeeto.data.pictures import ENDINGS, check_regular, natural_key
 from rmeeto.data.sampler import subset_indices
 from rmeeto.errors import UserError
@@ -39,7 +48,9 @@ FOLDERS = ("IMNET", "SUBIMNET", "folder")
 logger = logging.getLogger(__name__)
 
 
-def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[Source | None, Source]:
+def load_sources(
+    config: DataConfig, *, seed: int, train: bool = True, labels: Sequence[str] | None = None
+) -> tuple[Source | None, Source]:
     """Open the training and the evaluation images of `config.data_set`.
 
     `folder`, `tar`, `wds` and `hfds/<name>` are timm's names. Tar and WebDataset shards are indexed once and
@@ -50,6 +61,7 @@ def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[
         config: data_set, data_path, data_ratio, class_map and inat_category are read.
         seed: draws the SUBIMNET subset, a plain random share of the training images.
         train: False leaves the training images out, so that a folder with val/ alone can be evaluated.
+        labels: names of the weights' outputs, where they are known; the classes are numbered as they are.
 
     Returns:
         (training images or None, evaluation images), with the same classes: those of `class_map`, or of the training
@@ -75,6 +87,8 @@ def load_sources(config: DataConfig, *, seed: int, train: bool = True) -> tuple[
     eval_source = load(config, "val")
     train_source = load(config, "train") if train or config.holdout else None
     classes = _classes(config, kind, train_source, eval_source)
+    if labels is not None:
+        classes = as_labelled(classes, labels, folder or name)
     eval_source = _as(eval_source, classes, f"the evaluation split of {folder or name}")
     if train_source is None:
         return None, eval_source
@@ -155,6 +169,11 @@ def _as(source: Source, classes: list[str], where: str) -> Source:
             f"--class_map: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}. Move or remove them."
         )
     if isinstance(source, Reader) or (isinstance(source, Mapped) and source.targets is None):
+        if source.classes != classes[: len(source.classes)]:
+            raise UserError(
+                f"{where} numbers its classes otherwise than the weights do, and cannot be numbered anew; give it as a "
+                "folder."
+            )
         return replace(source, classes=classes)
     number = {name: index for index, name in enumerate(classes)}
     targets = np.array([number[name] for name in source.classes])[source.targets]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from image_task.config import Config
-from image_task.models.registry import ALIASES, MODELS
+from timm.models import get_pretrained_cfg
+
+from image_task.config import SMALL, Config, DataConfig, own_size
+from image_task.models.registry import ALIASES, MODELS, default_cfgs
+from image_task.transforms import crop_pct, normalisation
 from rmeeto.cli.command import Command
 from rmeeto.cli.flags import Flag, Given, Ignored, parse_bool
+from rmeeto.cli.trained import of_weights, take
 
 
 def _read_amp(text: str) -> str:
@@ -69,11 +73,30 @@ UNTRAINED = {"lr": 8e-3, "epochs": 50, "warmup_epochs": 5, "accumulation": 1, "s
 
 
 def _adjust(given: Mapping[str, Given], start: Config) -> list[str]:
-    data = given["data"].values
+    data, notes = given["data"].values, []
     if data.get("data_path") and "data_set" not in data and start.data.digits:
         data["data_set"] = "IMNET"
-        return ["--data_path without --data_set: IMNET, the default of DeiT's script"]
-    return []
+        notes.append("--data_path without --data_set: IMNET, the default of DeiT's script")
+    return notes + _as_trained(given, start)
+
+
+def _as_trained(given: Mapping[str, Given], start: Config) -> list[str]:
+    """Let images be prepared as the weights' training, or timm for its own models, prepares them."""
+    name, data = given["model"].values["model"], given["data"].values
+    usual_data = DataConfig(data_set=data.get("data_set", start.data.data_set))
+    if (found := of_weights(given, start)) is not None:
+        size, cfg, whose = found.input_size[-1], found.pretrained_cfg(), "the weights were trained"
+        wanted = {"input_size": size if size != own_size(name) else None}
+    elif name not in default_cfgs and not usual_data.digits:
+        cfg, whose, wanted = get_pretrained_cfg(name).to_dict(), f"timm has it for {name}", {}
+        size = cfg["input_size"][-1]
+    else:
+        return []
+    size, usual = data.get("input_size") or size, normalisation(usual_data)
+    wanted |= {key: tuple(cfg[key]) for key in ("mean", "std") if tuple(cfg[key]) != usual[key]}
+    if cfg["crop_pct"] != crop_pct(usual_data, size) and not usual_data.digits and size > SMALL:
+        wanted["eval_crop_ratio"] = cfg["crop_pct"]
+    return take(given, start, "data", wanted, whose)
 
 
 COMMAND = Command(

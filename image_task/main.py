@@ -22,11 +22,12 @@ from image_task.datasets import loader_of
 from image_task.flags import COMMAND
 from image_task.models import load_weights
 from image_task.models.pretrained import load_official, official
-from image_task.transforms import train_transform
+from image_task.transforms import crop_pct, normalisation, train_transform
 from rmeeto.cli.task import Parts, Task
 from rmeeto.data.augment import build_mixup
 from rmeeto.engine import RunFolder, World, evaluate, scaled_lr
 from rmeeto.engine.precision import amp_dtype
+from rmeeto.trained_on import TrainedOn
 from rmeeto.weights import LoadReport
 
 
@@ -42,7 +43,7 @@ class ImageTask(Task):
             build_mixup(config.data, config.model.nb_classes or 1, config.data.batch_size, img_size)
 
     def build_data(self, config: Config, **where: Any) -> ImageData:
-        return build_data(config.data, **where)
+        return build_data(config.data, labels=self.labels(config), **where)
 
     def load(self, config: Config, model: nn.Module, name: str, path: str | None, **how: Any) -> LoadReport:
         return load_official(model, name, **how) if path is None else load_weights(model, path, **how)
@@ -50,6 +51,16 @@ class ImageTask(Task):
     def peak_lr(self, config: Config, world: World) -> float:
         """Accumulation does not count."""
         return scaled_lr(config.optim.lr, config.data.batch_size, world.size)
+
+    def trained_on(self, config: Config, parts: Parts) -> TrainedOn:
+        size = config.img_size
+        return TrainedOn(
+            input_size=(3, size, size),
+            crop_pct=crop_pct(config.data, size),
+            label_names=tuple(parts.data.class_names),
+            data_set=config.data.data_set,
+            **normalisation(config.data),
+        )
 
     def evaluated(self, data: ImageData, samples: str) -> str:
         return f"{data.num_eval}{samples} to evaluate"

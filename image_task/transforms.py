@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import (
     Compose,
@@ -22,6 +22,17 @@ from rmeeto.data.augment import allow_black
 from rmeeto.errors import UserError
 
 MAX_RESIZED = 1 << 25  # pixels of a picture whose shorter side is resized
+
+
+def normalisation(config: DataConfig) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of the normalised images, by channel."""
+    mean, std = ((0.5,) * 3,) * 2 if config.digits else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return {"mean": config.mean or mean, "std": config.std or std}
+
+
+def crop_pct(config: DataConfig, img_size: int) -> float:
+    """The share of the resized image's edge that evaluation sees at an input size."""
+    return 1.0 if config.digits or img_size <= SMALL else config.eval_crop_ratio
 
 
 def train_transform(config: DataConfig, img_size: int) -> Any:
@@ -41,9 +52,9 @@ def train_transform(config: DataConfig, img_size: int) -> Any:
 def eval_transform(config: DataConfig, img_size: int) -> Any:
     """Resize to img_size / eval_crop_ratio and crop the centre; digits and small inputs are not cropped."""
     if config.data_set == "digits":
-        return Compose([_fit(img_size), *_digits_to_tensor()])
-    ratio = 1.0 if img_size <= SMALL else config.eval_crop_ratio
-    transform = create_transform(img_size, interpolation="bicubic", crop_pct=ratio)
+        return Compose([_fit(img_size), *_digits_to_tensor(config)])
+    ratio = crop_pct(config, img_size)
+    transform = create_transform(img_size, interpolation="bicubic", crop_pct=ratio, **normalisation(config))
     transform.transforms[0] = _fit(transform.transforms[0].size)
     return transform
 
@@ -59,6 +70,7 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
             re_prob=config.reprob,
             re_mode=config.remode,
             re_count=config.recount,
+            **normalisation(config),
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
@@ -74,7 +86,7 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
 def _digits_train(config: DataConfig, img_size: int) -> Compose:
     turn = RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
     erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
-    return Compose([_fit(img_size), turn, *_digits_to_tensor(), erase])
+    return Compose([_fit(img_size), turn, *_digits_to_tensor(config), erase])
 
 
 class Resize(TorchvisionResize):
@@ -96,5 +108,5 @@ def _fit(img_size: int) -> Resize:
     return Resize(img_size, interpolation=InterpolationMode.BICUBIC)
 
 
-def _digits_to_tensor() -> list[Any]:
-    return [ToTensor(), Normalize((0.5,) * 3, (0.5,) * 3)]
+def _digits_to_tensor(config: DataConfig) -> list[Any]:
+    return [ToTensor(), Normalize(**normalisation(config))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
         example: an input of two or more samples; None makes one of the model's ``pretrained_cfg["input_size"]``.
 
     Returns:
-        The path. The graph takes any batch size and gives logits.
+        The path. The graph takes any batch size and gives logits; its metadata, each entry JSON, says how the input
+        is prepared and what the classes are called, as far as the model's ``pretrained_cfg`` does.
 
     Raises:
         UserError: the packages onnx and onnxscript are not there, no example for a model without an input size, or
@@ -51,13 +53,22 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor | None = None) -
         with torch.no_grad(), forced("torch"):
             batch = torch.export.Dim("batch")
             program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: batch},))
-            torch.onnx.export(program, custom_translation_table=_table(), verbose=False).save(str(path))
+            graph = torch.onnx.export(program, custom_translation_table=_table(), verbose=False)
+            graph.model.metadata_props.update(_metadata(model))
+            graph.save(str(path))
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"to_onnx: {name} has what torch cannot write as ONNX: {reason}") from error
     finally:
         model.train(training)
     return Path(path)
+
+
+def _metadata(model: nn.Module) -> dict[str, str]:
+    """What whoever runs the graph needs to know of its input and its outputs."""
+    cfg = getattr(model, "pretrained_cfg", {})
+    names = ("architecture", "input_size", "mean", "std", "crop_pct", "interpolation", "label_names")
+    return {name: json.dumps(cfg[name]) for name in names if cfg.get(name) is not None}
 
 
 def _table() -> dict[Any, Callable]:

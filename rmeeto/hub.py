@@ -18,9 +18,9 @@ from rmeeto.description import check_depth, read_description
 from rmeeto.errors import UserError
 from rmeeto.patch import apply
 from rmeeto.reader import read_header
+from rmeeto.trained_on import CONFIG, WEIGHTS, trained_on
 from rmeeto.weights import check_fit, load_weights
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB = ("hf_hub:", "hf-hub:")
 _PATIENCE = 5.0  # seconds in which the hub has to answer
 # Of the registry's entry, what describes the model's input and parts: not where its first weights came from.
@@ -130,6 +130,8 @@ def load(source: str | Path) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise UserError(f"load: {config_path} does not describe a {name}: {error}") from None
     load_weights(model, weights_path)
+    if (known := trained_on(weights_path)) is not None and known.label_names:
+        model.pretrained_cfg = {**model.pretrained_cfg, "label_names": list(known.label_names)}
     return model
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rmeeto.cli.command import Command
-from rmeeto.cli.flags import Flag, Ignored, parse_bool
+from rmeeto.cli.flags import Flag, Given, Ignored, parse_bool
+from rmeeto.cli.trained import of_weights, take
 from video_task.config import VideoConfig
-from video_task.models.registry import ALIASES, MODELS
+from video_task.models.registry import ALIASES, MODELS, default_cfgs
 
 
 def _read_bf16(text: str) -> str:
@@ -52,6 +55,19 @@ IGNORED_FLAGS = {
 }
 
 
+def _as_trained(given: Mapping[str, Given], start: VideoConfig) -> list[str]:
+    """Let clips be of the frames and pixels that the weights' training had."""
+    found = of_weights(given, start)
+    if found is None or len(found.input_size) != 4:  # of an image model, say
+        return []
+    cfg = default_cfgs[given["model"].values["model"]]
+    frames, size = found.input_size[1], found.input_size[-1]
+    wanted = {"num_frames": frames, "input_size": size if size != cfg["input_size"][-1] else None}
+    if found.crop_pct < 1 and "input_size" not in given["data"].values:
+        wanted["short_side_size"] = round(size / found.crop_pct)
+    return take(given, start, "data", wanted, "the weights were trained")
+
+
 COMMAND = Command(
     prog="python -m video_task.main",
     description="Merge tokens in a video model, test it, re-train it.",
@@ -60,5 +76,6 @@ COMMAND = Command(
     aliases=ALIASES,
     flags=FLAGS,
     ignored=IGNORED_FLAGS,
+    adjust=_as_trained,
 )
 parse = COMMAND.parse

@@ -17,11 +17,13 @@ if __name__ == "__main__":  # before torch is imported
     answer_interrupts()
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from rmeeto.cli.task import Parts, Task
 from rmeeto.engine import RunFolder, World, scaled_lr
 from rmeeto.engine.precision import amp_dtype
+from rmeeto.trained_on import TrainedOn
 from rmeeto.weights import LoadReport
 from video_task.config import VideoConfig
 from video_task.data import VideoData, build_data
@@ -46,7 +48,8 @@ class VideoTask(Task):
         check_data(config.data, img_size=img_size, train=not config.run.eval)
 
     def build_data(self, config: VideoConfig, **where: Any) -> VideoData:
-        return build_data(config.data, num_classes=config.model.nb_classes, **where)
+        labels = None if config.model.head_map else self.labels(config)
+        return build_data(config.data, num_classes=config.model.nb_classes, labels=labels, **where)
 
     def arguments(self, config: VideoConfig) -> dict[str, Any]:
         return {"num_frames": config.data.num_frames, "tubelet_size": config.model.tubelet_size}
@@ -58,6 +61,18 @@ class VideoTask(Task):
     def peak_lr(self, config: VideoConfig, world: World) -> float:
         clips = config.data.batch_size * config.data.num_sample * config.optim.accumulation
         return scaled_lr(config.optim.lr, clips, world.size, REFERENCE_BATCH)
+
+    def trained_on(self, config: VideoConfig, parts: Parts) -> TrainedOn:
+        size = tuple(parts.model.pretrained_cfg["input_size"])
+        return TrainedOn(
+            input_size=size,
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            crop_pct=size[-1] / (config.data.short_side_size or size[-1]),
+            interpolation="bilinear",
+            label_names=tuple(parts.data.class_names),
+            data_set=config.data.data_set,
+        )
 
     def evaluated(self, data: VideoData, samples: str) -> str:
         validated = f"{data.num_eval} to validate, " if data.num_train else ""

@@ -1,4 +1,4 @@
-"""What a training run's settings cannot achieve, in lines to print before it starts."""
+"""What a training run's settings cannot achieve, in lines to print before it starts; and what came out."""
 
 from __future__ import annotations
 
@@ -102,3 +102,16 @@ def training_notes(config: Any, data: Any, untrained_lr: float | None) -> list[s
             "the student starts from random weights beside a trained teacher; --model_pth gives it trained ones"
         )
     return notes
+
+
+def summary(result: dict[str, Any], folder: Path, samples: str, num_classes: int) -> str:
+    """The outcome in a line, with an earlier epoch where that was better."""
+    averaged = f", averaged weights {result['ema']['top1']:.2f}" if "ema" in result else ""
+    missing = f", {result['unreadable']} unreadable counted as wrong" if result["unreadable"] else ""
+    top5 = f"  top-5 {result['top5']:.2f}" if num_classes > 5 else ""  # of five classes all are among five
+    best = result.get("best")
+    better = best and (best["top1"] > max(result["top1"], result.get("ema", result)["top1"]))
+    return (
+        f"top-1 {result['top1']:.2f}{top5}  loss {result['loss']:.4f}{averaged} "
+        f"({result['count']} {samples}{missing}): {folder}"
+    ) + (f"; best top-1 {best['top1']:.2f} after epoch {best['epoch']}: best.pt" if better else "")

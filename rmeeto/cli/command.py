@@ -13,6 +13,7 @@ from rmeeto.cli.config import TaskConfig
 from rmeeto.cli.flags import Flag, FlagParser, Given, Ignored, in_flags
 from rmeeto.cli.merging import ACTIVE, NEEDS, add_merge_flags, merge_settings
 from rmeeto.cli.timms import is_timms, unknown
+from rmeeto.cli.trained import open_folders
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import RULES, MergeConfig
@@ -107,7 +108,7 @@ class Command:
         given, notices = self.parser().read(argv)
         for name in given["refused"].values:
             raise UserError(f"--{name} is not supported ({self.refused[name]}); leave the flag out.")
-        start = self._starting_point(given)
+        start = open_folders(given, self._starting_point(given))
         released = self._our_names(given["model"].values, start.model.model)
         if "config" not in given["command"].values and released is not None:
             start = dataclasses.replace(start, merge=released.start)

@@ -10,7 +10,7 @@ from typing import Any, Self, get_type_hints
 
 from rmeeto.engine.distill import DISTILLED, DistillConfig
 from rmeeto.engine.optim import OptimConfig
-from rmeeto.engine.record import RunConfig
+from rmeeto.engine.record import TRAINED_ON, RunConfig
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 from rmeeto.settings import Need, Settings, from_plain, refuse, setting, smoked
@@ -194,6 +194,7 @@ class TaskConfig:
         Raises:
             UserError: an unknown section or field, or a value out of range.
         """
+        plain = {name: value for name, value in plain.items() if name != TRAINED_ON}
         unknown = sorted(set(plain) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(

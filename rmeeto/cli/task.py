@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, training_notes
+from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, summary, training_notes
 from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
@@ -28,6 +28,7 @@ from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
 from rmeeto.settings import harmless
+from rmeeto.trained_on import TrainedOn, trained_on
 from rmeeto.weights import LoadReport
 
 
@@ -88,6 +89,28 @@ class Task(ABC):
     def evaluated(self, data: Any, samples: str) -> str:
         """What there is to evaluate, in words; `samples` follows the number."""
 
+    def labels(self, config: Any) -> tuple[str, ...] | None:
+        """What the weights call their outputs, where they say so and the head is not left out.
+
+        Raises:
+            UserError: the student's and its teacher's are others.
+        """
+        chosen = config.model
+        paths = [] if chosen.delete_head else [chosen.model_pth]
+        paths += [chosen.teacher_pth] if config.distill.distill and not config.run.eval else []
+        known = [
+            found.label_names for found in map(trained_on, filter(None, paths)) if found and found.label_names
+        ]
+        if len(set(known)) > 1:
+            raise UserError(
+                "model.model_pth and model.teacher_pth know other classes, or number them otherwise."
+            )
+        return known[0] if known else None
+
+    @abstractmethod
+    def trained_on(self, config: Any, parts: Parts) -> TrainedOn:
+        """What this run trains on, for those who have its weights."""
+
     def arguments(self, config: Any) -> dict[str, Any]:
         """Arguments of the model beside those that both tasks have."""
         return {}
@@ -120,7 +143,8 @@ class Task(ABC):
                 parts = world.on_every(lambda: self.build(ready, world))
                 if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
                     state()
-                with RunFolder(config.folder, settings, world) as folder:
+                trained_on = None if config.run.eval else self.trained_on(config, parts).to_dict()
+                with RunFolder(config.folder, settings, world, trained_on) as folder:
                     for line in self.describe(config, parts, world):
                         world.print(*wrapped(line))
                     result = self.work(config, parts, world, folder)
@@ -156,7 +180,7 @@ class Task(ABC):
     def _read_data(self, config: Any) -> Any:
         """The data, after a batch of each kind was read; data of the same settings is opened once in a process."""
         train, size = not config.run.eval, self.meta_model(config).pretrained_cfg["input_size"][-1]
-        key = config.data, config.model.nb_classes, size, config.run.seed, train
+        key = config.data, config.model, size, config.run.seed, train
         if key not in self._seen:
             here = dataclasses.replace(config.data, num_workers=0, max_eval_batches=1, pin_mem=False)
             data = self.build_data(
@@ -371,16 +395,3 @@ def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
         raise
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def summary(result: dict[str, Any], folder: Path, samples: str, num_classes: int) -> str:
-    """The outcome in a line, with an earlier epoch where that was better."""
-    averaged = f", averaged weights {result['ema']['top1']:.2f}" if "ema" in result else ""
-    missing = f", {result['unreadable']} unreadable counted as wrong" if result["unreadable"] else ""
-    top5 = f"  top-5 {result['top5']:.2f}" if num_classes > 5 else ""  # of five classes all are among five
-    best = result.get("best")
-    better = best and (best["top1"] > max(result["top1"], result.get("ema", result)["top1"]))
-    return (
-        f"top-1 {result['top1']:.2f}{top5}  loss {result['loss']:.4f}{averaged} "
-        f"({result['count']} {samples}{missing}): {folder}"
-    ) + (f"; best top-1 {best['top1']:.2f} after epoch {best['epoch']}: best.pt" if better else "")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rmeeto.data.pictures import hidden, natural_key
@@ -48,6 +48,41 @@ def numbered(targets: Iterable[int], where: str) -> list[str]:
             f"{MANY:,} or than the samples."
         )
     return [str(number) for number in range(top + 1)]
+
+
+def as_labelled(classes: list[str], labels: Sequence[str], where: str) -> list[str]:
+    """The classes of a data set in the order in which weights know them, which makes of names the weights' numbers.
+
+    Args:
+        classes: of the data, in its own order.
+        labels: the weights' names of their outputs, in theirs.
+        where: the data.
+
+    Returns:
+        `labels` where the data has no others; a line says so if that is another order. `classes` where either has mere
+        numbers for names, so that nothing can be compared.
+
+    Raises:
+        UserError: the data has classes that the weights do not know.
+    """
+    if _are_numbers(classes) or _are_numbers(labels) or classes == list(labels):
+        return classes
+    odd = [name for name in classes if name not in set(labels)]
+    if odd:
+        raise UserError(
+            f"{where} has {len(odd)} classes that the weights do not know, such as {odd[0]}; they know {len(labels)}, "
+            f"such as {labels[0]}. Train a new head for them (model.delete_head), or give the data of these weights."
+        )
+    if classes != [name for name in labels if name in set(classes)]:
+        logger.warning(
+            "%s: its classes are in another order than the weights'; they are matched by name", shown(where)
+        )
+    return list(labels)
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether names are 0, 1, 2, ... in this order."""
+    return list(names) == [str(number) for number in range(len(names))]
 
 
 def check_used(targets: Any, classes: list[str], where: str) -> None:

@@ -224,7 +224,7 @@ class Training:
         self.means.clear()
         at.epoch, at.batch = at.epoch + 1, 0
         if improved is not None:  # before last.pt: a run that is cut in between repeats the epoch
-            state = {"model": improved.state_dict(), **(self.best or {})}
+            state = {"model": improved.state_dict(), **(self.best or {}), **self.folder.trained_on}
             self.world.on_main(lambda: checkpoint.save(self.folder.path / "best.pt", state))
         self.save()
 
@@ -264,6 +264,7 @@ class Training:
             "log_lines": self.folder.log_lines(),
             "batches_per_epoch": self.data.batches_per_epoch,
             "data": self.contents,
+            **self.folder.trained_on,
         }
 
     def log(self, event: str, values: dict[str, Any], **process: float) -> None:

@@ -26,6 +26,7 @@ from rmeeto.settings import Need, Settings, refuse, setting
 
 _ROOT = Path(__file__).resolve().parents[2]
 RESUMED = Need(lambda config: config.run.resume, "there is no run.resume", fatal=True)
+TRAINED_ON = "trained_on"  # the entry of config.json and of checkpoints, see `rmeeto.trained_on`
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
@@ -102,7 +103,9 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
         raise UserError(
             f"{path} exists but holds no config.json, so it is no run folder; choose another run.name."
         )
-    differences = _differences(read_json(path / "config.json"), json.loads(json.dumps(config)), harmless)
+    old = read_json(path / "config.json")
+    old.pop(TRAINED_ON, None)
+    differences = _differences(old, json.loads(json.dumps(config)), harmless)
     if differences:
         listed = "; ".join(differences[:8]) + (" and more" if len(differences) > 8 else "")
         raise UserError(f"{path} was run with other settings: {listed}. Use the same, or another run.name.")
@@ -149,10 +152,18 @@ class RunFolder:
         path: of the folder; made here.
         config: written to config.json when the folder is new.
         world: the processes of this run.
+        trained_on: the plain form of `rmeeto.trained_on.TrainedOn`, which config.json and the checkpoints hold as well.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], world: World) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        world: World,
+        trained_on: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
+        self.trained_on = {} if trained_on is None else {TRAINED_ON: dict(trained_on)}
         self._writes = world.is_main
         self._log: Any = None
         self._board: Any = None
@@ -164,7 +175,7 @@ class RunFolder:
             self._log = _open_log(self.path / "log.jsonl")
             fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (self.path / "config.json").exists():
-                write_json(self.path / "config.json", config)
+                write_json(self.path / "config.json", {**config, **self.trained_on})
             env_file, now = self.path / "env.json", environment(world)
             if env_file.exists():
                 first = read_json(env_file)

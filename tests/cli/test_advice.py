@@ -10,8 +10,7 @@ import pytest
 
 from image_task.config import Config
 from image_task.flags import UNTRAINED, parse
-from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, training_notes
-from rmeeto.cli.task import summary
+from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, summary, training_notes
 from rmeeto.engine import OptimConfig
 
 

@@ -123,6 +123,8 @@ CHOICES = {
     "weights": "ema",
     "pretrained": "auto",
     "data_changed": "ok",
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.1, 0.2, 0.3),
 }
 # What else a flag needs, so that it is not refused as one without effect.
 COMPANY = {

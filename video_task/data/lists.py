@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmeeto.data.classes import LeftOut, check_used, in_order, numbered, read_lines, subfolders
+from rmeeto.data.classes import LeftOut, as_labelled, check_used, in_order, numbered, read_lines, subfolders
 from rmeeto.data.pictures import ENDINGS, check_regular, hidden
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import parse_json
@@ -45,7 +46,11 @@ class Videos:
 
 
 def load_videos(
-    config: VideoDataConfig, *, train: bool = True, num_classes: int | None = None
+    config: VideoDataConfig,
+    *,
+    train: bool = True,
+    num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Videos]:
     """Open the lists of a data set; no video is opened.
 
@@ -59,6 +64,7 @@ def load_videos(
         config: data_set, data_path, prefix, split and fold are read.
         train: False leaves the training videos out.
         num_classes: of lists whose classes have no names; None counts up to the largest number in them.
+        labels: names of the weights' outputs, where they are known; the classes are numbered as they are.
 
     Returns:
         The videos of "train" (if asked for), "val" and "test", all with the same classes.
@@ -100,7 +106,7 @@ def load_videos(
         paths, targets = zip(*samples)
         found[split] = Videos(np.array([os.fsencode(p) for p in paths]), np.array(targets), classes)
         _check_present(found[split], config)
-    return _same_classes(found, config, num_classes)
+    return _same_classes(found, config, num_classes, labels)
 
 
 def check_data_set(config: VideoDataConfig) -> None:
@@ -298,7 +304,7 @@ def _check_present(videos: Videos, config: VideoDataConfig) -> None:
 
 
 def _same_classes(
-    found: dict[str, Videos], config: VideoDataConfig, num_classes: int | None
+    found: dict[str, Videos], config: VideoDataConfig, num_classes: int | None, labels: Sequence[str] | None
 ) -> dict[str, Videos]:
     """The splits with the same classes: those of the training split where it is there, else of val."""
     names = found["train" if "train" in found else "val"].classes
@@ -317,6 +323,8 @@ def _same_classes(
         else:
             names = [str(number) for number in range(num_classes)]
         found = {split: Videos(videos.paths, videos.targets, names) for split, videos in found.items()}
+    if labels is not None:
+        names = as_labelled(names, labels, config.data_path)
     number = {name: index for index, name in enumerate(names)}
     same = {}
     for split, videos in found.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +50,7 @@ def build_data(
     seed: int,
     train: bool = True,
     num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> VideoData:
     """Open a data set for training, validation and test on one rank; no video is read yet.
 
@@ -60,12 +61,13 @@ def build_data(
         seed: of the order, the frames drawn and the augmentation.
         train: False opens the videos of validation and test only.
         num_classes: of lists whose classes have no names; None counts up to the largest number in them.
+        labels: names of the weights' outputs, where they are known.
 
     Raises:
         UserError: the data set or the decoder cannot be opened, or its training videos do not fill one batch.
     """
     check_backend(config.decoder)
-    videos = load_videos(config, train=train, num_classes=num_classes)
+    videos = load_videos(config, train=train, num_classes=num_classes, labels=labels)
     return VideoData(config, videos, img_size, rank, world_size, seed)
 
 

@@ -1,0 +1,98 @@
+"""Settings that follow from the weights: a folder in place of their file, and the input that they were trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rmeeto.cli.flags import Given
+from rmeeto.description import read_description
+from rmeeto.errors import UserError
+from rmeeto.json_file import read_json
+from rmeeto.trained_on import CONFIG, WEIGHTS, TrainedOn, trained_on
+
+BEST = "best.pt"  # of a run folder
+
+
+def open_folders(given: Mapping[str, Given], start: Any) -> Any:
+    """Put the files of weights in the place of their folders, a run's or one that `rmeeto.hub.export` wrote.
+
+    Args:
+        given: what the command line says, by section; `model_pth` and `teacher_pth` are changed.
+        start: all settings that it starts from.
+
+    Returns:
+        `start` with the model of `model_pth`'s folder, and how that merges.
+
+    Raises:
+        UserError: such a folder whose config.json cannot be read.
+    """
+    values = given["model"].values
+    for name in ("teacher_pth", "model_pth"):
+        folder = Path(values.get(name) or "")
+        if not values.get(name) or not folder.is_dir():
+            continue
+        file = next((folder / file for file in (WEIGHTS, BEST) if (folder / file).is_file()), None)
+        if file is None:
+            raise UserError(
+                f"--{name} {folder} is a folder without {WEIGHTS} or {BEST}; give a file of weights."
+            )
+        values[name] = str(file)
+        if name == "model_pth" and (folder / CONFIG).is_file():
+            model, merge = _described(start, folder / CONFIG, file.name)
+            values.setdefault("model", model)
+            start = dataclasses.replace(start, merge=merge)
+    return start
+
+
+def _described(start: Any, config: Path, weights: str) -> tuple[str, Any]:
+    """Name and merging of a folder's model."""
+    if weights == WEIGHTS:
+        name, _, _, merge = read_description(config)
+        return name, merge
+    run = type(start).from_dict(read_json(config))
+    return run.model.model, run.merge
+
+
+def of_weights(given: Mapping[str, Given], start: Any) -> TrainedOn | None:
+    """What the student's weights, or else its teacher's, were trained on, where their files say so."""
+    if given["run"].values.get("smoke", start.run.smoke):
+        return None
+    model = given["model"].values
+    for name in ("model_pth", "teacher_pth"):
+        path = model.get(name, getattr(start.model, name))
+        if path is not None:
+            return trained_on(path)
+    return None
+
+
+def take(
+    given: Mapping[str, Given], start: Any, section: str, wanted: Mapping[str, Any], whose: str
+) -> list[str]:
+    """Set what a command line leaves open.
+
+    Args:
+        given, start: as above.
+        section: of the settings.
+        wanted: values by setting; None is left out.
+        whose: what they are taken from, for the line.
+
+    Returns:
+        A line, where any of them is another than it would be.
+    """
+    values, old = given[section].values, getattr(start, section)
+    fresh = "config" not in given["command"].values  # else the settings of a run have been chosen already
+    taken = {
+        name: value
+        for name, value in wanted.items()
+        if value is not None and name not in values and getattr(old, name) != value and fresh
+    }
+    values.update(taken)
+    flags = " ".join(f"--{name} {_words(value)}" for name, value in taken.items())
+    return [f"{flags}: as {whose}"] if taken else []
+
+
+def _words(value: Any) -> str:
+    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else f"{value}"

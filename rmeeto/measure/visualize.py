@@ -1,8 +1,7 @@
-"""Pictures of what a model merged: each merged token in its mean colour, outlined."""
+"""Pictures of what a model merged: each token in its mean colour, with borders between them."""
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
+from rmeeto.measure.mosaic import paint
 from rmeeto.nn import MergingTransformer, VisionMamba
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_CELL = 16  # pixels that the side of a patch is enlarged to, at least
-_GOLDEN = 0.618033988749895
 
 
 @torch.inference_mode()
@@ -54,9 +51,9 @@ def draw_merged(
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
 ) -> Figure:
-    """Draw images and, below each, what its tokens became: groups in their mean colour, with one outline a group.
+    """Draw images and, below each, what its tokens became: each in the mean colour of its patches, with borders.
 
-    A token that stands alone is left as it is. A pruned one is hatched.
+    A pruned patch is hatched.
 
     Args:
         images: (3, H, W), (B, 3, H, W), or clips (B, 3, T, H, W), of which every frame is drawn.
@@ -103,43 +100,6 @@ def draw_merged(
                 ax.imshow(picture[t], interpolation="nearest")
     figure.suptitle(f"{source.shape[2]} tokens, {source.shape[1]} left", fontsize=9)
     return figure
-
-
-def paint(clip: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Give every group of patches its mean colour, and an outline if it has more than one patch.
-
-    Args:
-        clip: (T, H, W, 3) in [0, 1].
-        groups: (T', rows, columns) number of each patch's group, -1 for a pruned patch.
-
-    Returns:
-        (T, H', W', 3), enlarged by a whole number so that outlines do not hide the patches.
-    """
-    frames, height, width = clip.shape[:3]
-    depth, rows, columns = groups.shape
-    t, y, x = (np.arange(n) * m // n for n, m in ((frames, depth), (height, rows), (width, columns)))
-    label = groups[np.ix_(t, y, x)] + 1  # 0: pruned
-    patches = np.bincount(groups.ravel() + 1, minlength=label.max() + 1)
-    merged = (patches > 1) & (np.arange(len(patches)) > 0)
-    pixels = np.bincount(label.ravel(), minlength=len(patches)).clip(1)
-    means = [np.bincount(label.ravel(), clip[..., c].ravel(), len(patches)) / pixels for c in range(3)]
-    painted = np.where(merged[label][..., None], np.stack(means, -1)[label], clip)
-
-    scale = math.ceil(_CELL * rows / height)
-    painted, label = (array.repeat(scale, 1).repeat(scale, 2) for array in (painted, label))
-    line = max(1, height * scale // rows // 10)
-    stripes = (np.add.outer(np.arange(painted.shape[1]), np.arange(painted.shape[2])) // line) % 3 == 0
-    painted = np.where((label == 0)[..., None], np.where(stripes, 0.45, 0.95)[None, ..., None], painted)
-    hues = np.array([colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.9, 0.9) for i in range(len(patches))])
-    return np.where((_edges(label, line) & merged[label])[..., None], hues[label], painted)
-
-
-def _edges(label: np.ndarray, line: int) -> np.ndarray:
-    """Pixels nearer than `line` to another group or to the border of the image."""
-    height, width = label.shape[1:]
-    padded = np.pad(label, ((0, 0), (line, line), (line, line)), constant_values=-1)
-    shifts = ((0, line), (2 * line, line), (line, 0), (line, 2 * line))
-    return np.any([label != padded[:, y : y + height, x : x + width] for y, x in shifts], axis=0)
 
 
 def _groups(source: Tensor, class_index: int | None) -> np.ndarray:

@@ -162,11 +162,14 @@ class VisionMamba(nn.Module):
         Returns:
             The state after the last block; ``hidden`` holds the normalised tokens (B, L', C).
         """
-        state = self._start(self.embed(x), trace)
-        for after in self._blocks(state):
-            state = after
-        state.hidden, state.residual = self._final_norm(state)
-        return state
+        for state in self.states(x, trace):
+            last = state
+        last.hidden, last.residual = self._final_norm(last)
+        return last
+
+    def states(self, x: Tensor, trace: bool = False) -> Iterator[TokenState]:
+        """The state after each block, as `encode` runs them."""
+        return self._blocks(self._start(self.embed(x), trace))
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -138,7 +138,7 @@ class MergingTransformer:
         wanted, last = take_indices(len(self.blocks), indices)
         grid = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
         features = []
-        for i, state in enumerate(self._states(x)):
+        for i, state in enumerate(self.states(x)):
             if i in wanted:
                 tokens = self.norm(state.hidden) if norm else state.hidden
                 if unmerge:
@@ -158,17 +158,16 @@ class MergingTransformer:
 
     def encode(self, x: Tensor) -> TokenState:
         """The state behind the last block, before the final norm; ``hidden`` holds the tokens (B, L', C)."""
-        for state in self._states(x):
+        for state in self.states(x):
             last = state
         return last
 
-    def _states(self, x: Tensor) -> Iterator[TokenState]:
-        """The state after each block."""
+    def states(self, x: Tensor, trace: bool = True) -> Iterator[TokenState]:
+        """The state after each block; where each original token went is always recorded."""
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
         state = TokenState(tokens, class_index=0, target=own_places(tokens))
-        counts = removals(
-            self.merge_config, self._merge_depth, tokens.shape[1], prefix=self.num_prefix_tokens
-        )
+        depth = self._merge_depth or len(self.blocks)
+        counts = removals(self.merge_config, depth, tokens.shape[1], prefix=self.num_prefix_tokens)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for block, r in zip(self.blocks, counts, strict=False):
             arguments = (block, state, r, self.merge_config, self.num_prefix_tokens)

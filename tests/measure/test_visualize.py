@@ -9,7 +9,6 @@ import torch
 
 from image_task.models import Deit, VideoMamba, Vim
 from rmeeto.measure import draw_merged, trace
-from rmeeto.measure.visualize import paint
 from rmeeto.merge import MergeConfig
 
 MODELS = {
@@ -60,50 +59,6 @@ def test_trace_refuses_what_it_cannot_follow(model, message, images):
     assert len(str(error.value).splitlines()) <= 2
 
 
-def test_a_group_has_its_mean_colour_and_an_outline():
-    clip = np.zeros((1, 40, 80, 3))
-    clip[0, :, :40] = [0.2, 0.4, 0.6]
-    clip[0, :, 40:] = [0.4, 0.6, 0.8]
-    merged = paint(clip, np.array([[[0, 0]]]))[0]
-    inside = merged[8:-8, 8:-8]
-    np.testing.assert_allclose(inside, np.broadcast_to([0.3, 0.5, 0.7], inside.shape))
-    assert len(np.unique(np.concatenate([merged[0], merged[-1]]), axis=0)) == 1  # the outline, in one colour
-    assert not np.allclose(merged[0, 0], merged[20, 20])
-
-
-def test_a_token_alone_is_left_as_it_is():
-    clip = np.random.default_rng(0).random((1, 32, 32, 3))
-    np.testing.assert_array_equal(paint(clip, np.array([[[0, 1], [2, 3]]])), clip)
-
-
-def test_patches_far_apart_share_colour_and_outline():
-    clip = np.zeros((1, 20, 60, 3))
-    clip[0, :, :20] = 1.0
-    painted = paint(clip, np.array([[[0, 1, 0]]]))[0]
-    np.testing.assert_allclose(painted[10, 10], 0.5)
-    np.testing.assert_array_equal(painted[:, :20], painted[:, 40:])
-    np.testing.assert_array_equal(painted[:, 20:40], clip[0, :, 20:40])
-
-
-def test_a_pruned_patch_is_hatched_and_does_not_colour_others():
-    clip = np.zeros((1, 32, 32, 3))
-    clip[0, :16, :16] = 1.0
-    painted = paint(clip, np.array([[[-1, 0], [0, 1]]]))[0]
-    assert set(np.unique(painted[:16, :16])) == {0.45, 0.95}
-    np.testing.assert_allclose(painted[8, 24], 0.0)
-
-
-def test_a_group_spans_the_frames_of_a_clip():
-    clip = np.zeros((2, 20, 20, 3))
-    clip[1] = 1.0
-    painted = paint(clip, np.array([[[0]], [[0]]]))
-    np.testing.assert_allclose(painted[:, 10, 10], 0.5)
-
-
-def test_small_pictures_are_enlarged_so_that_outlines_fit():
-    assert paint(np.zeros((1, 16, 16, 3)), np.zeros((1, 8, 8), dtype=int)).shape == (1, 128, 128, 3)
-
-
 @pytest.mark.parametrize("class_index", [0, 2, 4])
 def test_the_class_token_is_no_patch(class_index):
     """Patches 0 and 3 of a 2 x 2 grid merge; the class token stands before, among or behind the patches."""
@@ -124,7 +79,7 @@ def test_figures_show_each_image_above_its_merged_tokens(tmp_path, images):
     model = MODELS["middle"](MergeConfig(r=5)).eval()
     figure = draw_merged(images, trace(model, images), model.class_index, mean=[0.5] * 3, std=0.25)
     assert len(figure.axes) == 4 and "17 tokens, 12 left" in figure.get_suptitle()
-    shown = np.asarray(figure.axes[1].images[0].get_array())
+    shown = np.asarray(figure.axes[1].images[0].get_array())  # the second image itself
     np.testing.assert_allclose(shown, (images[1].movedim(0, -1) * 0.25 + 0.5).numpy(), atol=1e-6)
     figure.savefig(tmp_path / "merged.png")
     assert (tmp_path / "merged.png").stat().st_size > 1000
@@ -138,6 +93,8 @@ def test_clips_are_drawn_frame_by_frame():
     figure = draw_merged(clips, source, 0)
     assert len(figure.axes) == 2 * 2 * 4
     np.testing.assert_allclose(figure.axes[1].images[0].get_array(), clips[0, :, 1].movedim(0, -1).numpy())
+    painted = figure.axes[4].images[0].get_array()  # a patch of the first frame in its mean colour
+    np.testing.assert_allclose(painted[8, 8], clips[0, :, 0, :8, :8].mean((1, 2)).numpy(), atol=1e-6)
 
 
 def test_wide_images_and_given_grids():

@@ -80,6 +80,35 @@ def read_frames(
         return np.stack(_read_torchcodec(path, choose, keep, threads))
 
 
+def iterate_frames(
+    path: str | os.PathLike, wanted: Callable[[int], bool], *, seconds: float = SECONDS
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Some frames of a clip from its first to its last, decoded once and never held together.
+
+    Args:
+        path: as in `read_frames`.
+        wanted: whether a frame, by its number, is given.
+        seconds: after which the file is given up.
+
+    Yields:
+        The number of a frame and its (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnreadableVideo: as in `read_frames`; what came before the damage has been given by then.
+    """
+    with _reading(path, seconds) as check_time:
+        if os.path.isdir(path):
+            for number, image in enumerate(_images(path)):
+                check_time()
+                if wanted(number):
+                    yield number, np.asarray(decode(read_file(image), MAX_PIXELS))
+            return
+        from video_task.data.pyav import open_clip
+
+        with open_clip(path, seconds, check_time) as clip:
+            yield from clip.in_order(wanted)
+
+
 def num_frames(path: str | os.PathLike, *, seconds: float = SECONDS) -> int:
     """How many frames a clip really holds, whatever its header says: packets counted, or frames decoded.
 

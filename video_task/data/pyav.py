@@ -131,6 +131,13 @@ class Clip:
             frames = self._read(set(chosen), keep)
         return [frames[index] for index in chosen]
 
+    def in_order(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames whose number is wanted, with it, from the first to the last."""
+        self._order, convert = None, _Converter()  # frame i is what comes i-th, and an error ends it
+        for number, frame in enumerate(self._decode(self._packets)):
+            if wanted(number):
+                yield number, convert(frame)
+
     def _read(self, wanted: set[int], keep: decode.Keep) -> dict[int, np.ndarray]:
         if self._order is None:
             numbered = zip(range(max(wanted) + 1), self._decode(self._packets))

@@ -1,0 +1,228 @@
+"""The model that a command uses on files: of a run, a model folder, a hub repository, or a name with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo
+from torch import nn
+
+from rmeeto import hub
+from rmeeto.cli.config import setting_name
+from rmeeto.cli.task import Task
+from rmeeto.data.classes import read_lines
+from rmeeto.data.pictures import read_file
+from rmeeto.engine.dist import start
+from rmeeto.errors import UserError
+from rmeeto.json_file import read_json
+from rmeeto.merge import MergeConfig
+from rmeeto.patch import apply
+from rmeeto.weights import HEAD, read_checkpoint
+
+_MERGING = {"--r", "--num_prune", "--merge_method"}
+_HUB = ("hf_hub:", "hf-hub:")
+_KEEPS = ("best.pt", "last.pt")  # of a run folder, the first that is there
+_IMAGENET = 1000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A model to use.
+
+    Attributes:
+        model: in evaluation mode, on `device`.
+        config: the settings that it is used with.
+        of_run: whether they are those of the run that trained it.
+        name: of the model, and how it merges.
+        weights: where they come from; None: drawn from a seed.
+        labels: the name of each class, and in a few words where they are from.
+    """
+
+    model: nn.Module
+    config: Any
+    of_run: bool
+    name: str
+    weights: str | None
+    labels: list[str]
+    labels_from: str
+    device: torch.device
+
+    def top(self, probabilities: torch.Tensor, count: int = 5) -> list[tuple[int, str, float]]:
+        """The most probable classes of (K,): number, name, probability."""
+        values, indices = probabilities.topk(min(count, len(probabilities)))
+        return [(int(i), self.labels[int(i)], float(v)) for v, i in zip(values, indices)]
+
+
+def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> tuple[Chosen, list[str]]:
+    """The model that flags of a task's command line name, ready to use.
+
+    ``--model_pth`` may be a run folder or a file in one, whose settings then count; a model folder (see `rmeeto.hub`)
+    or ``hf_hub:owner/name``; or weights of ``--model``.
+
+    Args:
+        task: images' or clips'.
+        argv: flags of the task's command line.
+        class_names: a file with a class in each line, in the order of the head.
+
+    Returns:
+        The model, and lines about flags without effect.
+
+    Raises:
+        UserError: a flag, file or folder that cannot be used.
+    """
+    given = _value(argv, "--model_pth")
+    if given is not None and (given.startswith(_HUB) or Path(given, hub.WEIGHTS).is_file()):
+        config, model, notices = _of_folder(task, given, argv)
+        of_run, weights = False, given
+    else:
+        run, file = _run_of(given, argv)
+        flags = _in_run(task, run, file, argv) if run else list(argv)
+        config, _, notices = task.command.parse([*flags, "--eval"])
+        notices = [note for note in notices if not note.startswith("--eval")]
+        if run is None and not {"--model", "--config"} & {token.partition("=")[0] for token in argv}:
+            raise UserError("no model is named; give --model_pth (a run or model folder), or --model.")
+        notices += map(task.command.in_flags, task.check(config))
+        classes = config.model.nb_classes or num_classes(config.model.model_pth)
+        model = task.build_model(config, config.merge, num_classes=classes)
+        of_run, weights = run is not None, config.model.model_pth
+        weights = "official" if weights is None and config.model.starts_trained else weights
+    with start(config.run.device) as world:
+        device = world.device
+    labels, origin = _labels(model, config, of_run, weights, class_names)
+    merge = getattr(model, "merge_config", None)
+    architecture = model.pretrained_cfg["architecture"]
+    name = f"{architecture}, {setting_name(merge)}"
+    return Chosen(model.eval().to(device), config, of_run, name, weights, labels, origin, device), notices
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """What a flag is followed by."""
+    for number, token in enumerate(argv):
+        name, equals, value = token.partition("=")
+        if name == flag:
+            return value if equals else next(iter(argv[number + 1 :]), None)
+    return None
+
+
+def _run_of(given: str | None, argv: Sequence[str]) -> tuple[Path | None, str | None]:
+    """The run folder that weights belong to, and their file in it; None where it is not to be used."""
+    if given is None or _value(argv, "--config") is not None:
+        return None, given
+    path = Path(given)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"--model_pth {given} is no run and no model folder: it has no config.json.")
+        found = [name for name in _KEEPS if (path / name).is_file()]
+        if not found:
+            raise UserError(
+                f"--model_pth {given} holds no {' or '.join(_KEEPS)}; has its run trained anything?"
+            )
+        return path, str(path / found[0])
+    beside = path.with_name("config.json")
+    named = _value(argv, "--model") is not None
+    return (path.parent if not named and path.is_file() and beside.is_file() else None), given
+
+
+def _in_run(task: Task, run: Path, file: str, argv: Sequence[str]) -> list[str]:
+    """The command line of a run's model: its settings, the weights that it left, and what else is given."""
+    plain = read_json(run / "config.json")
+    if not {"model", "data"} <= plain.keys():
+        raise UserError(f"{run / 'config.json'} is none of a run; give --model beside --model_pth {file}.")
+    flags = {
+        "--config": str(run / "config.json"),
+        "--model_pth": file,
+        "--delete_head": "False",
+        "--weights": "auto",
+    }
+    if isinstance(plain["model"], dict) and plain["model"].get("pretrained"):
+        flags["--pretrained"] = "none"
+    others, skip = [], False
+    for token in argv:
+        name, equals, _ = token.partition("=")
+        if skip or name == "--model_pth":
+            skip = not skip and not equals
+            continue
+        others.append(token)
+        flags.pop(name, None)
+    return [*(part for pair in flags.items() for part in pair), *others]
+
+
+def _of_folder(task: Task, source: str, argv: Sequence[str]) -> tuple[Any, nn.Module, list[str]]:
+    """The model of a folder or repository, merged otherwise where flags say so."""
+    model = hub.load(source)
+    name = model.pretrained_cfg["architecture"]
+    words = [token.partition("=")[0] for token in argv]
+    for flag in ("--model", "--input_size", "--config", "--pretrained", "--nb_classes"):
+        if flag in words:
+            raise UserError(f"{flag} has no effect: {source} says it; leave it out.")
+    rest = [*argv]
+    at = words.index("--model_pth")
+    del rest[at : at + (1 if "=" in rest[at] else 2)]
+    config, _, notices = task.command.parse(["--model", name, *rest, "--eval"])
+    if config.merge != MergeConfig() or _MERGING & set(words):
+        apply(model, config.merge)
+    merge = getattr(model, "merge_config", None)
+    return dataclasses.replace(config, merge=merge), model, notices
+
+
+def num_classes(path: str | None) -> int | None:
+    """Rows of the head in a file of weights; None where there is no file or head."""
+    if path is None:
+        return None
+    content = read_checkpoint(Path(path), mapped=True)
+    for state in (content, *(content.get(entry) for entry in ("model", "state_dict", "model_ema"))):
+        if isinstance(state, dict):
+            for key in (f"{prefix}{HEAD[0]}" for prefix in ("", "module.")):
+                if isinstance(state.get(key), torch.Tensor) and state[key].ndim == 2:
+                    return len(state[key])
+    return None
+
+
+def _labels(
+    model: nn.Module, config: Any, of_run: bool, weights: str | None, class_names: str | None
+) -> tuple[list[str], str]:
+    count = model.num_classes
+    if not count:
+        raise UserError("the model has no head, so it tells no classes; give one with a head.")
+    if class_names is not None:
+        names = _read_names(class_names)
+        if len(names) != count:
+            raise UserError(
+                f"--class_names {class_names} has {len(names)} lines; expected {count}, one for each class of the head."
+            )
+        return names, class_names
+    found = model.pretrained_cfg.get("label_names") or _stored_names(weights)
+    if found and len(found) == count:
+        return [str(name) for name in found], "stored with the weights"
+    if count == _IMAGENET and not of_run and config.model.starts_trained:
+        info = ImageNetInfo()
+        return [info.index_to_description(i) for i in range(count)], "ImageNet-1k's, by number"
+    return [f"class {i}" for i in range(count)], "numbers: the weights name no classes"
+
+
+def _stored_names(weights: str | None) -> list[str] | None:
+    """Class names that a checkpoint or model folder holds."""
+    if weights is None or weights.startswith(_HUB) or weights == "official":
+        return None
+    path = Path(weights)
+    if path.is_dir():
+        found = read_json(path / hub.CONFIG).get("label_names")
+    else:
+        found = read_checkpoint(path, mapped=True).get("label_names")
+    whole = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    return found if whole else None
+
+
+def _read_names(path: str) -> list[str]:
+    try:
+        lines = read_lines(read_file(path).decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--class_names {path} cannot be read: {error}; give a text with a class in each line."
+        ) from None
+    return lines[:-1] if lines and not lines[-1] else lines

@@ -1,0 +1,193 @@
+"""`predict` and `visualize` on pictures: any checkpoint, run folder or model folder, any file that lies there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from image_task import predict, visualize
+from image_task.config import Config
+from image_task.data import build_data
+from image_task.datasets import load_sources
+from image_task.models import export, load_weights
+from image_task.pictures import Preparation
+from rmeeto import MergeConfig
+from rmeeto.cli.chosen import choose
+
+DIGITS = Path(__file__).resolve().parents[2] / "image_task" / "exp_sh" / "digits"
+RUN = DIGITS / "results" / "retrained-seed0"
+NANO = ["--model", "vim_nano_patch2_16", "--model_pth", str(DIGITS / "dense.safetensors"), "--device", "cpu"]
+NAMES = [f"the {digit}" for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Ten digits, 0.png to 9.png, and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    scans = load_digits()
+    for digit in range(10):
+        scan = scans.images[scans.target == digit][0]
+        Image.fromarray((scan * (255 / 16)).round().astype(np.uint8)).save(folder / f"{digit}.png")
+    (folder / "not-this.txt").write_text("left alone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A run's settings with the weights that it left, and names of its classes."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copy(RUN / "config.json", folder)
+    model = timm.create_model("vim_nano_patch2_16")
+    load_weights(model, DIGITS / "retrained.safetensors")
+    torch.save({"model": model.state_dict(), "label_names": NAMES}, folder / "best.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    model = timm.create_model("vim_nano_patch2_16", merge=MergeConfig(r=12))
+    load_weights(model, DIGITS / "retrained.safetensors")
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": NAMES}
+    return export(model, tmp_path_factory.mktemp("exported") / "model")
+
+
+def answers(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["weights", "run", "file of a run", "model folder"])
+def test_every_kind_of_model_reads_the_digits(kind, pictures, run_folder, model_folder, capsys):
+    places = {"run": run_folder, "file of a run": run_folder / "best.pt", "model folder": model_folder}
+    flags = NANO if kind == "weights" else ["--model_pth", str(places[kind])]
+    assert predict.main([str(pictures), *flags, "--json"]) == 0
+    found = answers(capsys.readouterr().out)
+    assert [Path(answer["file"]).name for answer in found] == [f"{digit}.png" for digit in range(10)]
+    assert sum(answer["index"] == digit for digit, answer in enumerate(found)) >= 9
+    names = [f"class {digit}" for digit in range(10)] if kind == "weights" else NAMES
+    assert all(answer["label"] == names[answer["index"]] for answer in found)
+    assert all(len(answer["top"]) == 5 and answer["top"][0]["label"] == answer["label"] for answer in found)
+
+
+def test_a_model_merges_as_its_folder_says_unless_told_otherwise(run_folder, model_folder):
+    from image_task.main import TASK
+
+    for folder in (run_folder, model_folder):
+        counts = [
+            choose(TASK, ["--model_pth", str(folder), *more])[0].model.num_tokens[-1]
+            for more in ([], ["--r", "20"], ["--merge_method", "none"])
+        ]
+        assert counts == [41, 25, 65]
+
+
+def test_a_runs_model_sees_what_its_evaluation_sees(run_folder):
+    from image_task.main import TASK
+
+    chosen, _ = choose(TASK, ["--model_pth", str(run_folder)])
+    config: Config = chosen.config
+    data = build_data(config.data, img_size=16, rank=0, world_size=1, seed=0, train=False)
+    images, _ = next(iter(data.eval_batches()))
+    picture, _ = load_sources(config.data, seed=0, train=False)[1].read(0)
+    torch.testing.assert_close(Preparation(chosen)(picture), images[0])
+
+
+def test_embeddings_go_into_an_archive(pictures, tmp_path, capsys):
+    out = tmp_path / "out.npz"
+    assert (
+        predict.main([str(pictures / "3.png"), str(pictures / "4.png"), *NANO, "--features", str(out)]) == 0
+    )
+    assert "class 3" in capsys.readouterr().out
+    with np.load(out) as kept:  # nothing pickled
+        assert kept["features"].shape == (2, 32) and kept["probabilities"].shape == (2, 10)
+        assert [Path(name).name for name in kept["files"]] == ["3.png", "4.png"]
+        features, shares = torch.from_numpy(kept["features"]), torch.from_numpy(kept["probabilities"])
+    model = timm.create_model("vim_nano_patch2_16").eval()
+    load_weights(model, DIGITS / "dense.safetensors")
+    torch.testing.assert_close(model.head(features).softmax(-1), shares, atol=1e-5, rtol=1e-4)
+    assert predict.main([str(pictures / "3.png"), *NANO, "--features", str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_answered(pictures, tmp_path, capsys):
+    for name, content in (("a.png", b"no picture"), ("b\x1b[2J.jpg", (pictures / "1.png").read_bytes()[:60])):
+        (tmp_path / name).write_bytes(content)
+    shutil.copy(pictures / "7.png", tmp_path / "c.png")
+    assert predict.main([str(tmp_path), *NANO, "--json"]) == 2
+    done = capsys.readouterr()
+    assert len(answers(done.out)) == 1 and "\x1b" not in done.out + done.err
+    assert "a.png: no picture of JPEG" in done.err and "b\\x1b[2J.jpg" in done.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (NANO, "no pictures are given; they come first"),
+        (["nowhere.png", *NANO], "nowhere.png does not exist"),
+        (["PICTURES/0.png"], "no model is named"),
+        (["PICTURES/0.png", "--model", "vim_nano_patch2_16"], "every answer is chance"),
+        (["PICTURES/0.png", "--model_pth", "EMPTY"], "it has no config.json"),
+        (["EMPTY", *NANO], "holds no pictures"),
+        (["PICTURES/0.png", *NANO, "--modle", "x"], "unknown flag --modle; did you mean"),
+        (["PICTURES/0.png", *NANO, "--top", "0"], "--top 0"),
+        (["PICTURES/0.png", *NANO, "--features", "x.txt"], "ends in .npz"),
+        (["PICTURES/0.png", *NANO, "--class_names", "PICTURES/not-this.txt"], "1 lines; expected 10"),
+        (["PICTURES/0.png", "--model_pth", "EXPORTED", "--input_size", "32"], "--input_size has no effect"),
+        (
+            ["PICTURES/0.png", "--model_pth", "DIGITS", "--model", "vim_tiny_patch16_224"],
+            "no run and no model folder",
+        ),
+    ],
+)
+def test_wrong_commands_are_told_what_to_do(argv, message, pictures, model_folder, tmp_path, capsys):
+    places = {"PICTURES": pictures, "EMPTY": tmp_path, "EXPORTED": model_folder, "DIGITS": DIGITS}
+    for name, path in places.items():
+        argv = [word.replace(name, str(path)) for word in argv]
+    assert predict.main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) <= 3 and "Traceback" not in error
+
+
+def test_a_sheet_for_each_picture(pictures, run_folder, tmp_path, capsys):
+    flags = ["--model_pth", str(run_folder), "--output", str(tmp_path / "out")]
+    assert (
+        visualize.main([str(pictures / "0.png"), str(pictures / "1.png"), str(pictures / "0.png"), *flags])
+        == 0
+    )
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["0-2-merged.png", "0-merged.png", "1-merged.png"]
+    assert "0-merged.png: the 0" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "0-merged.png") as sheet:
+        assert sheet.width > 4 * 240
+    assert visualize.main([str(pictures / "0.png"), *flags]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_random_model_is_drawn_and_says_so(pictures, tmp_path):
+    flags = ["--model", "vim_nano_patch2_16", "--r", "12", "--output", str(tmp_path)]
+    assert visualize.main([str(pictures / "5.png"), *flags]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "5-merged.png").convert("RGB"))
+    assert (sheet[:40] == (170, 0, 0)).all(-1).mean() > 0.3
+
+
+def test_a_model_that_merges_nothing_is_not_drawn(pictures, tmp_path, capsys):
+    assert visualize.main([str(pictures / "5.png"), *NANO, "--output", str(tmp_path)]) == 2
+    assert "merges nothing" in capsys.readouterr().err
+
+
+def test_a_picture_is_drawn_in_its_own_pixels(run_folder):
+    from image_task.main import TASK
+
+    prepare = Preparation(choose(TASK, ["--model", "vim_tiny_patch16_224", "--r", "5"])[0])
+    colours = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    seen = prepare.seen(Image.fromarray(colours), 1000)
+    edge = round(300 * 224 / 256)  # the shorter side becomes 256 pixels, of which the middle 224 are seen
+    top, left = (300 - edge) // 2, (400 - edge) // 2
+    np.testing.assert_allclose(seen, colours[top : top + edge, left : left + edge] / 255)
+    assert prepare.seen(Image.fromarray(colours), 100).shape == (100, 100, 3)

@@ -1,0 +1,117 @@
+"""Clips of a video as a model sees them: whole ones by views, untrimmed ones by a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmeeto.cli.chosen import Chosen
+from video_task.config import VideoDataConfig
+from video_task.data.decode import UnreadableVideo, iterate_frames, read_frames
+from video_task.data.sampling import crop_corners, dense_view, sparse_view
+from video_task.data.transforms import ViewTransform
+
+LONGEST = 86_400.0  # seconds that a whole untrimmed video may be decoded
+
+
+class Preparation:
+    """From the frames of a video to what a model sees.
+
+    Args:
+        chosen: the model; its settings say how frames are chosen, resized and cropped.
+    """
+
+    def __init__(self, chosen: Chosen) -> None:
+        self.config: VideoDataConfig = chosen.config.data
+        self.frames, *_, self.size = chosen.model.patch_embed.input_size
+        self.crops = ViewTransform(self.config, self.size, self.config.test_num_crop)
+        self.middle = ViewTransform(self.config, self.size)
+
+    def views(self, path: Path) -> Tensor:
+        """The views of a video in a test: (segments x crops, 3, T, size, size).
+
+        Raises:
+            UnreadableVideo: as `read_frames`.
+        """
+        segments = self.config.test_num_segment
+        chosen: list[list[int]] = []
+
+        def choose(length: int) -> list[int]:
+            chosen[:] = [self._indices(length, segment, segments) for segment in range(segments)]
+            return sorted({index for run in chosen for index in run})
+
+        frames = self._read(path, choose, self.crops)
+        place = {index: at for at, index in enumerate(sorted({index for run in chosen for index in run}))}
+        return torch.cat([self.crops.finish(frames[[place[index] for index in run]]) for run in chosen])
+
+    def middle_view(self, path: Path) -> tuple[Tensor, np.ndarray]:
+        """One view of a video, (1, 3, T, size, size), and the same part of its frames at their own resolution.
+
+        Raises:
+            UnreadableVideo: as `read_frames`.
+        """
+        frames = read_frames(path, self._indices, seconds=self.config.decode_seconds)
+        height, width = frames.shape[1:3]
+        edge = max(1, round(min(height, width) * self.size / self.middle.short_side))
+        ((top, left),) = crop_corners(height, width, edge, 1)
+        return self.middle(frames), frames[:, top : top + edge, left : left + edge] / 255
+
+    def windows(self, path: Path, stride: int, span: int) -> Iterator[tuple[int, Tensor]]:
+        """A window of `span` frames every `stride` frames, each frame of the video decoded once.
+
+        Yields:
+            The number of a window's first frame, and (1, 3, T, size, size). A video shorter than a window gives one.
+
+        Raises:
+            UnreadableVideo: as `read_frames`.
+        """
+        offsets = self.offsets(span)
+        held: dict[int, np.ndarray] = {}
+        start, shrink = 0, None
+        for number, frame in iterate_frames(path, lambda n: _is_used(n, stride, offsets), seconds=LONGEST):
+            shrink = shrink or self.middle.shrink(*frame.shape[:2])
+            held[number] = shrink(frame)
+            if number == start + offsets[-1]:
+                yield start, self._finish([held[start + offset] for offset in offsets])
+                start += stride
+                held = {index: kept for index, kept in held.items() if index >= start}
+        if not start and held:
+            numbers = sorted(held)
+            before = [[number for number in numbers if number <= offset] for offset in offsets]
+            yield 0, self._finish([held[(some or numbers[:1])[-1]] for some in before])
+
+    def offsets(self, span: int) -> list[int]:
+        """The frames of a window of `span` frames, from its first."""
+        return sparse_view(self.frames, span)
+
+    def _finish(self, frames: list[np.ndarray]) -> Tensor:
+        return self.middle.finish(np.stack(frames))
+
+    def _read(self, path: Path, choose: object, transform: ViewTransform) -> np.ndarray:
+        shrink = None
+
+        def keep(frame: np.ndarray) -> np.ndarray:
+            nonlocal shrink
+            shrink = shrink or transform.shrink(*frame.shape[:2])
+            return shrink(frame)
+
+        return read_frames(path, choose, keep=keep, seconds=self.config.decode_seconds)
+
+    def _indices(self, length: int, segment: int = 0, segments: int = 1) -> list[int]:
+        if self.config.dense:
+            return dense_view(self.frames, self.config.sampling_rate, length, segment, segments)
+        return sparse_view(self.frames, length, segment, segments)
+
+
+def _is_used(number: int, stride: int, offsets: list[int]) -> bool:
+    """Whether some window holds a frame."""
+    return any(number >= offset and (number - offset) % stride == 0 for offset in offsets)
+
+
+def why(error: Exception) -> str:
+    """The reason of an `UnreadableVideo`, or any other error's text."""
+    return str(error.args[1]) if isinstance(error, UnreadableVideo) else str(error) or repr(error)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from image_task.flags import parse
 from image_task.main import run
 from tests.recipes import ROOT, TABLES, has_quirks, launch, plan, task_arguments, title
+from tests.warm import PYTHON
 from video_task.flags import parse as parse_video
 
 VIDEO_TABLES = sorted((ROOT / "video_task" / "exp_sh").glob("tab*/*.sh"))
@@ -230,7 +230,7 @@ def test_a_reader_who_leaves_is_no_traceback_and_the_files_are_written(here, fin
     code = "import sys; sys.path.insert(0, sys.argv[1]); import collect; from pathlib import Path; "
     code += "sys.exit(collect.main(['--write'], Path(sys.argv[2])))"
     process = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "exp_sh"), str(here)],
+        [PYTHON, "-c", code, str(ROOT / "exp_sh"), str(here)],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,

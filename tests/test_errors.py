@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from rmeeto.data.loading import Unread, Unreadable
 from rmeeto.engine import World
 from rmeeto.engine.dist import RankError
 from rmeeto.errors import UserError, shown
+from tests.warm import PYTHON
 from video_task.main import main as video_main
 from video_task.views import main as merge_views
 
@@ -149,7 +149,7 @@ def test_hostile_names_of_run_folders(tmp_path, capsys):
         (folder / "result.json").write_text("no JSON")
         make_folder(tmp_path / name, 0)
         make_folder(tmp_path / name, 0)
-    command = [sys.executable, str(ROOT / "exp_sh" / "collect.py"), str(tmp_path / "runs")]
+    command = [PYTHON, str(ROOT / "exp_sh" / "collect.py"), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and harmless(done.stdout) and not done.stderr
     assert done.stdout.count("skipped ") == len(names_of_files())

@@ -6,13 +6,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from image_task.flags import parse
 from tests.recipes import RECIPES, ROOT, launch, plan, task_arguments, title
+from tests.warm import PYTHON
 
 TINY = ROOT / "image_task" / "exp_sh" / "tab2" / "vim_tiny.sh"
 RETRAIN = ROOT / "image_task" / "exp_sh" / "digits" / "retrain.sh"
@@ -294,7 +294,7 @@ def test_python_without_torch_is_named(launch, tmp_path):
 
 
 def test_smoke_and_dry_run_really_run(launch, tmp_path):
-    real = {"PYTHON": sys.executable, "NPROC": "1", "CUDA_VISIBLE_DEVICES": ""}
+    real = {"PYTHON": PYTHON, "NPROC": "1", "CUDA_VISIBLE_DEVICES": ""}
     process, _ = launch(DENSE, SMOKE="1", **real)
     assert process.returncode == 0, process.stderr
     assert len(list((tmp_path / "runs" / "smoke").rglob("result.json"))) == 1
@@ -303,7 +303,7 @@ def test_smoke_and_dry_run_really_run(launch, tmp_path):
     assert len(process.stdout.splitlines()) == 1, "only the command is shown"
     process, _ = launch(DENSE, CHECK="1", SEED="2147483647", **real)
     command, ready = process.stdout.splitlines()
-    assert command.startswith(sys.executable) and ready.startswith("ready: digits: 1437 images to train")
+    assert command.startswith(PYTHON) and ready.startswith("ready: digits: 1437 images to train")
     process, _ = launch(DENSE.with_name("retrain.sh"), CHECK="1", **real)
     assert process.returncode == 2
     assert len(process.stdout.splitlines()) == 1, "the first that would fail"

@@ -20,6 +20,7 @@ import torch
 from benchmarks import build, cli, floors, plan, results
 from benchmarks.plan import DRY, PARTS, main
 from rmeeto.ops import triton_support
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def call(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(ROOT / "benchmarks/gpu.sh"), str(out), *arguments],
-        env=os.environ | {"PYTHON": sys.executable},
+        env=os.environ | {"PYTHON": PYTHON},
         capture_output=True,
         text=True,
     )
@@ -90,7 +91,7 @@ def copied(tmp_path):
 )
 def test_out_may_be_left_out(given, passed, copied):
     command = ["bash", "../benchmarks/gpu.sh", *given]
-    environment = {**os.environ, "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": PYTHON}
     finished = subprocess.run(
         command, cwd=copied / "else where", env=environment, capture_output=True, text=True
     )
@@ -292,7 +293,7 @@ def test_nothing_that_a_gpu_machine_may_lack_is_needed_to_measure_models(tmp_pat
         "0",
     ]
     done = subprocess.run(
-        [sys.executable, "-c", script, *flags, "--out", str(tmp_path)],
+        [PYTHON, "-c", script, *flags, "--out", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -25,6 +25,7 @@ from benchmarks import (
     timing,
 )
 from benchmarks.results import Unit
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -145,9 +146,7 @@ def broken_order(spoil, way):
 def test_the_targets_end_with_its_ratios_as_a_table_and_as_json(tmp_path):
     command = ["-m", "benchmarks", "targets", "--quick", "--runs", "5", "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    done = subprocess.run([PYTHON, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     rows = json.loads(lines[-1])["rows"]

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from rmeeto.errors import UserError
 from tests.engine import two_processes
 from tests.engine.test_loop import log_of, same
 from tests.engine.toy import ToyData, cpu, toy_model
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,9 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 def two(tmp_path_factory) -> Path:
     """The folder in which two gloo processes did what `two_processes.py` says."""
     out = tmp_path_factory.mktemp("two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*torchrun, "-m", "tests.engine.two_processes", str(out)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    process = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHON_EXEC": PYTHON},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert process.returncode == 0, process.stderr
     return out
 

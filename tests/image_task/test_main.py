@@ -19,6 +19,7 @@ from image_task.main import build_model, main, run
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import RankError
 from tests.engine.test_loop import same
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = (
@@ -63,7 +64,7 @@ def lines_of(folder: str | Path) -> list[dict]:
 def test_the_file_can_be_started_from_anywhere(tmp_path):
     """`python -m image_task.main` is what the tests below start."""
     command = [
-        sys.executable,
+        PYTHON,
         str(ROOT / "image_task" / "main.py"),
         "--dry-run",
         "--num_prune",
@@ -128,7 +129,7 @@ def test_what_has_another_effect_than_asked_for_is_noted(line, note, capsys):
 
 def test_an_output_that_nobody_reads_is_no_error():
     """As after `... --dry_run | head -1`."""
-    command = [sys.executable, "-m", "image_task.main", "--dry_run"]
+    command = [PYTHON, "-m", "image_task.main", "--dry_run"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
@@ -332,7 +333,7 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_bit(weights, tmp_path):
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [
-        sys.executable,
+        PYTHON,
         "-m",
         "image_task.main",
         *line.split(),
@@ -366,9 +367,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
         "--device cpu --num_prune 12 --if_order --no-augment --drop-path 0 --num_workers 0 --epochs 1 --lr 1e-2 "
         "--max_train_batches 3 --schedule cosine --weight-decay 0"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = [*torchrun, "-m", "image_task.main", *line.split(), "--name", "two", "--batch-size", "8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": PYTHON}
     process = subprocess.run(two, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
     assert process.returncode == 0, process.stderr
     assert call(f"{line} --name one --batch-size 16") == 0

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from image_task import quickstart
 from image_task.config import Config
 from image_task.flags import parse
 from tests.recipes import plan
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypat
 
 
 def test_weights_that_are_not_there_are_one_line(tmp_path):
-    command = [sys.executable, "-m", "image_task.quickstart", "--weights", "none.pth"]
+    command = [PYTHON, "-m", "image_task.quickstart", "--weights", "none.pth"]
     command += ["--output_dir", str(tmp_path / "o")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from image_task.models import ALIASES
 from rmeeto.engine import OptimConfig
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = (
@@ -115,7 +115,7 @@ def test_every_image_table_has_a_line():
 def test_a_released_line_given_to_the_file(tmp_path):
     """Recipes start `python -m image_task.main` (tests/test_recipes.py); the released ones `python main.py`."""
     line = f"{SMALL} --metric X --choose 3c --merge_mode mean --if_merge_odd --sched cosine {TRAIN} --dry_run"
-    command = [sys.executable, str(ROOT / "image_task" / "main.py"), *line.split()]
+    command = [PYTHON, str(ROOT / "image_task" / "main.py"), *line.split()]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     merge = json.loads(process.stdout)["merge"]

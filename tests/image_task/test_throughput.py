@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from image_task.models import MODELS
 from image_task.throughput import draw, main, parse, resolve
 from rmeeto.cli import throughput
 from rmeeto.measure import Timing, benchmark
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ["--model", "vim_nano_patch2_16", "--device", "cpu"]
@@ -59,7 +59,7 @@ def test_a_real_run_writes_table_json_and_plot(tmp_path, capsys, monkeypatch):
 
 def test_started_as_a_file_from_any_folder_it_records_a_command_that_repeats_it(tmp_path):
     flags = [*NANO, "--r", "0", "--batch-size", "1", "--runs", "5", "--output", "a.json"]
-    command = [sys.executable, str(ROOT / "image_task" / "throughput.py"), *flags]
+    command = [PYTHON, str(ROOT / "image_task" / "throughput.py"), *flags]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     recorded = json.loads((tmp_path / "a.json").read_text())["command"]

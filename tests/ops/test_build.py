@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from rmeeto.ops.backend import BackendUnavailable, Operator
 from rmeeto.ops.selective_scan import BIDIRECTIONAL, cpp, eager, naive
 from tests.helpers import assert_close_rms
 from tests.ops.test_selective_scan import both, leaves, run_both
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ def test_two_processes_build_at_once(compiler, tmp_path):
     environment = {**os.environ, "RMEETO_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+            [PYTHON, "-W", "error", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE
         )
         for _ in range(2)
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from rmeeto.ops import build, cache
 from rmeeto.ops.backend import BackendUnavailable
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,7 +111,7 @@ def test_a_cut_library_does_not_kill_the_process(small):
         "import ctypes, sys; ctypes.CDLL(sys.argv[1])": "",
         f"{head} print(build.library().answer(), build.origin() == sys.argv[1])": "42 True\n",
     }.items():
-        command = [sys.executable, "-W", "error", "-c", code, str(path), str(build.SOURCES)]
+        command = [PYTHON, "-W", "error", "-c", code, str(path), str(build.SOURCES)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.stdout == expected and (done.returncode == 0) == bool(expected), done.stderr
 

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm import PYTHON
 
 pytest.importorskip("triton")
 
@@ -25,7 +26,7 @@ def compiled(capability: int, *settings: str) -> list[dict]:
     """What `triton_cases/offline.py` reports."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.triton_cases.offline", str(capability), *settings],
+        [PYTHON, "-m", "tests.ops.triton_cases.offline", str(capability), *settings],
         env=environment,
         cwd=ROOT,
         capture_output=True,

@@ -18,6 +18,7 @@ import torch
 from image_task.models import load_weights
 from rmeeto.reader import DIGEST, Unreadable, digest, read
 from tests.reader.crafted import BUILD, call, items, name, number, text, zip_file
+from tests.warm import PYTHON
 
 W = torch.arange(12.0).reshape(3, 4)
 
@@ -181,7 +182,7 @@ def test_a_class_that_is_not_known_is_named_with_the_way_out(tmp_path):
     reason = str(caught.value)
     assert "fractions.Fraction" in reason
     command = reason[reason.index("python -c") :]
-    subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=tmp_path, check=True)
+    subprocess.run([PYTHON, *shlex.split(command)[1:]], cwd=tmp_path, check=True)
     assert same(read(tmp_path / "plain.pth"), {"w": W})
 
 

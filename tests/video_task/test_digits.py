@@ -1,13 +1,13 @@
 """The moving digits: classes, motion, and real files that are read back."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 pytest.importorskip("av")
 
+from tests.warm import PYTHON
 from video_task.config import VideoDataConfig  # noqa: E402
 from video_task.data import build_data, read_frames  # noqa: E402
 from video_task.data.digits import DIRECTIONS, render, write_digits  # noqa: E402
@@ -66,6 +66,6 @@ def test_another_process_writes_the_same_files(tmp_path):
     )
     contents = []
     for name in ("a", "b"):
-        subprocess.run([sys.executable, "-c", command, str(tmp_path / name)], check=True)
+        subprocess.run([PYTHON, "-c", command, str(tmp_path / name)], check=True)
         contents.append([path.read_bytes() for path in sorted((tmp_path / name).rglob("*.mp4"))])
     assert len(contents[0]) > 100 and contents[0] == contents[1]

@@ -15,6 +15,7 @@ pytest.importorskip("av")
 
 from rmeeto.engine import checkpoint  # noqa: E402
 from tests.engine.test_loop import same  # noqa: E402
+from tests.warm import PYTHON
 from video_task.flags import parse  # noqa: E402
 from video_task.main import build_model, main, run  # noqa: E402
 from video_task.views import merge_views  # noqa: E402
@@ -65,7 +66,7 @@ def lines_of(folder: str | Path) -> list[dict]:
 
 
 def test_the_file_can_be_started_from_anywhere(tmp_path):
-    command = [sys.executable, str(ROOT / "video_task" / "main.py"), "--dry-run", "--num_prune", "88"]
+    command = [PYTHON, str(ROOT / "video_task" / "main.py"), "--dry-run", "--num_prune", "88"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (process.returncode, process.stderr) == (0, "")
     assert json.loads(process.stdout)["merge"]["r"] == 88
@@ -104,9 +105,9 @@ def test_a_test_is_the_same_from_its_files_and_for_two_processes(weights, clips,
     line = f"{MODEL} {VIEWS} {MERGED} {clips} --eval --model_pth {weights} --batch_size 5 --num_sample 2"
     assert call(f"{line} --name one") == 0
     assert "data    folder: 6 videos to test on 6 views, 2 classes" in capsys.readouterr().out
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = [*torchrun, "-m", "video_task.main", *line.split(), "--name", "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": PYTHON}
     process = subprocess.run(two, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
     assert process.returncode == 0, process.stderr
     one, both = result_of("log/one"), result_of("log/two")

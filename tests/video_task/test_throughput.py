@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ pytest.importorskip("av")
 
 from rmeeto.cli import throughput as core  # noqa: E402
 from rmeeto.measure import Timing, benchmark  # noqa: E402
+from tests.warm import PYTHON
 from video_task import throughput  # noqa: E402
 from video_task.throughput import main, measure_decoder, resolve  # noqa: E402
 
@@ -65,7 +65,7 @@ def test_a_real_run_writes_table_json_and_plot(tmp_path, capsys, monkeypatch):
 
 
 def test_it_starts_as_a_file_from_any_folder(tmp_path):
-    command = [sys.executable, str(ROOT / "video_task" / "throughput.py"), "--help"]
+    command = [PYTHON, str(ROOT / "video_task" / "throughput.py"), "--help"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert "usage: python -m video_task.throughput" in finished.stdout

@@ -27,6 +27,9 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     # The embedded default: 16-pixel digits, 64 patches.
     "vim_nano_patch2_16": (Vim, {"embed_dim": 32, "depth": 6, "img_size": 16, "patch_size": 2, "stride": 2,
                                  "num_classes": 10}),
+    # Fashion-MNIST at the 197 tokens of a 224-pixel Vim; the DeiT below is its control of equal size.
+    "vim_nano_patch2_28": (Vim, {"embed_dim": 48, "depth": 8, "img_size": 28, "patch_size": 2, "stride": 2,
+                                 "num_classes": 10}),
     "videomamba_tiny_patch16_224": (VideoMamba, {"embed_dim": 192}),
     "videomamba_small_patch16_224": (VideoMamba, {"embed_dim": 384}),
     "videomamba_middle_patch16_224": (VideoMamba, {"embed_dim": 576, "depth": 32}),
@@ -35,6 +38,8 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "rmeeto_deit_tiny_patch16_224": (Deit, {"embed_dim": 192, "num_heads": 3}),
     "rmeeto_deit_small_patch16_224": (Deit, {"embed_dim": 384, "num_heads": 6}),
     "rmeeto_deit_base_patch16_224": (Deit, {"embed_dim": 768, "num_heads": 12}),
+    "rmeeto_deit_nano_patch2_28": (Deit, {"embed_dim": 48, "depth": 8, "num_heads": 3, "img_size": 28, "patch_size": 2,
+                                          "num_classes": 10}),
 }  # fmt: skip
 
 _VIM, _DEIT, _VIDEO = "vim_{}_patch16_224", "rmeeto_deit_{}_patch16_224", "videomamba_{}_patch16_224"
@@ -64,7 +69,7 @@ ALIASES = {
 def _default_cfg(name: str) -> dict[str, Any]:
     """What timm's registry knows of a model: its input, its parts' names, and where weights are."""
     model_class, arguments = MODELS[name]
-    if model_class is Deit:
+    if model_class is Deit and "img_size" not in arguments:
         return get_pretrained_cfg(name.removeprefix("rmeeto_")).to_dict()
     size, digits = arguments.get("img_size", 224), name == "vim_nano_patch2_16"
     return {
@@ -74,7 +79,7 @@ def _default_cfg(name: str) -> dict[str, Any]:
         "mean": (0.5,) * 3 if digits else IMAGENET_DEFAULT_MEAN,
         "std": (0.5,) * 3 if digits else IMAGENET_DEFAULT_STD,
         "interpolation": "bicubic",
-        "crop_pct": 1.0 if digits else 0.875,
+        "crop_pct": 1.0 if size <= 32 else 0.875,  # small images are not cropped
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }

@@ -17,7 +17,7 @@ SMALL = {"img_size": 64, "num_classes": 5, "embed_dim": 24, "depth": 4}
 
 
 def small(name, **kwargs):
-    nano = {"img_size": 16} if name == "vim_nano_patch2_16" else {}
+    nano = {"img_size": 16} if "patch2" in name else {}
     heads = {"num_heads": 3} if "deit" in name else {}
     return fill(timm.create_model(name, **{**SMALL, **nano, **heads, **kwargs})).eval()
 

@@ -166,7 +166,7 @@ def describe(hint: Any) -> str:
     }
     kinds = get_args(hint)
     if get_origin(hint) is tuple:
-        return f"{len(kinds)} numbers"
+        return "whole numbers" if kinds == (int, ...) else f"{len(kinds)} numbers"
     return (
         " or ".join(map(describe, kinds)) if kinds else words.get(hint, getattr(hint, "__name__", str(hint)))
     )

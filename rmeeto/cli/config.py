@@ -214,8 +214,9 @@ class TaskConfig:
 
     @property
     def setting(self) -> str:
-        """A short name of how the model merges: dense, r5, r11-prune-metricB, ..."""
-        return setting_name(self.merge)
+        """A short name of how the model merges: dense, r5, r11-prune-metricB, r11-elastic0_5_11, ..."""
+        several = not self.run.eval and self.optim.elastic_r
+        return setting_name(self.merge) + (f"-elastic{_short(list(several))}" if several else "")
 
     @property
     def data_name(self) -> str:

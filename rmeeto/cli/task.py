@@ -368,6 +368,8 @@ class Task(ABC):
             lowest = optim.min_lr * (peak / optim.lr if optim.schedule == "iteration" else 1)
             rises = " (it rises: --min_lr lies above)" if peak < lowest else ""
             teacher = "a dense teacher" if config.distill.distill else "no teacher"
+            if optim.elastic_r:
+                teacher += f", each step at 2 or 3 of r = {', '.join(map(str, sorted(optim.elastic_r)))}"
             lines += [
                 f"train   {optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}",
                 f"        {epoch_line(config, data, world.size, self.samples)}",

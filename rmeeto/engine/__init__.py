@@ -2,8 +2,8 @@
 
 from rmeeto.engine.dist import World, start
 from rmeeto.engine.distill import DistillConfig, DistillLoss
-from rmeeto.engine.evaluate import EvalData, evaluate
-from rmeeto.engine.loop import Data, fit
+from rmeeto.engine.evaluate import Data, EvalData, evaluate
+from rmeeto.engine.loop import fit
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, scaled_lr
 from rmeeto.engine.record import RunConfig, RunFolder
 

@@ -15,6 +15,8 @@ from rmeeto.engine.precision import autocast
 from rmeeto.engine.progress import Progress
 from rmeeto.errors import UserError
 
+Batch = tuple[Tensor, Tensor]
+
 
 class EvalData(Protocol):
     """What an evaluation needs of a data set.
@@ -25,6 +27,24 @@ class EvalData(Protocol):
 
     def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """This process's share: (images, (B,) class indices), each sample exactly once over all processes."""
+
+
+class Data(EvalData, Protocol):
+    """A training and an evaluation set; a micro-batch is a pure function of (seed, epoch, index, rank).
+
+    `rmeeto.data.adapter.Loaders` makes one of any two DataLoaders.
+    """
+
+    batches_per_epoch: int  # micro-batches, the same on every process
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """(images, targets) of this process's micro-batches start, start + 1, ... of an epoch."""
+
+    def contents(self) -> dict[str, list[Any]]:
+        """What the training set is: by class, the number of samples and a digest of their names and sizes.
+
+        A data set may leave this out; then nobody notices that it changes between a stop and a resumption.
+        """
 
 
 class NotFinite(UserError):

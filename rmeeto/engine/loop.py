@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3, random_seed
@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import World
-from rmeeto.engine.evaluate import EvalData, NotFinite, evaluate, rank_errors, unreadable
+from rmeeto.engine.elastic import Elastic, mean
+from rmeeto.engine.evaluate import Batch, Data, NotFinite, evaluate, rank_errors, unreadable
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.precision import amp_dtype, autocast
 from rmeeto.engine.preempt import Notice, Preempted
@@ -26,27 +27,8 @@ from rmeeto.engine.resume import FILES, Position, resume
 from rmeeto.engine.watch import Means, Watch
 from rmeeto.errors import UserError
 
-Batch = tuple[Tensor, Tensor]
 # (images, logits, targets) -> {"loss": ..., and its terms}
 Criterion = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-
-
-class Data(EvalData, Protocol):
-    """A training and an evaluation set; a micro-batch is a pure function of (seed, epoch, index, rank).
-
-    `rmeeto.data.adapter.Loaders` makes one of any two DataLoaders.
-    """
-
-    batches_per_epoch: int  # micro-batches, the same on every process
-
-    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """(images, targets) of this process's micro-batches start, start + 1, ... of an epoch."""
-
-    def contents(self) -> dict[str, list[Any]]:
-        """What the training set is: by class, the number of samples and a digest of their names and sizes.
-
-        A data set may leave this out; then nobody notices that it changes between a stop and a resumption.
-        """
 
 
 def fit(
@@ -111,14 +93,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
         self.ema = ModelEmaV3(model, decay=optim.model_ema_decay) if optim.model_ema else None
         self.parallel: Any = model if world.size == 1 else DistributedDataParallel(model)
-        self.at = Position()
+        self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
         self.means, self.watch, self.notice = Means(world), Watch(world), Notice(world)
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
         self.weights = ("model",) if self.ema is None else ("model", "ema")
-        contents = getattr(data, "contents", None)
-        self.contents = None if contents is None else world.on_main(contents)
+        self.contents = world.on_main(data.contents) if hasattr(data, "contents") else None
         random_seed(run.seed, world.rank)
 
     def train_epoch(self) -> None:
@@ -126,8 +107,9 @@ class Training:
         self.parallel.train()
         batches = rank_errors(self.data.train_batches(at.epoch, at.batch), self.world)
         began, images, loss, first = time.perf_counter(), 0, "", at.batch
-        title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
-        with Progress(title, total, at.batch, self.world.is_main) as progress:
+        with Progress(
+            f"epoch {at.epoch + 1}/{self.optim.epochs}", total, at.batch, self.world.is_main
+        ) as progress:
             while at.batch < total:
                 group = min(self.optim.accumulation, total - at.batch)  # fewer at the end of an epoch
                 set_lr(self.optimizer, self.lr(at.batch))
@@ -158,9 +140,8 @@ class Training:
 
     def pace(self, images: int, seconds: float, batches: int) -> str:
         """How fast this epoch is, and what is left of the training at this pace, without its evaluations."""
-        epochs, total = self.optim.epochs - self.at.epoch, self.data.batches_per_epoch
-        left = (epochs * total - self.at.batch) * seconds / batches
-        return f"{images * self.world.size / seconds:.0f}/s, {clock(left)} left"
+        left = (self.optim.epochs - self.at.epoch) * self.data.batches_per_epoch - self.at.batch
+        return f"{images * self.world.size / seconds:.0f}/s, {clock(left * seconds / batches)} left"
 
     def lr(self, batch: int) -> float:
         """The learning rate of the optimizer step that a micro-batch of this epoch is part of."""
@@ -169,16 +150,21 @@ class Training:
         return lr_at(self.at.epoch, self.optim, self.peak_lr, batch // accumulation, num_steps)
 
     def step(self, batches: Iterator[Batch], group: int) -> int:
-        """One optimizer step on the average gradient of `group` micro-batches; the number of images."""
-        count = 0
-        for index in range(group):
+        """One optimizer step on the average gradient of `group` micro-batches (at each r); the number of images."""
+        count, rs = 0, self.elastic.draw(self.at.step)
+        left = group * len(rs)
+        for _ in range(group):
             images, targets = (tensor.to(self.world.device, non_blocking=True) for tensor in next(batches))
-            synchronise = index == group - 1 or self.world.size == 1
-            with nullcontext() if synchronise else self.parallel.no_sync():
-                with autocast(self.world.device, self.dtype):
-                    losses = self.criterion(images, self.parallel(images), targets)
-                self.scaler.scale(losses["loss"] / group).backward()
-            self.means.add(losses)
+            terms = []
+            for r in rs:
+                left -= 1
+                synchronise = left == 0 or self.world.size == 1
+                with nullcontext() if synchronise else self.parallel.no_sync(), self.elastic.at(r):
+                    with autocast(self.world.device, self.dtype):
+                        losses = self.criterion(images, self.parallel(images), targets)
+                    self.scaler.scale(losses["loss"] / (group * len(rs))).backward()
+                terms.append(losses)
+            self.means.add(mean(terms))
             count += len(images)
         # The sums keep what is not finite: every later step is skipped too.
         self.optimizer.found_inf = self.watch.see(self.means.sums, self.at.step)

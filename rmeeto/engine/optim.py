@@ -15,6 +15,16 @@ from rmeeto.settings import Need, Settings, refuse, setting
 SCHEDULES = ("released", "cosine", "iteration")
 WARMUP = Need(lambda config: config.optim.warmup_epochs > 0, "optim.warmup_epochs is 0")
 AVERAGED = Need(lambda config: config.optim.model_ema, "optim.model_ema is off")
+MERGED = Need(
+    lambda config: config.merge is not None and config.merge.is_active,
+    "the model does not merge (merge.r is what it is evaluated at)",
+    fatal=True,
+)
+ONE_R = Need(
+    lambda config: type(config.merge.r) is int,
+    "it takes the place of one whole number r, and merge.r is a share or differs from block to block",
+    fatal=True,
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,17 @@ class OptimConfig(Settings):
     model_ema_decay: float = setting(
         0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED
     )
+    elastic_r: tuple[int, ...] | None = setting(
+        None,
+        "one set of weights for many r, such as 0,5,11,16: each step at the largest, the smallest and one drawn between",
+        within="[0, inf)",
+        needs=(MERGED, ONE_R),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.elastic_r is not None and not 1 < len(self.elastic_r) == len(set(self.elastic_r)):
+            refuse(self, "elastic_r", "two or more different numbers of tokens, such as 0,5,11,16")
         if self.min_lr > self.lr:
             refuse(self, "min_lr", f"a rate between 0 and lr={self.lr}")
         if self.warmup_epochs >= self.epochs:

@@ -78,6 +78,12 @@ def test_two_resumed_processes_equal_two_uninterrupted_ones_to_the_last_bit(two)
     assert log_of(two / "whole") == log_of(two / "resumed")
 
 
+def test_both_processes_train_at_the_same_r(seen):
+    (ours, weight), (theirs, other) = (process["elastic"] for process in seen)
+    assert ours == theirs and len(ours) == 3 * 6 and ours[::3] == [16] * 6
+    assert weight == other
+
+
 def test_evaluation_is_the_same_for_any_number_of_processes(seen):
     alone = evaluate(toy_model(), ToyData(unreadable=[3, 6]), cpu())
     for result in (process["evaluation"] for process in seen):

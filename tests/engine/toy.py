@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from rmeeto import MergeConfig
 from rmeeto.engine import RunConfig, RunFolder, World
 from rmeeto.errors import UserError
 
@@ -22,6 +23,22 @@ def toy_model(dropout: float = 0.0, seed: int = 0) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(48, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, CLASSES)
     )
+
+
+class ToyMerging(nn.Module):
+    """A linear model of the images' first 48 - r numbers, which notes at which r it is trained and evaluated."""
+
+    def __init__(self, r=11):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.merge_config = nn.Linear(48, CLASSES), MergeConfig(r=r)
+        self.seen = {"train": [], "eval": []}
+
+    def forward(self, images):
+        r = self.merge_config.r
+        self.seen["train" if self.training else "eval"].append(r)
+        kept = torch.arange(48) < 48 - r
+        return self.head(images.flatten(1) * kept)
 
 
 class ToyData:

@@ -11,7 +11,7 @@ import torch
 from rmeeto.engine import DistillLoss, OptimConfig, World, evaluate, fit, start
 from rmeeto.errors import UserError
 from tests.engine.test_loop import Cut, cut_at
-from tests.engine.toy import ToyData, toy_folder, toy_model, toy_run
+from tests.engine.toy import ToyData, ToyMerging, toy_folder, toy_model, toy_run
 
 
 def train(path: Path, world: World, accumulation: int, data=None, dropout=0.0, **run) -> torch.nn.Module:
@@ -47,12 +47,18 @@ def main(out: Path) -> None:
             torch.manual_seed(99)
         train(out / "resumed", world, accumulation=1, dropout=0.3, checkpoint_every=2, resume=True)
 
+        elastic = ToyMerging()
+        with toy_folder(out / "elastic", world) as folder:
+            optim = OptimConfig(lr=5e-2, epochs=1, accumulation=2, elastic_r=(0, 5, 11, 16))
+            fit(elastic, data, DistillLoss(), optim, toy_run(out / "elastic"), world, folder)
+
         def fail(at: int) -> int:
             if rank == at:
                 raise UserError(f"raised at {at}")
             return rank
 
         seen = {
+            "elastic": [elastic.seen["train"], elastic.head.weight.tolist()],
             "evaluation": evaluate(toy_model(), ToyData(rank, world.size, unreadable=[3, 6]), world),
             "gathered": world.gather(f"from {rank}"),
             "on_main": world.on_main(lambda: f"from {rank}"),

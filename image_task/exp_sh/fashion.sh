@@ -1,0 +1,55 @@
+# shellcheck shell=bash
+# Sourced by fashion/*.sh: one row of the evidence a call. What is finished is not run again, what was cut short goes on.
+#
+# Training and choosing see the training set alone: 5,000 of its images are held out for the evaluation after every
+# epoch. The 10,000 test images are read once, at the end of a row (those run folders end with -test).
+#
+# DATA    holds FashionMNIST/raw/ (default data)    SEED   of the dense models and of all that follows (default 0)
+# FREE=1  the training-free rows alone              JOBS   rows at the same time (default 1; 8 suit a large GPU)
+main=image_task.main data=data RESUME=1
+source "$(dirname "${BASH_SOURCE[0]}")/../../exp_sh/launch.sh"
+boolean FREE
+whole JOBS 1 64
+: "${SEED:=0}" "${JOBS:=1}"
+[[ $DRY_RUN == 0 && $SMOKE == 0 ]] || JOBS=1
+
+declare -A models=([vim]=vim_nano_patch2_28 [deit]=rmeeto_deit_nano_patch2_28)
+training=(--holdout 5000 --accumulation 1 --aa none --color-jitter 0 --mixup 0 --cutmix 0 --reprob 0 --repeated_aug False
+    --drop-path 0 --schedule iteration --min-lr 1e-4 --clip-grad 1 --checkpoint_every 100)
+
+one() { # KIND NAME FLAGS...: a run
+    local name=$1-$2-seed$SEED
+    [[ -e $RUNS/fashion/$name/result.json ]] || run fashion --name "$name" --seed "$SEED" --model "${models[$1]}" \
+        --data-set FASHION --data-path "$DATA" --batch-size 64 "${@:3}"
+}
+
+weights() { echo "$RUNS/fashion/$1-$2-seed$SEED/last.pt"; }
+
+row() { # what has to happen one after the other; JOBS of them at once
+    ((JOBS > 1)) || { "$@" && return; }
+    while (($(jobs -rp | wc -l) >= JOBS)); do wait -n; done
+    "$@" &
+}
+
+finish_rows() {
+    local job
+    for job in $(jobs -p); do wait "$job"; done
+}
+
+# free KIND NAME MERGING: the dense model merged without training; MERGING is the flags in one word
+free() {
+    local merging
+    read -ra merging <<<"$3"
+    row one "$1" "$2-free-test" --model_pth "$(weights "$1" dense)" --eval "${merging[@]}"
+}
+
+# trained KIND NAME MERGING FLAGS...: for three epochs of 20,000 images with the dense teacher, unless FLAGS say another
+trained() { [[ $FREE == 1 ]] || row train_and_test "$@"; }
+
+train_and_test() {
+    local merging
+    read -ra merging <<<"$3"
+    one "$1" "$2-trained" --model_pth "$(weights "$1" dense)" "${merging[@]}" "${training[@]}" --lr 4e-3 --distill True \
+        --epochs 3 --max_train_batches 312 "${@:4}"
+    one "$1" "$2-trained-test" --model_pth "$(weights "$1" "$2-trained")" --eval "${merging[@]}"
+}

@@ -12,7 +12,10 @@ from image_task.config import Config
 from image_task.flags import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "image_task" / "exp_sh").glob("*/*.sh"))
+# all.sh starts the others of its folder
+RECIPES = sorted(
+    set((ROOT / "image_task" / "exp_sh").glob("*/*.sh")) - {ROOT / "image_task/exp_sh/fashion/all.sh"}
+)
 TABLES = [recipe for recipe in RECIPES if recipe.parent.name.startswith("tab")]
 VARIABLES = {
     "DRY_RUN",
@@ -27,7 +30,7 @@ VARIABLES = {
     "NNODES",
     "NODE_RANK",
 }
-VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED"}
+VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED", "FREE", "JOBS"}
 
 _STAND_IN = r"""#!/bin/sh
 [ "$1" != -c ] || { echo 1; exit 0; }

@@ -26,7 +26,10 @@ one() { # KIND NAME FLAGS...: a run
 weights() { echo "$RUNS/fashion/$1-$2-seed$SEED/last.pt"; }
 
 row() { # what has to happen one after the other; JOBS of them at once
-    ((JOBS > 1)) || { "$@" && return; }
+    if ((JOBS == 1)); then
+        "$@"
+        return
+    fi
     while (($(jobs -rp | wc -l) >= JOBS)); do wait -n; done
     "$@" &
 }

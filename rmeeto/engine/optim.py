@@ -66,7 +66,7 @@ class OptimConfig(Settings):
     )
     elastic_r: tuple[int, ...] | None = setting(
         None,
-        "one set of weights for many r, such as 0,5,11,16: each step at the largest, the smallest and one drawn between",
+        "one set of weights for many r, such as 0,5,11,16: each step at largest, smallest and one drawn between",
         within="[0, inf)",
         needs=(MERGED, ONE_R),
     )

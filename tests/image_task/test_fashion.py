@@ -1,0 +1,103 @@
+"""The recipes of the evidence on Fashion-MNIST (`image_task/exp_sh/fashion/`)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+
+from tests.recipes import RECIPES, ROOT, launch, plan, title
+
+FASHION = [recipe for recipe in RECIPES if recipe.parent.name == "fashion"]
+FOLDER = ROOT / "image_task" / "exp_sh" / "fashion"
+
+
+def configs():
+    return [config for recipe in FASHION for config, _ in plan(recipe)]
+
+
+def test_vim_and_deit_are_of_one_size_and_see_197_tokens():
+    vim, deit = (timm.create_model(name) for name in ("vim_nano_patch2_28", "rmeeto_deit_nano_patch2_28"))
+    assert vim.num_tokens[0] == deit.num_tokens[0] == 197
+    assert (vim.class_index, deit.class_index) == (98, 0)
+    assert (vim.embed_dim, vim.depth) == (deit.embed_dim, deit.depth)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (vim, deit)]
+    assert max(sizes) / min(sizes) < 1.15 and max(sizes) * 4 < 4e6
+
+
+def test_nothing_is_chosen_or_trained_on_the_test_images():
+    """Only evaluations that end a row read them; whatever trains evaluates on what it has held out."""
+    for config in configs():
+        assert config.run.eval == ("-test" in config.run.name)
+        assert (config.data.holdout == 0) == config.run.eval
+        assert config.data.max_eval_batches == 0 or not config.run.eval
+
+
+def test_rows_of_a_name_are_the_same_run_wherever_they_stand():
+    runs = {}
+    for config in configs():
+        assert runs.setdefault(config.folder, config) == config
+    assert len(runs) > 100
+
+
+def test_a_row_is_tested_as_it_was_trained():
+    runs = {config.run.name: config for config in configs()}
+    trained = [config for config in runs.values() if "-trained-seed" in config.run.name]
+    for config in trained:
+        if config.optim.elastic_r is None:
+            tested = runs[config.run.name.replace("-trained-", "-trained-test-")]
+            assert tested.merge == config.merge and tested.model.model == config.model.model
+            assert tested.model.model_pth == f"runs/fashion/{config.run.name}/last.pt"
+        kind = config.run.name.partition("-")[0]
+        assert config.model.model_pth == f"runs/fashion/{kind}-dense-seed0/last.pt"
+        assert config.distill.distill == ("noteacher" not in config.run.name)
+
+
+def test_a_name_says_what_is_merged():
+    for config in configs():
+        found = re.search(r"-r(\d+)[-.]", config.run.name)
+        if found and "slope" not in config.run.name:
+            assert (config.merge.r if config.merge else 0) == int(found[1])
+        assert ("prune" in config.run.name) == bool(config.merge and config.merge.prune)
+
+
+def test_shares_of_the_images_take_as_many_steps():
+    whole = 3 * 312 * 64
+    for config in configs():
+        if found := re.search(r"share(\d+)-trained-seed", config.run.name):
+            images = 60_000 - config.data.holdout
+            assert images == 55_000 * int(found[1]) / 100
+            assert images // 64 * 64 * config.optim.epochs == pytest.approx(whole, rel=0.03)
+
+
+def test_finished_runs_are_not_run_again_and_others_go_on(tmp_path):
+    _, commands = launch(FOLDER / "dense.sh", tmp_path)
+    assert ["vim-dense-seed0" in command for command in commands] == [True, False]
+    assert all("--resume" in command for command in commands)
+    done = tmp_path / "runs" / "fashion" / "vim-dense-seed0"
+    done.mkdir(parents=True)
+    (done / "result.json").touch()
+    _, commands = launch(FOLDER / "dense.sh", tmp_path, SEED="0")
+    assert [command[command.index("--name") + 1] for command in commands] == ["deit-dense-seed0"]
+
+
+def test_free_leaves_out_what_trains(tmp_path):
+    _, commands = launch(FOLDER / "order.sh", tmp_path, FREE="1")
+    assert len(commands) == 9 and all("--eval" in command for command in commands)
+
+
+def test_rows_at_the_same_time_are_the_same_rows_and_one_that_fails_is_an_error(tmp_path):
+    runs = [launch(FOLDER / "blocks.sh", tmp_path, JOBS=jobs) for jobs in ("1", "4")]
+    assert [process.returncode for process, _ in runs] == [0, 0]
+    (_, one), (_, four) = runs
+    assert sorted(one) == sorted(four) and len(one) == 16
+    assert launch(FOLDER / "blocks.sh", tmp_path, JOBS="4", STAND_IN_FAILS="7")[0].returncode == 7
+
+
+def test_all_starts_every_recipe_of_the_folder():
+    text = (FOLDER / "all.sh").read_text()
+    assert all(re.search(rf"\b{Path(recipe).stem}\b", text) for recipe in FASHION), [
+        title(r) for r in FASHION
+    ]

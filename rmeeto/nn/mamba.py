@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmeeto.merge import SSMFeatures
-from rmeeto.ops import Direction, bidirectional_conv1d, bidirectional_scan
+from rmeeto.ops import Direction, bidirectional_conv1d, bidirectional_scan, selective_scan
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -95,6 +95,33 @@ class BiMamba(nn.Module):
         steps = (F.linear(d.delta, d.dt_weight) for d in (forward, backward))
         pairs = (forward.B, backward.B), (forward.C, backward.C), steps
         return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
+
+    def scans(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Look inside: what the scans are given, and what each direction makes of it, gated.
+
+        Args:
+            x: (B, L, C).
+
+        Returns:
+            (B, L, D) three times: the projected tokens, the forward scan, the backward scan. `forward` is ``out_proj``
+            of the sum of the two (halved under ``average``).
+        """
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        convolved = bidirectional_conv1d(
+            u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
+        )
+        weights = (
+            (self.x_proj, self.dt_proj, self.A_log, self.D),
+            (self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
+        directions = (self._direction(v, *of).plain() for v, of in zip(convolved, weights))
+        outputs = (
+            selective_scan(
+                d.u.mT, d.delta.mT, d.A, d.B.mT, d.C.mT, d.D, z.mT, d.delta_bias, reverse=reverse
+            ).mT
+            for d, reverse in zip(directions, (False, True))
+        )
+        return u, *outputs
 
     def macs(self, num_tokens: int, directions: int = 2) -> dict[str, int]:
         """Multiply-accumulates of one sample, by part."""

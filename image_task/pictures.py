@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 
-from image_task.config import SMALL
-from image_task.transforms import Resize
+from image_task.transforms import Resize, crop_pct, normalisation
 from rmeeto.cli.chosen import Chosen
 from rmeeto.data.pictures import decode, read_file
+from rmeeto.trained_on import trained_on
 
 
 class Preparation:
@@ -24,22 +24,22 @@ class Preparation:
     """
 
     def __init__(self, chosen: Chosen) -> None:
-        cfg: dict[str, Any] = chosen.model.pretrained_cfg
-        data = chosen.config.data
-        self.size = cfg["input_size"][-1]
-        if chosen.of_run and data.data_set != "digits":
-            cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
-            cfg["crop_pct"] = 1.0 if self.size <= SMALL else data.eval_crop_ratio
-        self.transform = create_transform(
-            self.size,
-            **{key: cfg[key] for key in ("mean", "std", "interpolation")},
-            crop_pct=cfg.get("crop_pct") or 1.0,
-        )
+        self.size = chosen.model.pretrained_cfg["input_size"][-1]
+        cfg = self._described(chosen)
+        self.transform = create_transform(self.size, **{**cfg, "crop_pct": cfg["crop_pct"] or 1.0})
         resized = self.transform.transforms[0].size
         self.resized = resized if isinstance(resized, int) else resized[0]
         self.transform.transforms[0] = Resize(
             self.resized, interpolation=InterpolationMode(cfg["interpolation"])
         )
+
+    def _described(self, chosen: Chosen) -> dict[str, Any]:
+        if chosen.of_run:
+            data = chosen.config.data
+            return {**normalisation(data), "crop_pct": crop_pct(data, self.size), "interpolation": "bicubic"}
+        known = None if chosen.is_folder else trained_on(chosen.config.model.model_pth)
+        cfg = chosen.model.pretrained_cfg if known is None else known.to_dict()
+        return {name: cfg.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
 
     def __call__(self, picture: Image.Image) -> Any:
         return self.transform(picture)

@@ -22,6 +22,7 @@ from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
+from rmeeto.trained_on import WEIGHTS, trained_on
 from rmeeto.weights import HEAD, read_checkpoint
 
 _MERGING = {"--r", "--num_prune", "--merge_method"}
@@ -52,6 +53,11 @@ class Chosen:
     labels_from: str
     device: torch.device
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a model folder or repository, which describes itself."""
+        return self.weights is not None and _is_folder(self.weights)
+
     def top(self, probabilities: torch.Tensor, count: int = 5) -> list[tuple[int, str, float]]:
         """The most probable classes of (K,): number, name, probability."""
         values, indices = probabilities.topk(min(count, len(probabilities)))
@@ -76,7 +82,7 @@ def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> t
         UserError: a flag, file or folder that cannot be used.
     """
     given = _value(argv, "--model_pth")
-    if given is not None and (given.startswith(_HUB) or Path(given, hub.WEIGHTS).is_file()):
+    if given is not None and _is_folder(given):
         config, model, notices = _of_folder(task, given, argv)
         of_run, weights = False, given
     else:
@@ -98,6 +104,10 @@ def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> t
     architecture = model.pretrained_cfg["architecture"]
     name = f"{architecture}, {setting_name(merge)}"
     return Chosen(model.eval().to(device), config, of_run, name, weights, labels, origin, device), notices
+
+
+def _is_folder(weights: str) -> bool:
+    return weights.startswith(_HUB) or Path(weights, WEIGHTS).is_file()
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:
@@ -196,26 +206,14 @@ def _labels(
                 f"--class_names {class_names} has {len(names)} lines; expected {count}, one for each class of the head."
             )
         return names, class_names
-    found = model.pretrained_cfg.get("label_names") or _stored_names(weights)
-    if found and len(found) == count:
+    known = None if weights is None or _is_folder(weights) else trained_on(config.model.model_pth)
+    found = model.pretrained_cfg.get("label_names") or (known.label_names if known else ())
+    if len(found) == count:
         return [str(name) for name in found], "stored with the weights"
     if count == _IMAGENET and not of_run and config.model.starts_trained:
         info = ImageNetInfo()
         return [info.index_to_description(i) for i in range(count)], "ImageNet-1k's, by number"
     return [f"class {i}" for i in range(count)], "numbers: the weights name no classes"
-
-
-def _stored_names(weights: str | None) -> list[str] | None:
-    """Class names that a checkpoint or model folder holds."""
-    if weights is None or weights.startswith(_HUB) or weights == "official":
-        return None
-    path = Path(weights)
-    if path.is_dir():
-        found = read_json(path / hub.CONFIG).get("label_names")
-    else:
-        found = read_checkpoint(path, mapped=True).get("label_names")
-    whole = isinstance(found, list) and all(isinstance(name, str) for name in found)
-    return found if whole else None
 
 
 def _read_names(path: str) -> list[str]:

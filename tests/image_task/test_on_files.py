@@ -21,6 +21,8 @@ from image_task.models import export, load_weights
 from image_task.pictures import Preparation
 from rmeeto import MergeConfig
 from rmeeto.cli.chosen import choose
+from rmeeto.engine.record import TRAINED_ON
+from rmeeto.trained_on import TrainedOn
 
 DIGITS = Path(__file__).resolve().parents[2] / "image_task" / "exp_sh" / "digits"
 RUN = DIGITS / "results" / "retrained-seed0"
@@ -47,7 +49,8 @@ def run_folder(tmp_path_factory) -> Path:
     shutil.copy(RUN / "config.json", folder)
     model = timm.create_model("vim_nano_patch2_16")
     load_weights(model, DIGITS / "retrained.safetensors")
-    torch.save({"model": model.state_dict(), "label_names": NAMES}, folder / "best.pt")
+    known = TrainedOn((3, 16, 16), (0.5,) * 3, (0.5,) * 3, 1.0, label_names=tuple(NAMES), data_set="digits")
+    torch.save({"model": model.state_dict(), TRAINED_ON: known.to_dict()}, folder / "best.pt")
     return folder
 
 

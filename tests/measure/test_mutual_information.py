@@ -62,12 +62,18 @@ def test_what_cannot_be_measured_is_refused(x, y, more, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nats", [1.0, 4.0])
-@pytest.mark.parametrize(("estimator", "within"), [("donsker-varadhan", 0.0), ("infonce", 0.1)])
-def test_at_the_papers_settings_the_bounds_reach_what_the_documents_say(estimator, within, nats):
-    x, y = gaussians(nats, 20, 50_000)
-    found = float(mutual_information(x, y, estimator))
-    assert abs(found - nats) <= within * nats, found
+@pytest.mark.parametrize(
+    ("estimator", "nats", "lowest", "highest"),
+    [
+        ("infonce", 1.0, 0.9, 1.05),
+        ("infonce", 4.0, 3.6, 4.1),
+        ("donsker-varadhan", 1.0, 0.5, 0.75),
+        ("donsker-varadhan", 4.0, 2.4, 3.2),
+    ],
+)
+def test_at_the_papers_settings_the_bounds_reach_what_the_documents_say(estimator, nats, lowest, highest):
+    found = float(mutual_information(*gaussians(nats, 20, 50_000), estimator))
+    assert lowest <= found <= highest, found
 
 
 @pytest.mark.parametrize("average", [True, False])

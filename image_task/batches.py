@@ -11,11 +11,11 @@ from torch.utils.data import Dataset, default_collate
 
 from image_task.sources import Source
 from rmeeto.data.loading import Unreadable
-from rmeeto.data.sampler import draw_seeds, preserved_globals, seed_globals
+from rmeeto.data.sampler import Split, draw_seeds, preserved_globals, seed_globals
 
 
 class TrainBatches(Dataset):
-    """The micro-batches of one epoch on one rank, each drawn from nothing but `key` and its number.
+    """The micro-batches of one epoch on one rank, each drawn from nothing but `key` and its place.
 
     An item is (images (B, 3, H, W), targets, the unreadable images met). The next readable image takes the
     place of an unreadable one; after `max_skips` of them in a row the images are None instead.
@@ -29,15 +29,16 @@ class TrainBatches(Dataset):
         transform: Any,
         mixup: Mixup | None,
         key: tuple[int, ...],
+        split: Split,
         max_skips: int,
     ):
         self.source, self.transform, self.mixup = source, transform, mixup
         self.indices, self.batch_size = indices, batch_size
-        self.key, self.max_skips = key, max_skips
+        self.key, self.split, self.max_skips = key, split, max_skips
 
     def __getitem__(self, number: int) -> tuple[Tensor | None, Tensor | None, list[Unreadable]]:
         indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist()
-        seeds = draw_seeds((*self.key, number), self.batch_size + 1)
+        seeds = draw_seeds((*self.key, *self.split.place(number)), self.batch_size + 1)
         images, targets, unreadable = [], [], []
         with preserved_globals():
             for index, sample_seeds in zip(indices, seeds):

@@ -1,4 +1,4 @@
-"""Image data: micro-batches that are a pure function of (seed, epoch, micro-batch number, rank)."""
+"""Image data: micro-batches that are a pure function of seed, epoch and their place in it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from image_task.sources import Source
 from image_task.transforms import eval_transform, train_transform
 from rmeeto.data.augment import build_mixup
 from rmeeto.data.loading import Unread, load_batches
-from rmeeto.data.sampler import (
-    repeated_augmentation_indices,
-    shard_indices,
-    shuffled_indices,
-)
+from rmeeto.data.sampler import Split, repeated_augmentation_indices, shard_indices, shuffled_indices
 from rmeeto.errors import UserError
 
 ROUND = 256  # repeated augmentation cuts an epoch to a multiple of this, unless the data set is smaller
@@ -34,6 +30,7 @@ def build_data(
     seed: int,
     train: bool = True,
     labels: Sequence[str] | None = None,
+    accumulation: int = 1,
 ) -> ImageData:
     """Open a data set for training and evaluation on one rank; no image is read yet.
 
@@ -44,12 +41,14 @@ def build_data(
         seed: of the order, the augmentation and the SUBIMNET subset.
         train: False opens the evaluation images only.
         labels: names of the weights' outputs, where they are known.
+        accumulation: micro-batches that a rank adds up to a step.
 
     Raises:
         UserError: the data set cannot be opened, or its training images do not fill one batch.
     """
     train_source, eval_source = load_sources(config, seed=seed, train=train, labels=labels)
-    return ImageData(config, train_source, eval_source, img_size, rank, world_size, seed)
+    split = Split(rank, world_size, accumulation)
+    return ImageData(config, train_source, eval_source, img_size, split, seed)
 
 
 class ImageData:
@@ -68,11 +67,10 @@ class ImageData:
         train_source: Source | None,
         eval_source: Source,
         img_size: int,
-        rank: int,
-        world_size: int,
+        split: Split,
         seed: int,
     ):
-        self.config, self.rank, self.world_size, self.seed = config, rank, world_size, seed
+        self.config, self.split, self.seed = config, split, seed
         self.class_names = eval_source.classes
         self.num_classes = len(self.class_names)
         self.num_train = len(train_source) if train_source else 0
@@ -86,7 +84,7 @@ class ImageData:
             self._mixup = build_mixup(config, self.num_classes, config.batch_size, img_size)
             self._train_transform = train_transform(config, img_size)
             self.batches_per_epoch = self._count_batches()
-        indices = shard_indices(self.num_eval, rank, world_size)
+        indices = shard_indices(self.num_eval, split.rank, split.world_size)
         self._eval = EvalBatches(eval_source, indices, config.batch_size, eval_transform(config, img_size))
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,11 +100,12 @@ class ImageData:
         """
         batches = TrainBatches(
             self._train_source,
-            self._epoch_indices(epoch),
+            self.split.share(self._order(epoch), self.config.batch_size),
             self.config.batch_size,
             self._train_transform,
             self._mixup,
-            key=(self.seed, epoch, self.rank),
+            key=(self.seed, epoch),
+            split=self.split,
             max_skips=min(int(self.config.max_unreadable * self.num_train), self.num_train - 1),
         )
         for images, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
@@ -138,21 +137,22 @@ class ImageData:
         """Unreadable images of this rank: distinct ones of all epochs, those of the latest evaluation, names."""
         return self._unread.report("eval")
 
-    def _epoch_indices(self, epoch: int) -> Tensor:
-        share = (self.num_train, epoch, self.rank, self.world_size)
+    def _order(self, epoch: int) -> Tensor:
+        """The images of an epoch, over all ranks."""
         if self.config.repeated_aug and self.config.augment:
+            rounded = min(ROUND, self.num_train)
             return repeated_augmentation_indices(
-                *share, seed=self.seed, selected_round=min(ROUND, self.num_train)
+                self.num_train, epoch, seed=self.seed, selected_round=rounded
             )
-        return shuffled_indices(*share, seed=self.seed)
+        return shuffled_indices(self.num_train, epoch, seed=self.seed)
 
     def _count_batches(self) -> int:
-        share = len(self._epoch_indices(0))
-        count = share // self.config.batch_size
+        size, order = self.config.batch_size, self._order(0)
+        count = len(self.split.share(order, size)) // size
         if not count:
             raise UserError(
-                f"{self.num_train} training images give each of {self.world_size} processes {share}, "
-                f"less than one batch of {self.config.batch_size}; lower --batch-size."
+                f"{self.num_train} training images give each of {self.split.world_size} processes "
+                f"{len(order) // self.split.world_size}, less than one batch of {size}; lower --batch-size."
             )
         return min(count, self.config.max_train_batches or count)
 

@@ -49,8 +49,9 @@ class ImageTask(Task):
         return load_official(model, name, **how) if path is None else load_weights(model, path, **how)
 
     def peak_lr(self, config: Config, world: World) -> float:
-        """Accumulation does not count."""
-        return scaled_lr(config.optim.lr, config.data.batch_size, world.size)
+        """Accumulation does not count, but for what it takes to do the work of other processes."""
+        processes = config.optim.processes or world.size
+        return scaled_lr(config.optim.lr, config.data.batch_size, processes)
 
     def trained_on(self, config: Config, parts: Parts) -> TrainedOn:
         size = config.img_size

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.progress import clock, wrapped
 from rmeeto.engine.record import state_of
+from rmeeto.engine.split import split_for
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
@@ -66,7 +68,7 @@ class Task(ABC):
         """The data of one process.
 
         Args:
-            where: img_size, rank, world_size, seed, and whether to train.
+            where: img_size, rank, world_size, seed, whether to train, and accumulation.
         """
 
     @abstractmethod
@@ -140,14 +142,15 @@ class Task(ABC):
                 world.print(f"{config.folder} is done already")
                 return world.on_main(lambda: read_json(config.folder / "result.json"))
             with self.prepared(config) as ready:
+                ready = world.on_every(partial(self._split, ready, world.size))
                 parts = world.on_every(lambda: self.build(ready, world))
                 if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
                     state()
                 trained_on = None if config.run.eval else self.trained_on(config, parts).to_dict()
                 with RunFolder(config.folder, settings, world, trained_on) as folder:
-                    for line in self.describe(config, parts, world):
+                    for line in self.describe(ready, parts, world):
                         world.print(*wrapped(line))
-                    result = self.work(config, parts, world, folder)
+                    result = self.work(ready, parts, world, folder)
                     folder.finish(result)
             world.print(f"time    {clock(time.monotonic() - began)}")
             world.print(summary(result, config.folder, self.samples, parts.data.num_classes))
@@ -168,7 +171,7 @@ class Task(ABC):
         if state == "done":
             return f"{config.folder} is done already"
         with self.prepared(config) as ready:
-            data = self._read_data(ready)
+            data = self._read_data(self._split(ready, num_processes()))
         classes = self._num_classes(config, data)
         with torch.device("meta"):
             _, weights = self._with_weights(config, config.merge, classes)
@@ -177,10 +180,23 @@ class Task(ABC):
                 found += f"; teacher {self._with_weights(config, None, classes, teacher=True)[1]}"
         return found
 
+    def _split(self, config: Any, size: int) -> Any:
+        """The settings for `size` processes; a run that goes on keeps the steps that it began with."""
+        if config.run.eval:
+            return config
+        first = read_json(file).get("processes") if (file := config.folder / "env.json").exists() else None
+        optim = split_for(config.optim, size, first if isinstance(first, int) and config.run.resume else None)
+        steps = -(-config.data.max_train_batches // config.optim.accumulation)
+        data = config.data
+        if optim.accumulation != config.optim.accumulation:
+            data = dataclasses.replace(data, max_train_batches=steps * optim.accumulation)
+        return dataclasses.replace(config, optim=optim, data=data)
+
     def _read_data(self, config: Any) -> Any:
         """The data, after a batch of each kind was read; data of the same settings is opened once in a process."""
         train, size = not config.run.eval, self.meta_model(config).pretrained_cfg["input_size"][-1]
-        key = config.data, config.model, size, config.run.seed, train
+        accumulation = config.optim.accumulation
+        key = config.data, config.model, size, config.run.seed, train, accumulation
         if key not in self._seen:
             here = dataclasses.replace(config.data, num_workers=0, max_eval_batches=1, pin_mem=False)
             data = self.build_data(
@@ -190,6 +206,7 @@ class Task(ABC):
                 world_size=num_processes(),
                 seed=config.run.seed,
                 train=train,
+                accumulation=accumulation,
             )
             for kind in ("train", "eval", "test"):
                 batches = getattr(data, f"{kind}_batches", None)
@@ -232,6 +249,7 @@ class Task(ABC):
             world_size=world.size,
             seed=config.run.seed,
             train=not config.run.eval,
+            accumulation=config.optim.accumulation,
         )
         classes = self._num_classes(config, data)
         model, weights = self._with_weights(config, config.merge, classes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,6 +55,43 @@ def shuffled_indices(
         (length // world_size,) int64; the remainder of the permutation is left out of this epoch.
     """
     return _permutation(length, epoch, seed)[rank : length // world_size * world_size : world_size]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One rank's part of every optimizer step: the steps are the same however they are split.
+
+    A step consists of world_size * accumulation micro-batches; number a * world_size + rank is a rank's a-th.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    accumulation: int = 1
+
+    def share(self, order: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """The rank's part of an epoch.
+
+        The samples of a step are dealt to its micro-batches one by one, so that the repeats of a sample go to different
+        ones. Samples that do not fill a last step are left out; where there are too few for one, it has as many
+        micro-batches as every rank can fill.
+
+        Args:
+            order: (n,) samples of the epoch over all ranks.
+            batch_size: samples of a micro-batch.
+
+        Returns:
+            (m * batch_size,) for the rank's m micro-batches.
+        """
+        batches = len(order) // (batch_size * self.world_size)
+        accumulation = max(1, min(self.accumulation, batches))
+        steps = batches // accumulation
+        shape = steps, batch_size, accumulation, self.world_size
+        return order[: math.prod(shape)].view(shape)[..., self.rank].transpose(1, 2).flatten()
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Of the rank's micro-batch `number` in an epoch: its number in the step, and the step."""
+        step, index = divmod(number, self.accumulation)
+        return index * self.world_size + self.rank, step
 
 
 def shard_indices(length: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:

@@ -15,6 +15,10 @@ from rmeeto.json_file import open_new
 from rmeeto.reader import DIGEST, Unreadable, digest, read
 
 
+class DiskError(UserError):
+    """The disk refuses to take a checkpoint."""
+
+
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     """Write a checkpoint so that `path` holds the old one or the new one, whole, whatever happens meanwhile.
 
@@ -25,7 +29,7 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         previous: where the file that was at `path` is kept.
 
     Raises:
-        UserError: the disk refuses (full, read-only); the old file is untouched.
+        DiskError: the disk refuses (full, read-only); the old file is untouched.
     """
     temporary, disk = path.with_name(path.name + ".tmp"), _Watched()
     try:
@@ -44,7 +48,7 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         )  # torch turns the disk's into its own
         if reason is None:
             raise
-        raise UserError(
+        raise DiskError(
             f"{path} cannot be written ({reason}); what was there before is intact. Free the disk and resume."
         ) from None
 

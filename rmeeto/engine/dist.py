@@ -58,16 +58,16 @@ class World:
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run `function` on the main process; every process gets its result, or raises its UserError."""
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None, None, None]
         if self.is_main:
             try:
                 outcome[0] = function()
             except UserError as error:
-                outcome[1] = error.args
+                outcome[1:] = type(error), error.args
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
-            raise UserError(*outcome[1])
+            raise outcome[1](*outcome[2])
         return outcome[0]
 
     def on_every(self, function: Callable[[], T]) -> T:
@@ -126,10 +126,11 @@ def start(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield world
         return
+    patience = PATIENCE + timedelta(minutes=1)  # the watchdog is to be first: it says more
     if chosen.type == "cuda":
-        dist.init_process_group("nccl", device_id=chosen, timeout=PATIENCE)
+        dist.init_process_group("nccl", device_id=chosen, timeout=patience)
     else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=patience)
     try:
         yield world
     except BaseException:

@@ -30,8 +30,10 @@ class EvalData(Protocol):
 
 
 class Data(EvalData, Protocol):
-    """A training and an evaluation set; a micro-batch is a pure function of (seed, epoch, index, rank).
+    """A training and an evaluation set.
 
+    A micro-batch is a pure function of seed, epoch and its number in the epoch over all processes (see
+    `rmeeto.engine.split`): then a run gives the same with any number of processes, and goes on with another.
     `rmeeto.data.adapter.Loaders` makes one of any two DataLoaders.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,19 +11,21 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import World
 from rmeeto.engine.elastic import Elastic, mean
 from rmeeto.engine.evaluate import Batch, Data, NotFinite, evaluate, rank_errors, unreadable
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
+from rmeeto.engine.parallel import parallel
 from rmeeto.engine.precision import amp_dtype, autocast
-from rmeeto.engine.preempt import Notice, Preempted
 from rmeeto.engine.progress import WIDTH, Progress, clock
 from rmeeto.engine.record import RunConfig, RunFolder
-from rmeeto.engine.resume import FILES, Position, resume
+from rmeeto.engine.resume import Position, resume, snapshot
+from rmeeto.engine.saving import Saver
+from rmeeto.engine.split import seed_micro_batch
 from rmeeto.engine.watch import Means, Watch
+from rmeeto.engine.watchdog import Watchdog
 from rmeeto.errors import UserError
 
 # (images, logits, targets) -> {"loss": ..., and its terms}
@@ -63,7 +64,7 @@ def fit(
     """
     training = Training(model, data, criterion, optim, run, world, folder, peak_lr, groups)
     resume(training)
-    with training.notice:
+    with training.saver.notice, training.watchdog:
         while training.at.epoch < optim.epochs:
             training.train_epoch()
             training.evaluate_epoch()
@@ -92,9 +93,10 @@ class Training:
         self.optimizer = build_optimizer(model, optim, groups)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
         self.ema = ModelEmaV3(model, decay=optim.model_ema_decay) if optim.model_ema else None
-        self.parallel: Any = model if world.size == 1 else DistributedDataParallel(model)
+        self.parallel: Any = parallel(model, world, optim)
         self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
-        self.means, self.watch, self.notice = Means(world), Watch(world), Notice(world)
+        self.means, self.watch = Means(world), Watch(world)
+        self.saver, self.watchdog = Saver(self), Watchdog(world, folder.path)
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
@@ -107,9 +109,9 @@ class Training:
         self.parallel.train()
         batches = rank_errors(self.data.train_batches(at.epoch, at.batch), self.world)
         began, images, loss, first = time.perf_counter(), 0, "", at.batch
-        with Progress(
-            f"epoch {at.epoch + 1}/{self.optim.epochs}", total, at.batch, self.world.is_main
-        ) as progress:
+        self.saver.seconds = 0.0
+        title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
+        with Progress(title, total, at.batch, self.world.is_main) as progress:
             while at.batch < total:
                 group = min(self.optim.accumulation, total - at.batch)  # fewer at the end of an epoch
                 set_lr(self.optimizer, self.lr(at.batch))
@@ -123,19 +125,16 @@ class Training:
                 progress.update(
                     group, loss + self.pace(images, time.perf_counter() - began, at.batch - first)
                 )
-                if self.notice.given():
-                    self.save()
-                    self.leave()
-                if self.run.checkpoint_every and at.step % self.run.checkpoint_every == 0:
-                    self.save()
+                self.saver.after_step()
         seconds = time.perf_counter() - began
         process = {
             "seconds": seconds,
             "images_per_s": images * self.world.size / seconds,
+            "saving_s": self.saver.seconds,
             "unreadable": sum(self.world.gather(unreadable(self.data, "train"))),
         }
         self.stop_if_not_finite()
-        self.trained = self.state()  # what an evaluation that is told to leave saves
+        self.trained = snapshot(self)  # what an evaluation that is told to leave saves
         self.log("train", {"lr": self.lr(at.batch - 1), **self.means.all()}, **process)
 
     def pace(self, images: int, seconds: float, batches: int) -> str:
@@ -153,7 +152,9 @@ class Training:
         """One optimizer step on the average gradient of `group` micro-batches (at each r); the number of images."""
         count, rs = 0, self.elastic.draw(self.at.step)
         left = group * len(rs)
-        for _ in range(group):
+        for index in range(group):
+            if self.world.size * self.optim.accumulation > 1:  # else there is nothing to split
+                seed_micro_batch(self.run.seed, self.at.step, index * self.world.size + self.world.rank)
             images, targets = (tensor.to(self.world.device, non_blocking=True) for tensor in next(batches))
             terms = []
             for r in rs:
@@ -176,6 +177,7 @@ class Training:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
+        self.watchdog.beat()
         return count
 
     def advice(self) -> str:
@@ -189,10 +191,8 @@ class Training:
         improved = None
 
         def after_batch() -> None:
-            if self.notice.signal is not None:  # of this process alone: they see unequal numbers of batches
-                if self.world.is_main:
-                    self.write(self.trained)
-                self.leave()
+            self.watchdog.beat()
+            self.saver.in_evaluation(self.trained)
 
         for name, model in weights.items():
             title = f"evaluating {name}"
@@ -212,46 +212,11 @@ class Training:
         if improved is not None:  # before last.pt: a run that is cut in between repeats the epoch
             state = {"model": improved.state_dict(), **(self.best or {}), **self.folder.trained_on}
             self.world.on_main(lambda: checkpoint.save(self.folder.path / "best.pt", state))
-        self.save()
+        self.saver.save()
 
     def stop_if_not_finite(self) -> None:
         """Raise for the first step that was skipped. Waits for the GPU."""
         self.watch.raise_if_failed(self.at.epoch, self.advice())
-
-    def save(self) -> None:
-        """Write last.pt; the one before it is kept, since a file may be damaged after it was written."""
-        self.stop_if_not_finite()
-        state = self.state()
-        self.world.on_main(lambda: self.write(state))
-
-    def write(self, state: dict[str, Any]) -> None:
-        last, previous = (self.folder.path / name for name in FILES)
-        checkpoint.save(last, state, previous)
-
-    def leave(self) -> None:
-        """End a run that was told to leave and has saved."""
-        raise Preempted(
-            f"{self.notice.signal or 'a signal to another process'}: saved at epoch {self.at.epoch + 1}, step "
-            f"{self.at.step}; the same command with --resume goes on from {self.folder.path / FILES[0]}"
-        )
-
-    def state(self) -> dict[str, Any]:
-        """What last.pt holds. The schedule is a function of the position, so it has no state of its own."""
-        own = {"rng": checkpoint.rng_state(self.world.device), "means": self.means.state()}
-        return {
-            "model": self.model.state_dict(),
-            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "position": dataclasses.asdict(self.at),
-            "ranks": self.world.gather(own),
-            "accuracy": dict(self.accuracy),
-            "best": self.best,
-            "log_lines": self.folder.log_lines(),
-            "batches_per_epoch": self.data.batches_per_epoch,
-            "data": self.contents,
-            **self.folder.trained_on,
-        }
 
     def log(self, event: str, values: dict[str, Any], **process: float) -> None:
         self.stop_if_not_finite()

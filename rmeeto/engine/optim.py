@@ -60,6 +60,17 @@ class OptimConfig(Settings):
     accumulation: int = setting(
         2, "micro-batches averaged in one optimizer step", "accumulation_steps", within="[1, inf)"
     )
+    processes: int | None = setting(
+        None,
+        "processes that accumulation and learning rate are meant for, whose result any number that divides a step "
+        "then gives; none: those that run",
+        within="[1, 1000000]",
+    )
+    reduce: str = setting(
+        "fp32",
+        "what gradients travel as between processes: fp32, or bf16 for half the bytes",
+        one_of=("fp32", "bf16"),
+    )
     model_ema: bool = setting(False, "keep and evaluate an exponential moving average of the weights as well")
     model_ema_decay: float = setting(
         0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED

@@ -56,9 +56,9 @@ class RunConfig(Settings):
     log_every: int = setting(
         50, "optimizer steps between two train lines of log.jsonl", within="[1, inf)", only="training"
     )
-    checkpoint_every: int = setting(
-        0,
-        "optimizer steps between two checkpoints of an epoch; 0: only at its end",
+    checkpoint_every: float = setting(
+        2.0,
+        "minutes between two checkpoints of an epoch, from which a run that dies goes on; 0: only at its end",
         within="[0, inf)",
         only="training",
         harmless=True,

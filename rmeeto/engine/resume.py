@@ -1,7 +1,11 @@
-"""Going on from a checkpoint: it is read, compared with the training as it stands, and only then put back."""
+"""What a checkpoint holds, and going on from one: it is read, compared with the training as it stands, then put back.
+
+A run may go on with another number of processes, where its steps are split otherwise (see `rmeeto.engine.split`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rmeeto.engine import checkpoint, verify
+from rmeeto.engine.watch import merged
 from rmeeto.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +31,27 @@ class Position:
     epoch: int = 0
     batch: int = 0  # micro-batches of this epoch that are done
     step: int = 0  # optimizer steps of all epochs that are done
+
+
+def snapshot(training: Training) -> dict[str, Any]:
+    """What last.pt holds. The schedule is a function of the position, so it has no state of its own."""
+    world = training.world
+    own = {"rng": checkpoint.rng_state(world.device), "means": training.means.state()}
+    return {
+        "model": training.model.state_dict(),
+        "model_ema": None if training.ema is None else training.ema.module.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "position": dataclasses.asdict(training.at),
+        "ranks": world.gather(own),
+        "accumulation": training.optim.accumulation,
+        "accuracy": dict(training.accuracy),
+        "best": training.best,
+        "log_lines": training.folder.log_lines(),
+        "batches_per_epoch": training.data.batches_per_epoch,
+        "data": training.contents,
+        **training.folder.trained_on,
+    }
 
 
 def resume(training: Training) -> None:
@@ -60,17 +86,9 @@ def read(training: Training, path: Path) -> dict[str, Any]:
     other = "Put the right one there, or start anew with another run.name."
     try:
         verify.expect(isinstance(state["ranks"], list), "ranks", state["ranks"], "a list")
-        here = len(state["ranks"]), state["batches_per_epoch"]
-        if here != (training.world.size, training.data.batches_per_epoch):
-            raise UserError(
-                f"{path} was written by {here[0]} processes with {here[1]} batches an epoch each; here are "
-                f"{training.world.size} with {training.data.batches_per_epoch}. Start as many on the same data, or a "
-                "new run under another run.name."
-            )
+        batches, accumulation = _check_split(training, state, path)
         at = state["position"]
-        verify.check_position(
-            at, training.optim.epochs, training.data.batches_per_epoch, training.optim.accumulation
-        )
+        verify.check_position(at, training.optim.epochs, batches, accumulation)
         for name, value in own.items():
             if name != "optimizer":
                 verify.check_like(state[name], value, name)
@@ -96,6 +114,31 @@ def read(training: Training, path: Path) -> dict[str, Any]:
             "on with them (the run is then no longer the uninterrupted one)."
         )
     return state
+
+
+def _check_split(training: Training, state: dict[str, Any], path: Path) -> tuple[int, int]:
+    """The micro-batches an epoch of each process that wrote a checkpoint, and its accumulation.
+
+    Raises:
+        UserError: its steps or epochs are not those of this run, however they are split.
+    """
+    now, own = training.optim.accumulation, (training.world.size, training.data.batches_per_epoch)
+    size, batches = len(state["ranks"]), state["batches_per_epoch"]
+    accumulation = state.get("accumulation", now)  # files from before it was kept have none
+    for name, value in (("batches_per_epoch", batches), ("accumulation", accumulation)):
+        verify.expect(type(value) is int and value > 0, name, value, "a whole number")
+    if size * accumulation != own[0] * now:
+        raise UserError(
+            f"{path} was written in steps of {size * accumulation} micro-batches ({size} processes x accumulation "
+            f"{accumulation}); here are {own[0]} x {now}. Start 1 to {size * accumulation} processes with the "
+            "accumulation that gives as many, or a new run under another run.name."
+        )
+    if size * batches != own[0] * own[1]:
+        raise UserError(
+            f"{path} was written by {size} processes with {batches} batches an epoch each; here are {own[0]} with "
+            f"{own[1]}. Start as many on the same data, or a new run under another run.name."
+        )
+    return batches, accumulation
 
 
 def _like(training: Training) -> dict[str, Any]:
@@ -124,9 +167,15 @@ def put_back(training: Training, state: dict[str, Any]) -> None:
     training.scaler.load_state_dict(state["scaler"])
     training.at = at = Position(**state["position"])
     training.accuracy, training.best = state["accuracy"], state["best"]
-    own = state["ranks"][world.rank]
-    training.means.load(own["means"])
-    checkpoint.set_rng_state(own["rng"], world.device)
+    ranks = state["ranks"]
+    if len(ranks) == world.size:
+        training.means.load(ranks[world.rank]["means"])
+        checkpoint.set_rng_state(ranks[world.rank]["rng"], world.device)
+    else:  # several micro-batches a step, so that nothing is drawn from where the generators were
+        steps = -(-at.batch // state["accumulation"])
+        at.batch = min(steps * training.optim.accumulation, training.data.batches_per_epoch)
+        training.means.load(merged([process["means"] for process in ranks], world.is_main))
+        world.print(f"note: {len(ranks)} processes before, {world.size} now; a step is the same")
     lines = state.get("log_lines")  # files from before it was kept have none
     lines = lines if isinstance(lines, int) else 0
     for note in world.on_main(lambda: training.folder.start(at.step, partial(_is_done, at), lines)):

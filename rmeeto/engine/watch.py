@@ -76,8 +76,10 @@ class Means:
 
     def all(self) -> dict[str, float]:
         """Over all processes. Waits for the GPU."""
-        totals = self._world.all_reduce(self.sums.clone()) / (self.count * self._world.size)
-        return dict(zip(self.names, totals.tolist()))
+        *totals, count = self._world.all_reduce(
+            torch.cat([self.sums, self.sums.new_full((1,), self.count)])
+        ).tolist()
+        return {name: total / count for name, total in zip(self.names, totals)}
 
     def state(self) -> dict[str, Any]:
         return {"names": self.names, "sums": self.sums.tolist(), "count": self.count}
@@ -85,3 +87,13 @@ class Means:
     def load(self, state: dict[str, Any]) -> None:
         self.names, self.count = state["names"], state["count"]
         self.sums = self.sums.new_tensor(state["sums"])
+
+
+def merged(states: list[dict[str, Any]], take: bool) -> dict[str, Any]:
+    """The means of several processes as the state of one (`take`), and of the others that go on with it."""
+    sums = [sum(parts) if take else 0.0 for parts in zip(*(state["sums"] for state in states))]
+    return {
+        "names": states[0]["names"],
+        "sums": sums,
+        "count": sum(s["count"] for s in states) if take else 0,
+    }

@@ -104,3 +104,27 @@ def test_seeding_sets_all_three_generators_and_preserving_restores_them():
         assert _draw() == seeded and all(a != b for a, b in zip(seeded, expected[1]))
         raise KeyError
     assert _draw() == expected[1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_a_steps_micro_batches_are_the_same_however_they_are_split(world_size):
+    """8 micro-batches of 3 a step: 8 x 1 is what timm's samplers deal to 8 ranks, and 1 x 8 the same."""
+    order = sampler.repeated_augmentation_indices(1000, 5, selected_round=1)
+    expected = {
+        (rank, step): order[rank::8][3 * step : 3 * step + 3].tolist()
+        for rank in range(8)
+        for step in range(1000 // 24)
+    }
+    found = {}
+    for rank in range(world_size):
+        split = sampler.Split(rank, world_size, 8 // world_size)
+        for number, batch in enumerate(split.share(order, 3).view(-1, 3).tolist()):
+            found[split.place(number)] = batch
+    assert found == expected
+
+
+def test_data_that_do_not_fill_a_step_give_what_every_rank_can_fill():
+    order = torch.arange(11)
+    shares = [sampler.Split(rank, 2, 8).share(order, 2) for rank in range(2)]
+    assert [share.tolist() for share in shares] == [[0, 4, 2, 6], [1, 5, 3, 7]]
+    assert len(sampler.Split(0, 6, 1).share(order, 2)) == 0

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,72 +7,64 @@ import torch
 
 from rmeeto.engine import checkpoint, evaluate, start
 from rmeeto.errors import UserError
+from tests import forked
 from tests.engine import two_processes
 from tests.engine.test_loop import log_of, same
 from tests.engine.toy import ToyData, cpu, toy_model
-from tests.warm import PYTHON
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """The folder in which two gloo processes did what `two_processes.py` says."""
+def two(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """The folder in which two gloo processes did what `two_processes.py` says, and what each saw."""
     out = tmp_path_factory.mktemp("two")
-    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "tests.engine.two_processes", str(out)]
-    process = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHON_EXEC": PYTHON},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert process.returncode == 0, process.stderr
-    return out
+    return out, forked.run(2, lambda: two_processes.main(out))
+
+
+@pytest.fixture(scope="module")
+def folder(two) -> Path:
+    return two[0]
 
 
 @pytest.fixture(scope="module")
 def seen(two) -> list[dict]:
-    return [json.loads((two / f"seen{rank}.json").read_text()) for rank in range(2)]
+    return two[1]
 
 
 def weights(path: Path) -> dict:
     return checkpoint.load(path / "toy" / "last.pt")
 
 
-def test_two_processes_equal_one_that_accumulates_to_the_last_bit(two, tmp_path):
+def test_two_processes_equal_one_that_accumulates_to_the_last_bit(folder, tmp_path):
     """The mean of two micro-batches is the same sum, whether one process adds it or two."""
     two_processes.train(tmp_path, cpu(), accumulation=2)
-    ours, theirs = weights(tmp_path), weights(two / "plain")
+    ours, theirs = weights(tmp_path), weights(folder / "plain")
     assert same(ours["model"], theirs["model"])
     assert same(ours["model_ema"], theirs["model_ema"])
     assert ours["accuracy"]["model"]["top1"] == theirs["accuracy"]["model"]["top1"]
 
 
-def test_accumulation_in_two_processes_is_accumulation_over_both(two, tmp_path):
+def test_accumulation_in_two_processes_is_accumulation_over_both(folder, tmp_path):
     two_processes.train(tmp_path, cpu(), accumulation=4)
-    ours, theirs = weights(tmp_path), weights(two / "accumulated")
+    ours, theirs = weights(tmp_path), weights(folder / "accumulated")
     assert ours["position"] == {**theirs["position"]}
     for name, value in ours["model"].items():
         torch.testing.assert_close(value, theirs["model"][name], rtol=1e-4, atol=1e-5)
 
 
-def test_losses_in_the_log_are_means_over_both(two, tmp_path):
+def test_losses_in_the_log_are_means_over_both(folder, tmp_path):
     two_processes.train(tmp_path, cpu(), accumulation=2)
-    for ours, theirs in zip(log_of(tmp_path), log_of(two / "plain"), strict=True):
+    for ours, theirs in zip(log_of(tmp_path), log_of(folder / "plain"), strict=True):
         assert ours.keys() == theirs.keys()
         if ours["event"] == "train":
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-12)
 
 
-def test_two_resumed_processes_equal_two_uninterrupted_ones_to_the_last_bit(two):
-    whole, resumed = weights(two / "whole"), weights(two / "resumed")
+def test_two_resumed_processes_equal_two_uninterrupted_ones_to_the_last_bit(folder):
+    whole, resumed = weights(folder / "whole"), weights(folder / "resumed")
     assert len(whole["ranks"]) == 2
     assert not same(whole["ranks"][0]["rng"]["torch"], whole["ranks"][1]["rng"]["torch"])
     assert same(whole, resumed)
-    assert log_of(two / "whole") == log_of(two / "resumed")
+    assert log_of(folder / "whole") == log_of(folder / "resumed")
 
 
 def test_both_processes_train_at_the_same_r(seen):
@@ -101,18 +90,18 @@ def test_processes_agree(seen):
         assert process["failed_on_1"] == "rank 1: raised at 1"
 
 
-def test_a_loss_of_one_process_that_is_not_finite_stops_both(two, seen):
+def test_a_loss_of_one_process_that_is_not_finite_stops_both(folder, seen):
     """Micro-batch 7 of both is the 4th of rank 1: both stop before step 4, with the weights of step 3."""
     for process in seen:
         assert "not finite on rank 1 at step 4" in process["not_finite"]
-    assert weights(two / "bad")["position"]["step"] == 3
+    assert weights(folder / "bad")["position"]["step"] == 3
 
 
-def test_a_checkpoint_of_two_processes_is_not_resumed_by_one(two):
+def test_a_checkpoint_of_other_steps_is_not_resumed(folder):
     with pytest.raises(
-        UserError, match="written by 2 processes with 6 batches an epoch each; here are 1 with 12"
+        UserError, match=r"steps of 2 micro-batches \(2 processes x accumulation 1\); here are 1 x 1"
     ):
-        two_processes.train(two / "plain", cpu(), accumulation=1, resume=True)
+        two_processes.train(folder / "plain", cpu(), accumulation=1, resume=True)
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):

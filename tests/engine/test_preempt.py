@@ -1,107 +1,137 @@
-"""SIGTERM and SIGUSR1: a checkpoint of the step that was reached, exit code 75, and a resumed run like any other."""
+"""Told to leave, killed, hanging: what a run leaves behind, and that a resumed one is like any other."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
-import torch
+import pytest
 
-from rmeeto.engine.preempt import EXIT_CODE
+from image_task.main import main
+from rmeeto.engine import start
+from rmeeto.engine.checkpoint import load
+from rmeeto.engine.dist import lost_process
+from rmeeto.engine.preempt import EXIT_CODE, Preempted
+from rmeeto.engine.watchdog import Watchdog
+from tests import forked
+from tests.engine import two_processes
+from tests.engine.test_dist import weights
+from tests.engine.test_loop import log_of, same
+from tests.engine.toy import ToyData
+from tests.warm import PYTHON
 
-LAUNCHER = ("-m", "rmeeto.cli.launch", "--standalone", "--nproc_per_node", "2")
 ROOT = Path(__file__).resolve().parents[2]
-RUN = [
-    "--data_set", "digits", "--num_workers", "0", "--batch_size", "32", "--accumulation", "1",
-    "--repeated_aug", "False", "--epochs", "1", "--log_every", "1",
-]  # fmt: skip
 
 
-def start(folder: Path, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "image_task.main",
-        *RUN,
-        "--output_dir",
-        str(folder),
-        "--name",
-        "run",
-    ]
-    return subprocess.Popen(
-        [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+class Slow(ToyData):
+    """Data of which every micro-batch takes a while; number `stuck` of an epoch never comes."""
+
+    def __init__(self, *where, stuck=None, **settings):
+        super().__init__(*where, **settings)
+        self.stuck = stuck
+
+    def train_batches(self, epoch, start=0):
+        for number, batch in enumerate(super().train_batches(epoch, start), start):
+            time.sleep(60 if number == self.stuck else 0.05)
+            yield batch
 
 
-def steps(folder: Path) -> int:
-    log = folder / "run" / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return sum('"step"' in line.split(",")[0] for line in lines)
+def train(path, stuck_rank=None, **run) -> int:
+    """A training in a forked process; its exit code, as the command line's."""
+    with start("cpu") as world:
+        data = Slow(world.rank, world.size, stuck=3 if world.rank == stuck_rank else None)
+        try:
+            two_processes.train(path, world, 1, data=data, dropout=0.3, log_every=1, **run)
+        except Preempted as error:
+            (path / f"said{world.rank}").write_text(str(error))
+            return EXIT_CODE
+        except RuntimeError as error:
+            assert lost_process(error), error
+            return 1
+    return 0
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    end = time.time() + 120
-    while not condition():
-        assert process.poll() is None and time.time() < end, process.communicate()
+def started(size: int, path, steps: int, **options) -> list[int]:
+    """Processes that train, after so many steps."""
+    port = forked.free_port()
+    environ = [forked.environment(rank, size, port) for rank in range(size)]
+    pids = [forked.fork(functools.partial(train, path, **options), **values) for values in environ]
+    log, end = path / "toy" / "log.jsonl", time.monotonic() + 60
+    while not log.exists() or log.read_text().count('"step", ') < steps:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return pids
+
+
+@pytest.mark.parametrize(("size", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_notice_to_any_process_saves_and_the_run_goes_on_to_the_same_weights(tmp_path, size, number):
+    pids = started(size, tmp_path / "cut", steps=3)
+    began = time.monotonic()
+    os.kill(pids[-1], number)
+    assert forked.wait(pids) == [EXIT_CODE] * size == [75] * size and time.monotonic() - began < 10
+    said = (tmp_path / "cut" / f"said{size - 1}").read_text()
+    assert number.name in said and "--resume goes on from" in said
+    saved = weights(tmp_path / "cut")["position"]
+    assert saved["step"] >= 3 and saved["epoch"] == 0
+    assert forked.run(size, lambda: train(tmp_path / "cut", resume=True)) == [0] * size
+    assert forked.run(size, lambda: train(tmp_path / "whole")) == [0] * size
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+
+
+def test_who_survives_a_killed_process_ends_soon(tmp_path):
+    pids = started(2, tmp_path, steps=2)
+    began = time.monotonic()
+    os.kill(pids[1], signal.SIGKILL)
+    assert forked.wait(pids) == [1, -signal.SIGKILL] and time.monotonic() - began < 30
+
+
+def test_where_a_process_hangs_all_write_where_they_are_and_end(tmp_path, monkeypatch, capfd):
+    patience = timedelta(seconds=1.5)
+    monkeypatch.setattr("rmeeto.engine.watchdog.FIRST_WORD", 0.5)
+    monkeypatch.setattr("rmeeto.engine.loop.Watchdog", functools.partial(Watchdog, patience=patience))
+    pids = started(2, tmp_path, steps=2, stuck_rank=1)
+    assert forked.wait(pids) == [1, 1]
+    stacks = [(tmp_path / "toy" / f"stacks-rank{rank}.txt").read_text() for rank in range(2)]
+    assert "in train_batches" in stacks[1] and "in step" in stacks[0]
+    said = capfd.readouterr().err
+    assert "note: no step for 1 s; the run ends after" in said and "Traceback" not in said
+    for rank in range(2):
+        assert f"error: rank {rank} has done no step for" in said
+
+
+def test_two_processes_of_a_launcher_leave_and_one_goes_on(tmp_path, monkeypatch, capfd):
+    """Through the command line; one process accumulates what two did, and the settings stay as they were."""
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "--data_set digits --num_workers 0 --batch_size 16 --accumulation 1 --repeated_aug False --epochs 1 "
+        "--max_train_batches 16 --max_eval_batches 2 --log_every 1 --device cpu --name run"
+    ).split()
+    launcher = [PYTHON, "-m", "rmeeto.cli.launch", "--standalone", "--nproc_per_node", "2"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": PYTHON}
+    process = subprocess.Popen(
+        [*launcher, "-m", "image_task.main", *line], stderr=subprocess.PIPE, text=True, env=environ
+    )
+    log, end = Path("log/run/log.jsonl"), time.monotonic() + 120
+    while not log.exists() or log.read_text().count('"step", ') < 3:
+        assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_a_notice_saves_and_the_run_goes_on_to_the_same_weights(tmp_path):
-    number = signal.SIGUSR1  # SIGTERM below
-    process = start(tmp_path / "cut")
-    wait_for(lambda: steps(tmp_path / "cut") >= 5, process)
-    began = time.time()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == EXIT_CODE == 75 and time.time() - began < 30
-    (line,) = [line for line in errors.splitlines() if "stopped by" in line]
-    assert number.name in line and "--resume goes on from" in line and "Traceback" not in errors
-    saved = torch.load(tmp_path / "cut/run/last.pt", weights_only=True)["position"]
-    assert saved["step"] >= 5 and saved["epoch"] == 0
-    resumed, whole = start(tmp_path / "cut", "--resume"), start(tmp_path / "whole")
-    for process in (resumed, whole):
-        assert process.wait(timeout=200) == 0, process.communicate()
-    assert f"step {saved['step']}" in resumed.communicate()[0]
-    one, other = (torch.load(tmp_path / name / "run/last.pt", weights_only=True) for name in ("cut", "whole"))
-    assert all(torch.equal(a, other["model"][key]) for key, a in one["model"].items())
-    results = [json.loads((tmp_path / name / "run/result.json").read_text()) for name in ("cut", "whole")]
-    assert results[0] == results[1]
-
-
-def test_two_processes_leave_together_with_one_line(tmp_path):
-    process = start(tmp_path, launcher=LAUNCHER)
-    wait_for(lambda: steps(tmp_path) >= 3, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == EXIT_CODE, errors
     assert errors.count("stopped by SIGTERM") == 1 and "Traceback" not in errors
-    assert (tmp_path / "run/last.pt").exists()
+    before = load(Path("log/run/last.pt"))
+    assert before["position"]["batch"] == before["position"]["step"] >= 3
 
-
-def test_who_survives_a_killed_process_says_so_in_a_line(tmp_path):
-    process = start(tmp_path, launcher=LAUNCHER)
-    wait_for(lambda: steps(tmp_path) >= 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    began = time.time()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode not in (0, 2, EXIT_CODE) and time.time() - began < 30
-    assert "Traceback" not in errors and "ended by signal 9; the others were stopped" in errors
-
-
-def test_an_error_under_the_launcher_is_its_one_line(tmp_path):
-    process = start(
-        tmp_path, "--data_path", "/nowhere", "--data_set", "folder",
-        launcher=LAUNCHER,
-    )  # fmt: skip
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert [line for line in errors.splitlines() if line.startswith("error:")] and "Traceback" not in errors
-    assert len(errors.splitlines()) < 8, errors
+    assert main([*line, "--resume"]) == 0
+    assert "2 processes before, 1 now" in capfd.readouterr().out
+    after = load(Path("log/run/last.pt"))
+    assert after["accumulation"] == 2 and after["batches_per_epoch"] == 2 * before["batches_per_epoch"] == 32
+    assert after["position"]["step"] == 16
+    assert json.loads(Path("log/run/config.json").read_text())["optim"]["accumulation"] == 1

@@ -107,7 +107,7 @@ DAMAGES = {
     "another decay": (put(of("optimizer", "param_groups", 0, "weight_decay"), 9.0), "weight_decay is 9.0"),
     "tensors for a decay": (put(of("optimizer", "param_groups", 0, "weight_decay"), torch.ones(2)), "Boolean value"),
     "tensors for an epoch": (put(of("position", "epoch"), torch.ones(2)), "Boolean value"),
-    "tensors for batches": (put(of("batches_per_epoch"), torch.ones(2)), "Boolean value"),
+    "tensors for batches": (put(of("batches_per_epoch"), torch.ones(2)), "batches_per_epoch is a tensor"),
     "an accuracy beyond floats": (put(of("best", "top1"), 10**400), "too large"),
     "weights of another shape": (put(first_weight, torch.zeros(3)), r"model.1.weight is float32 \(3,\)"),
     "weights of half precision": (put(first_weight, torch.Tensor.half), "model.1.weight is float16"),

@@ -87,7 +87,11 @@ class ToyData:
 
 
 def toy_run(folder, **settings) -> RunConfig:
-    return RunConfig(output_dir=str(folder), name="toy", **{"amp": "off", "log_every": 2, **settings})
+    return RunConfig(
+        output_dir=str(folder),
+        name="toy",
+        **{"amp": "off", "log_every": 2, "checkpoint_every": 0, **settings},
+    )
 
 
 def toy_folder(folder, world: World | None = None) -> RunFolder:

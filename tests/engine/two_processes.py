@@ -1,9 +1,7 @@
-"""What `test_dist.py` starts under torchrun: trainings and agreements of two processes, written to a folder."""
+"""What `test_dist.py` runs in several processes: trainings and agreements, written to a folder."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -14,9 +12,12 @@ from tests.engine.test_loop import Cut, cut_at
 from tests.engine.toy import ToyData, ToyMerging, toy_folder, toy_model, toy_run
 
 
-def train(path: Path, world: World, accumulation: int, data=None, dropout=0.0, **run) -> torch.nn.Module:
+def train(
+    path: Path, world: World, accumulation: int, data=None, dropout=0.0, reduce="fp32", **run
+) -> torch.nn.Module:
     """The training that one and two processes do alike, seen from one of them."""
-    optim = OptimConfig(lr=5e-2, epochs=2, accumulation=accumulation, clip_grad=1.0, model_ema=True)
+    settings = {"clip_grad": 1.0, "model_ema": True, "reduce": reduce}
+    optim = OptimConfig(lr=5e-2, epochs=2, accumulation=accumulation, **settings)
     model, criterion = toy_model(dropout), DistillLoss(toy_model(seed=3))
     with toy_folder(path, world) as folder:
         data = data or ToyData(world.rank, world.size)
@@ -33,7 +34,7 @@ def failure(function) -> str:
     raise AssertionError("no error")
 
 
-def main(out: Path) -> None:
+def main(out: Path) -> dict:
     with start("cpu") as world:
         rank, data = world.rank, ToyData(world.rank, world.size)
         train(out / "plain", world, accumulation=1)
@@ -57,7 +58,7 @@ def main(out: Path) -> None:
                 raise UserError(f"raised at {at}")
             return rank
 
-        seen = {
+        return {
             "elastic": [elastic.seen["train"], elastic.head.weight.tolist()],
             "evaluation": evaluate(toy_model(), ToyData(rank, world.size, unreadable=[3, 6]), world),
             "gathered": world.gather(f"from {rank}"),
@@ -70,8 +71,3 @@ def main(out: Path) -> None:
                 lambda: train(out / "bad", world, 1, ToyData(rank, world.size, bad=[7]), checkpoint_every=1)
             ),
         }
-        (out / f"seen{rank}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -110,6 +110,7 @@ def test_other_flags_of_the_released_recipes(line, section, field, value):
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, str: lambda v: v + "x"}
 CHOICES = {
+    "reduce": "bf16",
     "model": "vim_tiny_patch16_224",
     "teacher": "vim_tiny_patch16_224",
     "min_lr": 1e-5,
@@ -148,8 +149,9 @@ def test_every_field_has_a_flag_that_reaches_it(section, field):
     default = getattr(SECTIONS[section](), field)
     value = CHOICES.get(field)
     if value is None:
-        kind = {None: {"nb_classes": int, "input_size": int, "clip_grad": float, "cutmix_minmax": tuple}}
-        kind = kind[None].get(field, str) if default is None else type(default)
+        whole = dict.fromkeys(("nb_classes", "processes", "input_size"), int)
+        kinds = {**whole, "clip_grad": float, "cutmix_minmax": tuple}
+        kind = kinds.get(field, str) if default is None else type(default)
         value = (0.25, 0.5) if kind is tuple else OTHER[kind](kind() if default is None else default)
     words = [str(word) for word in value] if isinstance(value, tuple) else [str(value)]
     config, _, _ = parse([f"--{field}", *words, *COMPANY.get(field, "").split()])

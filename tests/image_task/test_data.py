@@ -295,3 +295,18 @@ def test_an_error_of_our_own_in_a_worker_is_not_taken_for_a_lost_one(folder, mon
     monkeypatch.setattr("image_task.batches.seed_globals", broken)
     with pytest.raises(RuntimeError, match="our fault"):
         next(_build(_images(folder, num_workers=num_workers)).train_batches(0))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_four_micro_batches_a_step_are_the_same_in_any_number_of_processes(world_size):
+    """Which images, how they are augmented and mixed: all is the micro-batch's own."""
+    settings = {"img_size": 16, "seed": 3}
+    expected = [
+        [*build_data(DIGITS, rank=rank, world_size=4, **settings).train_batches(1)][:2] for rank in range(4)
+    ]
+    for rank in range(world_size):
+        split = {"rank": rank, "world_size": world_size, "accumulation": 4 // world_size}
+        data = build_data(DIGITS, **split, **settings)
+        for number, batch in zip(range(8 // world_size), data.train_batches(1)):
+            step, index = divmod(number, 4 // world_size)
+            _equal([batch], [expected[index * world_size + rank][step]])

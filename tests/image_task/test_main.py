@@ -18,6 +18,7 @@ from image_task.flags import parse
 from image_task.main import build_model, main, run
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import RankError
+from tests import forked
 from tests.engine.test_loop import same
 from tests.warm import PYTHON
 
@@ -307,10 +308,10 @@ def test_an_interrupted_run_says_where_to_go_on(monkeypatch, capsys):
         patch.setattr("rmeeto.engine.loop.Training.evaluate_epoch", interrupt)
         assert call(f"{SHORT} --name a") == 130
         assert "interrupted before the first checkpoint" in capsys.readouterr().err
-        assert call(f"{SHORT} --name b --checkpoint_every 1") == 130
+        assert call(f"{SHORT} --name b --checkpoint_every 1e-6") == 130
         assert "--resume goes on from log/b/last.pt" in capsys.readouterr().err
     for name in "ab":
-        assert call(f"{SHORT} --name {name} --checkpoint_every 1 --resume") == 0
+        assert call(f"{SHORT} --name {name} --checkpoint_every 1e-6 --resume") == 0
     assert result_of("log/a") == result_of("log/b")
 
 
@@ -328,27 +329,15 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_bit(weights, tmp_path):
     """SIGKILL in the middle of an epoch; drop path, mixup, teacher, average and accumulation are all on."""
     line = (
         f"{MERGED} --device cpu --model_pth {weights} --distill --model_ema --model_ema_decay 0.9 --accumulation 2 "
-        "--batch-size 8 --max_train_batches 12 --max_eval_batches 3 --epochs 2 --lr 1e-1 --log_every 1 "
-        "--checkpoint_every 2"
+        "--batch-size 8 --max_train_batches 12 --max_eval_batches 3 --epochs 2 --lr 1e-1 --log_every 1"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        PYTHON,
-        "-m",
-        "image_task.main",
-        *line.split(),
-        "--name",
-        "killed",
-        "--num_workers",
-        "1",
-    ]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    killed = forked.fork(lambda: call(f"{line} --name killed --num_workers 1 --checkpoint_every 1e-6"))
     last = tmp_path / "log" / "killed" / "last.pt"
     deadline = time.monotonic() + 120
-    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    os.kill(killed, signal.SIGKILL)
+    assert forked.wait([killed]) == [-signal.SIGKILL]
     position = checkpoint.load(last)["position"]
     assert position["epoch"] == 0 and 0 < position["batch"] < 12, "it was not killed in mid-epoch"
 
@@ -361,17 +350,14 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_bit(weights, tmp_path):
         assert same(killed, whole)
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
+def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path, capfd):
     """The same images in every step, whoever reads them; sums in another order differ in the last digits."""
     line = (
         "--device cpu --num_prune 12 --if_order --no-augment --drop-path 0 --num_workers 0 --epochs 1 --lr 1e-2 "
         "--max_train_batches 3 --schedule cosine --weight-decay 0"
     )
-    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [*torchrun, "-m", "image_task.main", *line.split(), "--name", "two", "--batch-size", "8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": PYTHON}
-    process = subprocess.run(two, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert process.returncode == 0, process.stderr
+    two = forked.run(2, lambda: call(f"{line} --name two --batch-size 8"))
+    assert two == [0, 0] and len(re.findall("^model ", capfd.readouterr().out, re.MULTILINE)) == 1
     assert call(f"{line} --name one --batch-size 16") == 0
     one, both = result_of("log/one"), result_of("log/two")
     assert (one["top1"], one["top5"], one["count"]) == (both["top1"], both["top5"], both["count"])
@@ -380,4 +366,3 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
     states = [checkpoint.load(tmp_path / "log" / name / "last.pt")["model"] for name in ("one", "two")]
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=2e-5)
-    assert len(re.findall("^model ", process.stdout, re.MULTILINE)) == 1, "only one process prints"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rmeeto.data.loading import Unreadable
-from rmeeto.data.sampler import draw_seeds, preserved_globals, seed_globals
+from rmeeto.data.sampler import Split, draw_seeds, preserved_globals, seed_globals
 from video_task.config import VideoDataConfig
 from video_task.data.decode import Indices, UnreadableVideo, read_frames
 from video_task.data.lists import Videos
@@ -19,7 +19,7 @@ from video_task.data.transforms import ClipMixup, Shrink, TrainTransform, ViewTr
 
 
 class TrainBatches(Dataset):
-    """The micro-batches of one epoch on one rank, each drawn from nothing but `key` and its number.
+    """The micro-batches of one epoch on one rank, each drawn from nothing but `key` and its place.
 
     An item is (clips (B, 3, T, H, W), targets, the unreadable clips met), with the `num_sample` views of a decoded
     clip next to each other. Clips drawn at random take the place of an unreadable one; if `max_redraws` of them are
@@ -34,14 +34,15 @@ class TrainBatches(Dataset):
         transform: TrainTransform | ViewTransform,
         mixup: ClipMixup | None,
         key: tuple[int, ...],
+        split: Split,
     ):
         self.videos, self.indices, self.config = videos, indices, config
-        self.transform, self.mixup, self.key = transform, mixup, key
+        self.transform, self.mixup, self.key, self.split = transform, mixup, key, split
 
     def __getitem__(self, number: int) -> tuple[Tensor | None, Tensor | None, list[Unreadable]]:
         size, views = self.config.batch_size, self.config.num_sample
         indices = self.indices[number * size : (number + 1) * size].tolist()
-        seeds = iter(draw_seeds((*self.key, number), size * (1 + views) + 1))
+        seeds = iter(draw_seeds((*self.key, *self.split.place(number)), size * (1 + views) + 1))
         clips: list[Tensor] = []
         targets: list[int] = []
         unreadable: list[Unreadable] = []

@@ -1,4 +1,4 @@
-"""Video data: micro-batches that are a pure function of (seed, epoch, micro-batch number, rank)."""
+"""Video data: micro-batches that are a pure function of seed, epoch and their place in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmeeto.data.contents import by_class, of_files
 from rmeeto.data.loading import Unread, load_batches
-from rmeeto.data.sampler import shard_indices, shuffled_indices
+from rmeeto.data.sampler import Split, shard_indices, shuffled_indices
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
 from video_task.data.batches import TrainBatches, ViewBatches
@@ -51,6 +51,7 @@ def build_data(
     train: bool = True,
     num_classes: int | None = None,
     labels: Sequence[str] | None = None,
+    accumulation: int = 1,
 ) -> VideoData:
     """Open a data set for training, validation and test on one rank; no video is read yet.
 
@@ -62,13 +63,14 @@ def build_data(
         train: False opens the videos of validation and test only.
         num_classes: of lists whose classes have no names; None counts up to the largest number in them.
         labels: names of the weights' outputs, where they are known.
+        accumulation: micro-batches that a rank adds up to a step.
 
     Raises:
         UserError: the data set or the decoder cannot be opened, or its training videos do not fill one batch.
     """
     check_backend(config.decoder)
     videos = load_videos(config, train=train, num_classes=num_classes, labels=labels)
-    return VideoData(config, videos, img_size, rank, world_size, seed)
+    return VideoData(config, videos, img_size, Split(rank, world_size, accumulation), seed)
 
 
 class VideoData:
@@ -88,11 +90,10 @@ class VideoData:
         config: VideoDataConfig,
         videos: dict[str, Videos],
         img_size: int,
-        rank: int,
-        world_size: int,
+        split: Split,
         seed: int,
     ):
-        self.config, self.rank, self.world_size, self.seed = config, rank, world_size, seed
+        self.config, self.split, self.seed = config, split, seed
         self.class_names = videos["val"].classes
         self.num_classes = len(self.class_names)
         self.num_train = len(videos.get("train", ()))
@@ -126,9 +127,16 @@ class VideoData:
         Raises:
             UserError: more unreadable videos than `max_unreadable` allows, or `max_redraws` in a row.
         """
-        indices = shuffled_indices(self.num_train, epoch, self.rank, self.world_size, seed=self.seed)
-        key = (self.seed, epoch, self.rank)
-        batches = TrainBatches(self._train, indices, self.config, self._train_transform, self._mixup, key)
+        order = shuffled_indices(self.num_train, epoch, seed=self.seed)
+        batches = TrainBatches(
+            self._train,
+            self.split.share(order, self.config.batch_size),
+            self.config,
+            self._train_transform,
+            self._mixup,
+            key=(self.seed, epoch),
+            split=self.split,
+        )
         for clips, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
             self._unread.in_training(unreadable, stop=clips is None)
             yield clips, targets
@@ -178,19 +186,19 @@ class VideoData:
                 yield tuple(views)
 
     def _view_batches(self, videos: Videos, transform: ViewTransform, *, num_segments: int) -> ViewBatches:
-        indices = shard_indices(len(videos), self.rank, self.world_size)
+        indices = shard_indices(len(videos), self.split.rank, self.split.world_size)
         at_once = max(1, self.config.batch_size // (num_segments * transform.num_crops))
         return ViewBatches(
             videos, indices, self.config, transform, num_segments=num_segments, num_videos=at_once
         )
 
     def _count_batches(self) -> int:
-        share = self.num_train // self.world_size
-        count = share // self.config.batch_size
+        size, order = self.config.batch_size, shuffled_indices(self.num_train, 0, seed=self.seed)
+        count = len(self.split.share(order, size)) // size
         if not count:
             raise UserError(
-                f"{self.num_train} training videos give each of {self.world_size} processes {share}, "
-                f"less than one batch of {self.config.batch_size}; lower --batch_size."
+                f"{self.num_train} training videos give each of {self.split.world_size} processes "
+                f"{self.num_train // self.split.world_size}, less than one batch of {size}; lower --batch_size."
             )
         return min(count, self.config.max_train_batches or count)
 

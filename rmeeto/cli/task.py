@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import nn
 
@@ -19,13 +18,13 @@ from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, summary, tr
 from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
-from rmeeto.cli.timms import create_timms, is_timms
+from rmeeto.cli.split import split_over
+from rmeeto.cli.timms import create_model
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
 from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.progress import clock, wrapped
 from rmeeto.engine.record import state_of
-from rmeeto.engine.split import split_for
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
@@ -142,7 +141,7 @@ class Task(ABC):
                 world.print(f"{config.folder} is done already")
                 return world.on_main(lambda: read_json(config.folder / "result.json"))
             with self.prepared(config) as ready:
-                ready = world.on_every(partial(self._split, ready, world.size))
+                ready = world.on_every(partial(split_over, ready, world.size))
                 parts = world.on_every(lambda: self.build(ready, world))
                 if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
                     state()
@@ -171,7 +170,7 @@ class Task(ABC):
         if state == "done":
             return f"{config.folder} is done already"
         with self.prepared(config) as ready:
-            data = self._read_data(self._split(ready, num_processes()))
+            data = self._read_data(split_over(ready, num_processes()))
         classes = self._num_classes(config, data)
         with torch.device("meta"):
             _, weights = self._with_weights(config, config.merge, classes)
@@ -179,18 +178,6 @@ class Task(ABC):
             if config.distill.distill and not config.run.eval:
                 found += f"; teacher {self._with_weights(config, None, classes, teacher=True)[1]}"
         return found
-
-    def _split(self, config: Any, size: int) -> Any:
-        """The settings for `size` processes; a run that goes on keeps the steps that it began with."""
-        if config.run.eval:
-            return config
-        first = read_json(file).get("processes") if (file := config.folder / "env.json").exists() else None
-        optim = split_for(config.optim, size, first if isinstance(first, int) and config.run.resume else None)
-        steps = -(-config.data.max_train_batches // config.optim.accumulation)
-        data = config.data
-        if optim.accumulation != config.optim.accumulation:
-            data = dataclasses.replace(data, max_train_batches=steps * optim.accumulation)
-        return dataclasses.replace(config, optim=optim, data=data)
 
     def _read_data(self, config: Any) -> Any:
         """The data, after a batch of each kind was read; data of the same settings is opened once in a process."""
@@ -396,22 +383,3 @@ class Task(ABC):
             lines += [f"note:   {note}" for note in training_notes(config, data, untrained_lr)]
         lines += [f"note:   {note}" for note in reading_notes(config, data, parts.weights)]
         return [*lines, f"folder  {config.folder}"]
-
-
-def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
-    """A model of ours or of timm's whose weights are drawn from a seed.
-
-    Args:
-        arguments: of the model; those that are None are left out.
-
-    Raises:
-        UserError: settings that the model refuses.
-    """
-    torch.manual_seed(seed)
-    given = {key: value for key, value in arguments.items() if value is not None}
-    try:
-        return create_timms(name, **given) if is_timms(name) else timm.create_model(name, **given)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from None

@@ -17,8 +17,7 @@ from torch import nn
 
 from rmeeto.cli.flags import converter, in_flags, normalise
 from rmeeto.cli.speed_plot import draw, title, window_of
-from rmeeto.cli.task import create_model
-from rmeeto.cli.timms import is_timms, unknown
+from rmeeto.cli.timms import create_model, is_timms, unknown
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment

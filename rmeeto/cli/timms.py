@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 
@@ -74,3 +75,22 @@ def unknown(name: str, models: Iterable[str], aliases: Iterable[str], timms: boo
     if timms:
         lines.append("  timm's Vision Transformers: timm.list_models(['vit_*', 'deit*'])")
     return UserError(*lines)
+
+
+def create_model(name: str, *, seed: int, **arguments: Any) -> nn.Module:
+    """A model of ours or of timm's whose weights are drawn from a seed.
+
+    Args:
+        arguments: of the model; those that are None are left out.
+
+    Raises:
+        UserError: settings that the model refuses.
+    """
+    torch.manual_seed(seed)
+    given = {key: value for key, value in arguments.items() if value is not None}
+    try:
+        return create_timms(name, **given) if is_timms(name) else timm.create_model(name, **given)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None

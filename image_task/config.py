@@ -9,6 +9,7 @@ from image_task.models.registry import default_cfgs
 from rmeeto.cli import config as cli
 from rmeeto.cli.config import AUGMENTED
 from rmeeto.cli.timms import input_size
+from rmeeto.engine.optim import OptimConfig
 from rmeeto.settings import Need, refuse, setting
 
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
@@ -141,11 +142,23 @@ class DataConfig(cli.DataConfig):
 
 
 @dataclass(frozen=True)
+class ImageOptimConfig(OptimConfig):
+    """How to train (the defaults are the paper's image recipe)."""
+
+    head_lr_scale: float = setting(
+        1.0,
+        "the head's rate as a multiple of the others': 20, say, for a new one",
+        within="(0, inf)",
+    )
+
+
+@dataclass(frozen=True)
 class Config(cli.TaskConfig):
     """All settings of a run; `merge` None is the dense model."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    optim: ImageOptimConfig = ImageOptimConfig()
 
     @property
     def img_size(self) -> int:

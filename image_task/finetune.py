@@ -1,60 +1,113 @@
-"""The whole way on your own pictures: dense, merged, re-trained, measured, drawn, exported.
-
-    python -m image_task.finetune photos --model vim_tiny_patch16_224 --model_pth weights.pth --r 8
-
-The folder holds train/<class>/<image> and val/<class>/<image>.
-"""
+"""The whole way on your own pictures: dense, merged, re-trained, measured, drawn, exported."""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # started as `python image_task/finetune.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before torch is imported
+    from rmeeto.cli.interrupt import answer_interrupts
+
+    answer_interrupts()
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from image_task.config import SMALL, Config
-from image_task.data import ImageData, build_data
+from image_task.config import Config, DataConfig
+from image_task.data import build_data
+from image_task.datasets import SPLITS
+from image_task.defaults import Recipe, recipe, small_size
+from image_task.export import load_run, write
 from image_task.flags import COMMAND, parse
-from image_task.main import build_model, check, run
-from rmeeto.cli.parser import Parser
+from image_task.main import TASK, check, run
+from image_task.split import make_split
+from rmeeto.cli.flags import FlagParser
+from rmeeto.cli.merging import add_merge_flags, merge_settings
 from rmeeto.cli.quickstart import write_summary
+from rmeeto.engine.dist import DEVICES
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
+from rmeeto.engine.progress import WIDTH
 from rmeeto.errors import UserError, shown
-from rmeeto.hub import export
 from rmeeto.measure import benchmark, draw_merged, trace
+from rmeeto.merge import MergeConfig
+from rmeeto.settings import Settings, setting
 
 DRAWN = 8  # pictures
 TIMED = 8  # pictures a batch
+NAMES = {"dense": "dense", "training_free": "merged, not trained", "retrained": "merged, re-trained"}
+
+
+@dataclass(frozen=True)
+class Way(Settings):
+    """What to train, and where to."""
+
+    output_dir: str = setting(
+        "runs/finetune", "a new folder, for the runs, the picture, the summary and the model"
+    )
+    resume: bool = setting(False, "go on in that folder, where it was interrupted")
+    model: str = setting("vim_tiny_patch16_224", "its name; an unknown one lists all")
+    model_pth: str | None = setting(None, "its weights, whose head is left out; none: from scratch")
+    input_size: int | None = setting(
+        None,
+        "edge in pixels; none: the model's, or some 16 patches from scratch on a CPU",
+        within="[1, 16384]",
+    )
+    batch_size: int | None = setting(None, "pictures a step; none: by their number", within="[1, 1000000]")
+    epochs: int | None = setting(
+        None, "of the dense training; none: by the number of pictures", within="[1, inf)"
+    )
+    retrain_epochs: int | None = setting(None, "of the merged model; none: a third", within="[1, inf)")
+    lr: float | None = setting(
+        None,
+        "highest rate of the dense training; none: 5e-5 on trained weights, else 1e-3",
+        within="(0, inf)",
+    )
+    num_workers: int = setting(2, "processes that load pictures", within="[0, 1024]")
+    onnx: bool = setting(False, "export an ONNX file as well")
+    seed: int = setting(0, "of the weights and the order", within="[0, inf)")
+    device: str = setting("auto", "auto, cpu or cuda", one_of=DEVICES)
+
+
+def parser() -> FlagParser:
+    """All flags."""
+    prog = "python -m image_task.finetune"
+    found = FlagParser(prog, (__doc__ or "").strip(), {})
+    found.add_positional(
+        "folder", "of pictures: <class>/<image>, or train/<class>/<image> and val/<class>/<image>"
+    )
+    example = "photos --model vim_tiny_patch16_224 --r 11 --output_dir runs/photos"
+    found.add_section("way", Way, "what, how and where", example=example)
+    add_merge_flags(found, "--r 11 --metric X")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
+        The exit code: 0, 2 for a user error, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
     """
-    parser = Parser(prog="python -m image_task.finetune", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", help="train/<class>/<image> and val/<class>/<image>")
-    parser.add_argument("--output_dir", default="runs/finetune", help="a new folder (default: runs/finetune)")
-    parser.add_argument("--model", required=True, help="an unknown one lists all")
-    parser.add_argument("--model_pth", help="its weights, whose head is left out; none: from scratch")
-    parser.add_argument("--r", required=True, help="tokens merged in every second block")
-    parser.add_argument("--epochs", help="of the dense training (default: 50)")
-    parser.add_argument("--retrain_epochs", default="10", help="of the merged model (default: 10)")
-    parser.add_argument("--lr", help="of the dense training, per 512 images; a tenth of it re-trains")
-    parser.add_argument("--batch_size", default="16", help="images a step (default: 16)")
-    parser.add_argument("--input_size", help="pixels (default: the model's)")
-    parser.add_argument("--num_workers", default="2", help="loader processes (default: 2)")
     try:
-        args = vars(parser.parse_args(argv))
-        finetune(Path(args.pop("folder")), Path(args.pop("output_dir")), **args)
+        given, notices = parser().read(sys.argv[1:] if argv is None else argv)
+        folder = given["command"].values.get("folder")
+        if not folder:
+            raise UserError("no folder of pictures is given; --help shows an example.")
+        merge = merge_settings(MergeConfig(), given["merge"], None)
+        if merge is None or not merge.is_active:
+            raise UserError(
+                "nothing is to be merged; give --r, the tokens that each merge removes, such as --r 11."
+            )
+        for notice in notices:
+            print(f"note: {shown(notice)}", file=sys.stderr)
+        finetune(Path(folder), given["way"].over(Way()), merge)
     except (UserError, OSError) as error:
         text = COMMAND.in_flags(str(error)) if isinstance(error, UserError) else shown(error)
         print(f"error: {text}", file=sys.stderr)
@@ -63,89 +116,161 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stopped by {shown(str(error))}", file=sys.stderr)
         return EXIT_CODE
     except KeyboardInterrupt:
-        print("interrupted; the same command with another --output_dir starts anew", file=sys.stderr)
+        print("interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
     return 0
 
 
-def finetune(
-    pictures: Path, folder: Path, *, r: str, model_pth: str | None, epochs: str | None, retrain_epochs: str,
-    lr: str | None, **common: str | None,
-) -> dict[str, Any]:  # fmt: skip
+def finetune(pictures: Path, way: Way, merge: MergeConfig) -> dict[str, Any]:
     """Train a dense model on the classes of a folder, merge it, re-train it with the dense one as teacher, export it.
 
     Args:
-        pictures: holds train/ and val/, each <class>/<image>.
-        folder: takes the runs, merged.png, summary.json and model/, as `rmeeto.hub.export` writes it.
-        r, model_pth, epochs, retrain_epochs, lr, common: texts of flags of `image_task.main`.
+        pictures: holds <class>/<image>, or train/ and val/ of them.
+        way: its folder takes the runs, merged.png, summary.json and model/, as `rmeeto.hub.export` writes it.
+        merge: how to merge. Where the input is made smaller here, r becomes the same share of its tokens.
 
     Returns:
-        The summary: top-1 in percent of each step, images per second, token counts, seconds.
+        The summary: top-1 in percent of each step, pictures per second, token counts, seconds.
     """
-    began = time.perf_counter()
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output_dir {folder} is not empty; give another.")
-    always = _flags(data_set="folder", data_path=str(pictures), output_dir=str(folder), **common)
-    head = ["--model_pth", model_pth, "--delete_head"] if model_pth else []
-    dense = [*always, *head, "--merge_method", "none", *_flags(name="dense", epochs=epochs, lr=lr)]
-    trained = [*always, "--model_pth", str(folder / "dense" / "best.pt")]
-    merged = [*trained, "--r", r]
-    rate = parse(dense)[0].optim.lr / 10  # of weights that are trained already
-    again = _flags(name="retrained", distill="True", epochs=retrain_epochs, lr=repr(rate), accumulation="1")
-    steps = {
-        "dense": dense,
-        "training_free": [*merged, "--eval", "--name", "training_free"],
-        "retrained": [*merged, *again, "--schedule", "cosine"],
-    }
+    began, folder = time.perf_counter(), Path(way.output_dir)
+    if not way.resume and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output_dir {folder} is not empty; give another, or --resume to go on there.")
+    way, merge = _smaller(dataclasses.replace(way, model=COMMAND.resolve(way.model)[0]), merge)
+    if not any((pictures / name).is_dir() for names in SPLITS.values() for name in names):
+        pictures = make_split(pictures, folder / "pictures")
+    chosen = recipe(
+        _count(pictures), trained=way.model_pth is not None, batch_size=way.batch_size, epochs=way.epochs,
+        retrain_epochs=way.retrain_epochs, lr=way.lr,
+    )  # fmt: skip
     top1 = {}
-    for name, flags in steps.items():
-        config, _, _ = parse(flags)
-        print(f"== {name}", flush=True)
-        for note in check(config):
-            print(f"note: {note}")
+    for name, flags in _steps(pictures, way, merge, chosen).items():
+        print(f"\n== {NAMES[name]}", *_command(flags), sep="\n", flush=True)
+        config, _, notices = parse(flags)
+        for note in [*notices, *check(config)]:
+            print(
+                *textwrap.wrap(f"note: {COMMAND.in_flags(note)}", WIDTH, subsequent_indent="      "), sep="\n"
+            )
         result = run(config)
         top1[name] = (result.get("best") or result)["top1"]
-    config, _, _ = parse([*always, "--model_pth", str(folder / "retrained" / "best.pt"), "--r", r, "--eval"])
-    summary = {**top1, "r": r, **finish(config, folder)}
-    for name, value in top1.items():
-        print(f"  {name:<14} {value:6.2f} % top-1")
-    return write_summary(folder, summary, began)
+    print(f"\n== measured, drawn, exported: {shown(folder)}")
+    summary = {**top1, "r": merge.to_dict()["r"], **finish(config, folder, way.onnx)}
+    summary = write_summary(folder, summary, began)
+    for line in _table(summary):
+        print(line)
+    return summary
 
 
-def finish(config: Config, folder: Path) -> dict[str, Any]:
-    """Measure, draw and export the re-trained model of some settings; token counts and images per second."""
-    size = config.img_size
-    data = build_data(config.data, img_size=size, rank=0, world_size=1, seed=0, train=False)
-    model, dense = (
-        build_model(config, merge, num_classes=data.num_classes).eval() for merge in (config.merge, None)
+def _smaller(way: Way, merge: MergeConfig) -> tuple[Way, MergeConfig]:
+    """Another input size, and r with it, where training from scratch on a CPU would take hours."""
+    on_cpu = way.device == "cpu" or (way.device == "auto" and not torch.cuda.is_available())
+    if way.model_pth is not None or way.input_size is not None or not on_cpu:
+        return way, merge
+    config, _, _ = parse(["--model", way.model, "--merge_method", "none"])
+    own = TASK.meta_model(config)
+    size = small_size(config.img_size, own.patch_embed.proj.kernel_size[-1])
+    if size == config.img_size:
+        return way, merge
+    data = dataclasses.replace(config.data, input_size=size)
+    here, there = TASK.meta_model(dataclasses.replace(config, data=data)).num_tokens[0], own.num_tokens[0]
+    r = merge.r
+    if isinstance(r, int):
+        r = max(1, round(r * here / there))
+        merge = dataclasses.replace(merge, r=r)
+    text = (
+        f"from scratch on a CPU: {size} pixels in place of {config.img_size}, which are {here} tokens of {there}, and "
+        f"--r {r} for the same share of them; --input_size {config.img_size} trains on all"
     )
-    images, labels = next(iter(data.eval_batches()))
+    print(*textwrap.wrap(f"note: {text}", WIDTH, subsequent_indent="      "), sep="\n", flush=True)
+    return dataclasses.replace(way, input_size=size), merge
+
+
+def _count(pictures: Path) -> int:
+    """How many there are to train on."""
+    config = DataConfig(
+        data_set="folder", data_path=str(pictures), batch_size=1, mixup=0.0, cutmix=0.0, num_workers=0
+    )
+    return build_data(config, img_size=16, rank=0, world_size=1, seed=0).num_train
+
+
+def _steps(pictures: Path, way: Way, merge: MergeConfig, chosen: Recipe) -> dict[str, list[str]]:
+    """A command line of `image_task.main` for each step."""
+    always = {
+        "data_set": "folder",
+        "data_path": str(pictures),
+        "output_dir": way.output_dir,
+        "model": way.model,
+    }
+    always |= {"num_workers": f"{way.num_workers}", "seed": f"{way.seed}", "device": way.device}
+    if way.input_size is not None:
+        always["input_size"] = f"{way.input_size}"
+    if way.resume:
+        always["resume"] = "True"
+    merging = {
+        name: _words(value)
+        for name, value in merge.to_dict().items()
+        if value != getattr(MergeConfig(), name)
+    }
+    head = {"model_pth": way.model_pth, "delete_head": "True"} if way.model_pth else {}
+    after = {"model_pth": str(Path(way.output_dir, "dense", "best.pt"))}
+    evaluation = {"batch_size": chosen.dense["batch_size"], "eval": "True"}
+    steps = {
+        "dense": {**head, "merge_method": "none", **chosen.dense},
+        "training_free": {**after, **merging, **evaluation},
+        "retrained": {**after, **merging, **chosen.retrained},
+    }
+    return {
+        name: [
+            text for key, value in {**always, **flags, "name": name}.items() for text in (f"--{key}", value)
+        ]
+        for name, flags in steps.items()
+    }
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"
+
+
+def _command(flags: Sequence[str]) -> list[str]:
+    """The command line of a step, in lines that a shell takes as one."""
+    pairs = [f"{flag} {shlex.quote(value)}" for flag, value in zip(flags[::2], flags[1::2])]
+    lines = ["python -m image_task.main"]
+    for pair in pairs:
+        if len(lines[-1]) + len(pair) + 3 > WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {pair}"
+    return [shown(line) for line in lines]
+
+
+def finish(config: Config, folder: Path, onnx: bool = False) -> dict[str, Any]:
+    """Measure, draw and export the re-trained model of a folder; token counts and pictures per second."""
+    model, known = load_run(folder / "retrained")
+    dense, _ = load_run(folder / "dense")
+    data = build_data(config.data, img_size=config.img_size, rank=0, world_size=1, seed=0, train=False)
+    images, _ = next(iter(data.eval_batches()))
     speed = benchmark({"dense": dense, "merged": model}, images[:TIMED], runs=5)
     rates = {f"{name}_images_per_s": round(timing.images_per_s, 1) for name, timing in speed.items()}
     chosen = images[:DRAWN]
-    picture = draw_merged(
-        chosen, trace(model, chosen), model.class_index, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
-    )
+    picture = draw_merged(chosen, trace(model, chosen), model.class_index, mean=known.mean, std=known.std)
     picture.savefig(folder / "merged.png", dpi=200)
-    describe_input(model, config, data)
-    export(model, folder / "model")
-    return {"token_counts": model.num_tokens, **rates, "classes": data.class_names}
+    if not (folder / "model").exists():
+        write(model, folder / "model", onnx)
+    described = {"token_counts": model.num_tokens, "dense_tokens": dense.num_tokens[0]}
+    return {**described, **rates, "input_size": config.img_size, "classes": data.class_names}
 
 
-def describe_input(model: torch.nn.Module, config: Config, data: ImageData) -> None:
-    """Let the model's description say what its pictures are prepared like, and what its classes are called."""
-    model.pretrained_cfg = {
-        **model.pretrained_cfg,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0 if config.img_size <= SMALL else config.data.eval_crop_ratio,
-        "label_names": list(data.class_names),
+def _table(summary: dict[str, Any]) -> list[str]:
+    """What came out, in lines."""
+    dense, merged = (summary[f"{name}_images_per_s"] for name in ("dense", "merged"))
+    first, last = summary["dense_tokens"], summary["token_counts"][-1]
+    speeds = {
+        "dense": f"{first} tokens, {dense:.0f} pictures/s",
+        "retrained": f"{first} to {last} tokens, {merged:.0f}",
     }
-
-
-def _flags(**values: str | None) -> list[str]:
-    return [text for name, value in values.items() if value is not None for text in (f"--{name}", value)]
+    speeds["retrained"] += f" pictures/s: {merged / dense:.2f} times as fast"
+    return [
+        f"  {NAMES[name]:<20} {summary[name]:6.2f} % top-1  {speeds.get(name, '')}".rstrip() for name in NAMES
+    ]
 
 
 if __name__ == "__main__":

@@ -68,8 +68,17 @@ REFUSED_FLAGS = {
     "if_random_token_rank": "tokens shuffled before each merge are --if_shuffle",
 }
 
-# A re-training's rate moves a new head, or weights from scratch, nowhere. Chosen on crops of three photographs.
+# A re-training's rate moves weights from scratch, or a new head, nowhere, and one that moves a new head spoils the
+# trained weights below it. Chosen on crops of three photographs.
 UNTRAINED = {"lr": 8e-3, "epochs": 50, "warmup_epochs": 5, "accumulation": 1, "schedule": "cosine"}
+NEW_HEAD = {
+    "lr": 2e-4,
+    "head_lr_scale": 20.0,
+    "epochs": 30,
+    "warmup_epochs": 3,
+    "accumulation": 1,
+    "schedule": "cosine",
+}
 
 
 def _adjust(given: Mapping[str, Given], start: Config) -> list[str]:
@@ -111,5 +120,6 @@ COMMAND = Command(
     refused=REFUSED_FLAGS,
     adjust=_adjust,
     untrained=UNTRAINED,
+    new_head=NEW_HEAD,
 )
 parse = COMMAND.parse

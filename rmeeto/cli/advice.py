@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,13 @@ def _trained_size(weights: str | None) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def training_notes(config: Any, data: Any, untrained_lr: float | None) -> list[str]:
+def training_notes(config: Any, data: Any, defaults: Mapping[str, Any]) -> list[str]:
     """What cannot train as it stands, and what to change.
 
     Args:
         config: all settings of the run.
         data: `batches_per_epoch` is read.
-        untrained_lr: the learning rate for weights that nobody trained; None where there is no such default.
+        defaults: settings of how to train weights, or a head, that nobody trained; none where they are as ever.
     """
     if config.run.smoke:
         return []
@@ -94,9 +95,11 @@ def training_notes(config: Any, data: Any, untrained_lr: float | None) -> list[s
             f"--accumulation {optim.accumulation} is never filled: an epoch has {data.batches_per_epoch} micro-batches "
             f"of --batch_size {config.data.batch_size}"
         )
-    if config.model.is_untrained and untrained_lr is not None and optim.lr * TOO_LOW <= untrained_lr:
+    needed, scale = defaults.get("lr", 0.0), defaults.get("head_lr_scale", 1.0)
+    if optim.lr * getattr(optim, "head_lr_scale", 1.0) * TOO_LOW <= needed * scale:
         what = "a new head" if config.model.delete_head else "weights from scratch"
-        notes.append(f"--lr {optim.lr:g} re-trains trained weights; {what} would need about {untrained_lr:g}")
+        head = f" with --head_lr_scale {scale:g}" if scale != 1 else ""
+        notes.append(f"--lr {optim.lr:g} re-trains trained weights; {what} would need about {needed:g}{head}")
     if config.distill.distill and config.model.has_weights and not config.model.starts_trained:
         notes.append(
             "the student starts from random weights beside a trained teacher; --model_pth gives it trained ones"

@@ -53,7 +53,8 @@ class Command:
         refused: flags of the released code that ask for what there is not, and what there is instead.
         adjust: changes what was given, by section, in the light of the starting point; returns lines on what it has
             done.
-        untrained: the defaults of how to train a new head, or weights from scratch, where they are others.
+        untrained, new_head: the defaults of how to train weights from scratch, and a new head on trained ones, where
+            they are others.
     """
 
     prog: str
@@ -67,14 +68,19 @@ class Command:
     refused: Mapping[str, str] = field(default_factory=dict)
     adjust: Callable[[Mapping[str, Given], Any], list[str]] = lambda given, start: []
     untrained: Mapping[str, Any] = field(default_factory=dict)
+    new_head: Mapping[str, Any] = field(default_factory=dict)
 
     def parser(self) -> FlagParser:
         """All flags."""
         description = self.description
         if self.untrained:
-            defaults = " ".join(f"--{name} {value}" for name, value in self.untrained.items())
+            scratch, head = (
+                " ".join(f"--{name} {value}" for name, value in values.items())
+                for values in (self.untrained, self.new_head)
+            )
             description += (
-                f" The defaults re-train trained weights; for a new head or weights from scratch: {defaults}."
+                f" The defaults re-train trained weights; for weights from scratch: {scratch}; "
+                f"for a new head: {head}."
             )
         parser = FlagParser(self.prog, description, self.ignored)
         modes = parser.add_mutually_exclusive_group()
@@ -136,12 +142,19 @@ class Command:
     def _for_untrained(self, given: Mapping[str, Given], start: TaskConfig) -> TaskConfig:
         """The starting point with the defaults for a student that, or whose head, nobody has trained."""
         run = given["run"].over(start.run)
-        if run.smoke or run.eval or not given["model"].over(start.model).is_untrained:
+        defaults = dict(self.defaults_for(given["model"].over(start.model)))
+        if run.smoke or run.eval or not defaults:
             return start
-        defaults, epochs = dict(self.untrained), given["optim"].values.get("epochs")
-        if epochs is not None and defaults:  # a short training warms up for a part of it
+        epochs = given["optim"].values.get("epochs")
+        if epochs is not None:  # a short training warms up for a part of it
             defaults["warmup_epochs"] = min(defaults["warmup_epochs"], epochs // 4)
         return dataclasses.replace(start, optim=dataclasses.replace(start.optim, **defaults))
+
+    def defaults_for(self, model: Any) -> Mapping[str, Any]:
+        """How to train by default, where the model's weights, or its head's, are drawn from the seed."""
+        if not model.is_untrained:
+            return {}
+        return self.new_head if model.starts_trained else self.untrained
 
     def in_flags(self, message: str, written: Mapping[str, str] | None = None) -> str:
         """A message of the library as this command line says it, see `rmeeto.cli.flags.in_flags`."""

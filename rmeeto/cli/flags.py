@@ -80,6 +80,11 @@ class FlagParser(argparse.ArgumentParser):
         for name in ignored:
             self.add_argument(f"--{name}", dest=f"ignored.{name}", nargs="*", help=argparse.SUPPRESS)
 
+    def add_positional(self, name: str, help: str) -> None:
+        """A word without a flag, which goes to the section "command"."""
+        self.usage = f"{self.prog} {name.upper()} [--flag value ...]"
+        self.add_argument(f"command.{name}", metavar=name.upper(), nargs="?", help=help)
+
     def add_section(
         self,
         section: str,

@@ -379,7 +379,7 @@ class Task(ABC):
                 f"train   {optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}",
                 f"        {epoch_line(config, data, world.size, self.samples)}",
             ]
-            untrained_lr = self.command.untrained.get("lr")
-            lines += [f"note:   {note}" for note in training_notes(config, data, untrained_lr)]
+            defaults = self.command.defaults_for(config.model)
+            lines += [f"note:   {note}" for note in training_notes(config, data, defaults)]
         lines += [f"note:   {note}" for note in reading_notes(config, data, parts.weights)]
         return [*lines, f"folder  {config.folder}"]

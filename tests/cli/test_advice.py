@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from image_task.config import Config
-from image_task.flags import UNTRAINED, parse
+from image_task.config import Config, ImageOptimConfig
+from image_task.flags import COMMAND, NEW_HEAD, UNTRAINED, parse
+from image_task.main import head_groups
 from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, summary, training_notes
-from rmeeto.engine import OptimConfig
 
 
 def config_of(line: str) -> Config:
@@ -22,9 +23,20 @@ def data_of(num_train: int, config: Config) -> SimpleNamespace:
     return SimpleNamespace(num_train=num_train, batches_per_epoch=num_train // config.data.batch_size)
 
 
-@pytest.mark.parametrize("line", ["", "--merge_method none", "--model_pth P --delete_head"])
-def test_a_new_head_and_weights_from_scratch_get_settings_that_train(line):
-    assert config_of(line).optim == replace(OptimConfig(), **UNTRAINED)
+@pytest.mark.parametrize("line", ["", "--merge_method none"])
+def test_weights_from_scratch_get_settings_that_train(line):
+    assert config_of(line).optim == replace(ImageOptimConfig(), **UNTRAINED)
+
+
+def test_a_new_head_gets_a_rate_of_its_own():
+    optim = config_of("--model_pth P --delete_head").optim
+    assert optim == replace(ImageOptimConfig(), **NEW_HEAD)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
+    model.get_classifier = lambda: model[1]
+    body, head = head_groups(model, optim.head_lr_scale)
+    assert [p.shape[0] for p in head["params"]] == [3, 3] and head["lr_scale"] == 20
+    assert len(body["params"]) == 2 and "lr_scale" not in body
+    assert head_groups(model, 1.0) is None
 
 
 @pytest.mark.parametrize(
@@ -37,14 +49,16 @@ def test_a_new_head_and_weights_from_scratch_get_settings_that_train(line):
     ],
 )
 def test_a_retraining_and_the_released_names_keep_the_papers(line):
-    assert config_of(line).optim == OptimConfig()
+    assert config_of(line).optim == ImageOptimConfig()
 
 
 def test_what_is_written_counts():
     written = config_of("--lr 3e-3 --epochs 8 --accumulation 2 --schedule released --batch_size 32").optim
-    assert written == OptimConfig(lr=3e-3, epochs=8, warmup_epochs=2, accumulation=2, schedule="released")
+    assert written == ImageOptimConfig(
+        lr=3e-3, epochs=8, warmup_epochs=2, accumulation=2, schedule="released"
+    )
     assert config_of("--epochs 1").optim.warmup_epochs == 0
-    assert config_of("--smoke").optim == replace(OptimConfig(), epochs=1)
+    assert config_of("--smoke").optim == replace(ImageOptimConfig(), epochs=1)
 
 
 def test_an_epoch_is_said():
@@ -73,7 +87,7 @@ def test_an_epoch_is_said():
 )
 def test_what_cannot_train_is_said(line, expected):
     config = config_of(line)
-    notes = training_notes(config, data_of(180, config), UNTRAINED["lr"])
+    notes = training_notes(config, data_of(180, config), COMMAND.defaults_for(config.model))
     assert len(notes) == len(expected)
     assert all(words in note for words, note in zip(expected, notes))
 

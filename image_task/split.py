@@ -1,0 +1,60 @@
+"""A folder of classes alone becomes one to train on and one to choose by."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+from rmeeto.data.classes import files_below, in_order, subfolders
+from rmeeto.data.pictures import ENDINGS
+from rmeeto.errors import UserError, shown
+
+EVERY = 5  # one picture of so many, of each class, is not trained on
+
+
+def make_split(pictures: Path, folder: Path) -> Path:
+    """Make ``train/<class>/`` and ``val/<class>/`` of links to the pictures in ``<class>/``: every fifth is in val/.
+
+    The same pictures are always divided the same way. A folder that is there already stays as it is.
+
+    Args:
+        pictures: holds the classes.
+        folder: takes the links.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: there are no classes, or one of fewer than two pictures.
+    """
+    if not pictures.is_dir():
+        raise UserError(f"{pictures} is no folder; give one of pictures, in a folder for each class.")
+    classes = in_order(subfolders(pictures))
+    if not classes:
+        raise UserError(f"{pictures} holds no folders; expected {pictures}/<class>/<image>.")
+    if folder.exists():
+        return folder
+    counts = {"train": 0, "val": 0}
+    for name in classes:
+        files = [
+            path for path in files_below(pictures / name) if os.path.splitext(path)[1].lower() in ENDINGS
+        ]
+        if len(files) < 2:
+            raise UserError(
+                f"{pictures / name} holds {len(files)} pictures; expected at least 2: fill or remove it."
+            )
+        random.Random(0).shuffle(files)
+        held = -(-len(files) // EVERY)
+        for split, part in (("val", files[:held]), ("train", files[held:])):
+            (folder / split / name).mkdir(parents=True)
+            for path in part:
+                link = Path(os.path.relpath(path, pictures / name).replace(os.sep, "-"))
+                os.symlink(os.path.abspath(path), folder / split / name / link)
+            counts[split] += len(part)
+    print(
+        f"note: {shown(pictures)} has no train/ and val/: {counts['val']} of its {sum(counts.values())} pictures are "
+        f"kept to choose\n      the best epoch by, in {shown(folder)}",
+        flush=True,
+    )
+    return folder

@@ -22,7 +22,7 @@ from rmeeto.settings import accepts, describe, from_plain
 _LARGEST = 2**20  # of a whole number: pixels, channels, blocks
 _LONGEST = 100  # characters of a text, entries of a list
 # timm's Vision Transformers, which have merging by `rmeeto.apply`, and those of their arguments that are plain values.
-_TRANSFORMERS = ("timm.models.vision_transformer", "timm.models.deit")
+_TRANSFORMERS = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 _SIDES = int | tuple[int, int]
 _TRANSFORMER: dict[str, Any] = {
     "img_size": _SIDES, "patch_size": _SIDES, "in_chans": int, "num_classes": int, "embed_dim": int, "depth": int,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig, TokenState, check_neighbour, removals, token_counts
 from rmeeto.merge.state import own_places
 from rmeeto.nn import MergingTransformer, VisionMamba
+from rmeeto.nn.attention import merge_precisely
 from rmeeto.nn.block import plan_merge
 from rmeeto.nn.features import unmerge
-from rmeeto.nn.transformer import merge_precisely, why_not
+from rmeeto.nn.swap import Swapped, swap, unswap
+from rmeeto.nn.transformer import FAMILIES, why_not
 
 _OURS = (VisionMamba, MergingTransformer)
 _STEM_SEED = 0
@@ -30,11 +30,11 @@ def apply(model: nn.Module, config: MergeConfig | None, example: Tensor | None =
     re-configure) and ``num_tokens``.
 
     Args:
-        model: one of `VisionMamba` (Vim, VideoMamba), timm's ``VisionTransformer`` and its subclasses that change no
-            forward pass (DeiT, distilled or not, AugReg, registers), or another Vision Mamba: a module with
-            ``layers`` (a list that its forward iterates over) of blocks with ``mixer`` and ``norm`` that map
-            ``(hidden, residual)`` to the same pair, ``norm_f`` and ``cls_token``, such as the upstream repositories'
-            Vim and VideoMamba.
+        model: one of `VisionMamba` (Vim, VideoMamba), timm's ``VisionTransformer`` and ``Eva`` and those of their
+            subclasses that change no forward pass (DeiT, distilled or not, AugReg, DINOv2, SigLIP; EVA-02, DINOv3), or
+            another Vision Mamba: a module with ``layers`` (a list that its forward iterates over) of blocks with
+            ``mixer`` and ``norm`` that map ``(hidden, residual)`` to the same pair, ``norm_f`` and ``cls_token``, such
+            as the upstream repositories' Vim and VideoMamba.
         config: how to merge.
         example: an input of such another model, to find where its class token is; needed only when
             ``patch_embed.img_size`` does not say how large an image it takes.
@@ -70,25 +70,27 @@ def remove(model: nn.Module) -> nn.Module:
     Raises:
         UserError: a model that does not merge.
     """
+    if isinstance(model, tuple(FAMILIES)) and not isinstance(model, MergingTransformer):
+        return model  # dense already
     if not isinstance(model, (*_OURS, _MergingMamba)):
         raise UserError(
             f"remove: {type(model).__name__} does not merge; expected a model that apply() was given"
         )
-    if isinstance(model, _Patched):
-        if isinstance(model, _MergingMamba):
-            _unswap(model.layers)
-        _unswap(model)
+    if isinstance(model, _MergingMamba):
+        unswap(model.layers)
     else:
         model.merge_config = None
+    if isinstance(model, Swapped):
+        unswap(model)
     return model
 
 
 def _patch(model: nn.Module, example: Tensor | None) -> None:
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, tuple(FAMILIES)):
         reason = why_not(model)
         if reason is not None:
             raise UserError(f"apply: {type(model).__name__} cannot merge tokens: {reason}")
-        _swap(model, MergingTransformer)
+        swap(model, MergingTransformer)
         return
     layers = getattr(model, "layers", None)
     if not (
@@ -98,49 +100,32 @@ def _patch(model: nn.Module, example: Tensor | None) -> None:
     ):
         raise UserError(
             f"apply: cannot merge tokens in {type(model).__name__}; expected Vim, VideoMamba, timm's "
-            "VisionTransformer, or a Vision Mamba with layers (of mixer and norm), norm_f and cls_token; "
+            "VisionTransformer or Eva, or a Vision Mamba with layers (of mixer and norm), norm_f and cls_token; "
             "compile or wrap a model after this"
         )
     class_index, num_tokens = _look_at_stem(model, example)
-    _swap(layers, _MergingLayers)
+    swap(layers, _MergingLayers)
     layers.class_index, layers.num_input_tokens = class_index, num_tokens
-    _swap(model, _MergingMamba)
-
-
-class _Patched:
-    """A class that another class was swapped for; ``dense_class`` is the other one."""
-
-    dense_class: type
-    mixin: type
-
-    def __reduce__(self) -> tuple:
-        # The swapped class is made on the fly, so copies and pickles name what it is made of.
-        return _revive, (self.mixin, self.dense_class), self.__getstate__()
-
-
-@cache
-def _patched_class(mixin: type, dense: type) -> type:
-    members = {"mixin": mixin, "dense_class": dense, "__doc__": dense.__doc__, "__module__": __name__}
-    return type(f"Merging{dense.__name__}", (_Patched, mixin, dense), members)
-
-
-def _revive(mixin: type, dense: type) -> nn.Module:
-    merging = _patched_class(mixin, dense)
-    return merging.__new__(merging)
-
-
-def _swap(module: nn.Module, mixin: type) -> None:
-    module.__class__ = _patched_class(mixin, type(module))
-
-
-def _unswap(module: nn.Module) -> None:
-    for name in vars(module.mixin):  # the settings, each with its default in the mixin
-        module.__dict__.pop(name, None)
-    module.__class__ = module.dense_class
+    swap(model, _MergingMamba)
 
 
 class _MergingMamba:
     """Mixin of a foreign Vision Mamba; its `layers` do the merging."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own."""
+        return self._run(super().forward, args, kwargs)
+
+    def forward_features(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own, where it has one."""
+        return self._run(super().forward_features, args, kwargs)
+
+    def _run(self, method: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self.layers.running += 1
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self.layers.running -= 1
 
     @property
     def merge_config(self) -> MergeConfig | None:
@@ -187,15 +172,18 @@ class _MergingLayers:
     merge_config: MergeConfig | None = None
     class_index: int = 0
     num_input_tokens: int = 0
+    running: int = 0  # forward passes of the model that are under way
 
     def __iter__(self) -> Iterator[Callable]:
-        yield self.run
+        return iter((self.run,)) if self.running else super().__iter__()
 
-    def __getitem__(self, index: int) -> nn.Module:
-        raise UserError(
-            f"layers[{index}]: a forward pass that indexes its layers cannot merge, only one that iterates over them; "
-            "for the layer itself use layers.get_submodule, or remove(model) first"
-        )
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        if self.running:
+            raise UserError(
+                f"layers[{index}]: a forward pass that indexes its layers cannot merge, only one that iterates over "
+                "them; remove(model) first"
+            )
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def run(
         self, hidden: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any
@@ -231,7 +219,8 @@ def _look_at_stem(model: nn.Module, example: Tensor | None) -> tuple[int, int]:
         if size is None:
             raise UserError(f"apply: {name} does not say its input size; give an input as example=x")
         height, width = (size, size) if isinstance(size, int) else size
-        example = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
+        channels = getattr(getattr(model.patch_embed, "proj", None), "in_channels", 3)
+        example = torch.zeros(1, channels, height, width, device=weight.device, dtype=weight.dtype)
     seen: list[Tensor] = []
 
     def look(layer: nn.Module, arguments: tuple, keywords: dict) -> None:

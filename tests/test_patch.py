@@ -257,7 +257,7 @@ def test_the_prefix_never_merges_and_stays_first(x):
         for keep_order in (True, False):
             model = make().eval()
             rmeeto.apply(model, MergeConfig(r=20, keep_order=keep_order))  # clamped to half
-            *_, state = model._states(x)
+            *_, state = model.states(x)
             assert torch.equal(state.target[:, :prefix], torch.arange(prefix).expand(2, -1))
             assert (state.size[:, :prefix] == 1).all()
             assert (state.target[:, prefix:] >= prefix).all()

@@ -167,12 +167,15 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
     tokens, depth = patches + prefix, getattr(model, "_merge_depth", 0) or len(blocks)
     for block, (_, removed) in zip(blocks, asked_and_removed(config, depth, tokens, prefix=prefix)):
         attention = block.attn
-        width = attention.qkv.out_features // 3
-        parts["qkv"] += _linear(attention.qkv, tokens)
+        projections = [
+            getattr(attention, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj", "gate")
+        ]
+        width = attention.head_dim * attention.num_heads
+        parts["qkv"] += sum(_linear(module, tokens) for module in projections)
         parts["attention"] += 2 * tokens**2 * width
         parts["proj"] += _linear(attention.proj, tokens)
         if removed:
-            channels = attention.qkv.in_features
+            channels = attention.proj.out_features
             metric = channels if config.metric == "X" else width // attention.num_heads
             parts.update(merge_cost(config, Tokens(tokens, prefix=prefix), metric, removed, channels))
         tokens -= removed

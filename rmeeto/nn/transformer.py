@@ -1,45 +1,44 @@
-"""Token merging in timm's VisionTransformer: in every block, between the attention and the MLP."""
+"""Token merging in timm's Vision Transformers: VisionTransformer, and Eva (EVA, DINOv3: with rotary positions)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
+from timm.layers import AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rmeeto.merge import (
-    MergeConfig,
-    MergePlan,
-    Tokens,
-    TokenState,
-    check_neighbour,
-    merge_wavg,
-    removals,
-    token_counts,
-)
+from rmeeto.merge import MergeConfig, TokenState, check_neighbour, removals, token_counts
 from rmeeto.merge.state import own_places
-from rmeeto.nn.block import feature
+from rmeeto.nn.attention import MergingBlock, Step
 from rmeeto.nn.features import take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
+from rmeeto.nn.swap import Swapped, swap, unswap
+
+# What can merge: a model's class, with the classes of its blocks and of their attention.
+FAMILIES: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    VisionTransformer: ((Block,), (Attention,)),
+    Eva: ((EvaBlock, EvaBlockPostNorm), (EvaAttention, AttentionRope)),
+}
 
 
 class MergingTransformer:
-    """Mixin before `VisionTransformer` in a class's bases: the same model, which merges as ``merge_config`` says.
+    """Mixin before `VisionTransformer` or `Eva` in a class's bases: the same model, merging as ``merge_config`` says.
 
     Every block merges r tokens between the attention's residual add and the MLP, and attention is proportional: the
     logarithm of a token's size is added to its logits. The prefix (class and distillation token, registers) never
     merges and stays first. Similarity is measured on X (the tokens after the attention) or on Q, K or V (the block's
     projections, mean over the heads). Pools other than the class token's see every original token: an average over
-    merged tokens is weighted by their sizes.
+    merged tokens is weighted by their sizes. A rotary position embedding follows the tokens that survive: a merged
+    token is rotated as the one that the others went into.
 
     What a `MergeConfig` can say for a scan only is refused: interval (its default 2 stands for none), odd,
     class_position, shuffle, released_flip, window, and the metrics B, C and delta.
 
-    With ``merge_config`` None or r = 0 every method is `VisionTransformer`'s own.
+    With ``merge_config`` None or r = 0 every method is the model's own.
 
     Source: ToMe, arXiv 2210.09461.
     """
@@ -58,6 +57,11 @@ class MergingTransformer:
         if config is not None:
             self._check(config)
         self._merge_config, self._merge_depth = config, len(self.blocks)
+        for block in self.blocks:
+            if config is None and isinstance(block, Swapped):
+                unswap(block)
+            elif config is not None and not isinstance(block, Swapped):
+                swap(block, MergingBlock)
 
     def _check(self, config: MergeConfig) -> None:
         name = type(self).__name__
@@ -97,19 +101,20 @@ class MergingTransformer:
         """Logits (B, num_classes)."""
         if not self._merges:
             return super().forward(x, *args, **kwargs)
-        self._refuse_masks(args, kwargs)
-        state = self.encode(x)
-        tokens = self.norm(state.hidden)
-        if self.global_pool != "token":
-            tokens = unmerge_tokens(tokens, state.target)
-        return self.forward_head(tokens)
+        return self.forward_head(self.forward_features(x, *args, **kwargs))
 
     def forward_features(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Normalised tokens (B, L', C): the prefix, then those that are left."""
+        """Normalised tokens, the prefix first: those that are left, (B, L', C), where the head reads the class token.
+
+        For another pool every original token, (B, L, C), has the value of the one that it is part of, so that
+        ``forward_head`` gives the model's own logits and embeddings.
+        """
         if not self._merges:
             return super().forward_features(x, *args, **kwargs)
         self._refuse_masks(args, kwargs)
-        return self.norm(self.encode(x).hidden)
+        state = self.encode(x)
+        tokens = self.norm(state.hidden)
+        return tokens if self.global_pool == "token" else unmerge_tokens(tokens, state.target)
 
     def forward_intermediates(
         self,
@@ -152,8 +157,10 @@ class MergingTransformer:
 
     def _refuse_masks(self, args: tuple, kwargs: dict) -> None:
         if any(value is not None and value is not False for value in (*args, *kwargs.values())):
+            given = [name for name, value in kwargs.items() if value is not None and value is not False]
             raise ValueError(
-                f"{type(self).__name__}: attention masks do not go with merging; got {args} {kwargs}"
+                f"{type(self).__name__}: attention masks do not go with merging, for its tokens become fewer; got "
+                f"{', '.join(given) or 'one'}; leave it out"
             )
 
     def encode(self, x: Tensor) -> TokenState:
@@ -164,78 +171,42 @@ class MergingTransformer:
 
     def states(self, x: Tensor, trace: bool = True) -> Iterator[TokenState]:
         """The state after each block; where each original token went is always recorded."""
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        state = TokenState(tokens, class_index=0, target=own_places(tokens))
+        tokens, rope = self._embedded(x)
+        prefix, places = self.num_prefix_tokens, own_places(tokens)
+        state = TokenState(tokens, class_index=0, target=places, cell=None if rope is None else places)
         depth = self._merge_depth or len(self.blocks)
-        counts = removals(self.merge_config, depth, tokens.shape[1], prefix=self.num_prefix_tokens)
+        counts = removals(self.merge_config, depth, tokens.shape[1], prefix=prefix)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        for block, r in zip(self.blocks, counts, strict=False):
-            arguments = (block, state, r, self.merge_config, self.num_prefix_tokens)
+        for number, (block, r) in enumerate(zip(self.blocks, counts, strict=False)):
+            own = rope[number] if rope is not None and getattr(self, "rope_mixed", False) else rope
+            step = Step(state, r, self.merge_config, prefix, own)
             if recompute:
-                state = torch.utils.checkpoint.checkpoint(merging_block, *arguments, use_reentrant=False)
+                hidden = torch.utils.checkpoint.checkpoint(
+                    block, state.hidden, step=step, use_reentrant=False
+                )
             else:
-                state = merging_block(*arguments)
+                hidden = block(state.hidden, step=step)
+            state = dataclasses.replace(step.after, hidden=hidden)  # which a hook may have changed
             yield state
 
-
-def merging_block(block: Block, state: TokenState, r: int, config: MergeConfig, prefix: int) -> TokenState:
-    """One block of timm's, with proportional attention and a merge of r tokens behind it."""
-    x, size = state.hidden, state.size
-    normed = block.norm1(x)
-    bias = None if size is None else size.log().to(x.dtype).transpose(1, 2).unsqueeze(1)  # (B, 1, 1, L)
-    output = block.drop_path1(block.ls1(block.attn(normed, attn_mask=bias)))
-    state = dataclasses.replace(state, hidden=x + output)
-    if r > 0:
-        tokens = Tokens(x.shape[1], prefix=prefix, keep_order=config.keep_order, prune=config.prune)
-        given = {name: partial(head_mean, block.attn, normed, name) for name in "QKV"}
-        given["output"] = lambda: output
-        metric = state.hidden if config.metric == "X" else given[config.metric]()
-
-        def features(name: str) -> Tensor:
-            return given[name]() if name in given else feature(state, name)
-
-        plan = config.matching.plan(metric, r, tokens, config.options, features)
-        state = plan.carry(state, config.mode, merge_precisely)
-    x = state.hidden
-    return dataclasses.replace(state, hidden=x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
-
-
-def merge_precisely(
-    plan: MergePlan, state: TokenState, mode: str
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Hidden states and residual merged each for itself, with sizes and sums in fp32 if they are in half precision."""
-    merged = {}
-    for name in ("residual", "hidden"):
-        x, size = getattr(state, name), state.size
-        if x is None or plan.prune:
-            merged[name] = None if x is None else plan.merge(x)
-            size = None if size is None else plan.merge(size)
-        else:
-            precise, size = merge_wavg(plan, x.to(torch.promote_types(x.dtype, torch.float32)), size, mode)
-            merged[name] = precise.to(x.dtype)
-    return merged["hidden"], merged["residual"], size
-
-
-@torch.no_grad()
-def head_mean(attention: Attention, x: Tensor, which: str) -> Tensor:
-    """Queries, keys or values averaged over the heads (before any query or key norm): (B, L, C) -> (B, L, C / heads).
-
-    The average of linear maps is a linear map, so the weights are averaged, not the tokens.
-    """
-    part, heads = "QKV".index(which), attention.num_heads
-    weight = attention.qkv.weight.unflatten(0, (3, heads, -1))[part].mean(0)
-    bias = attention.qkv.bias
-    return F.linear(x, weight, None if bias is None else bias.unflatten(0, (3, heads, -1))[part].mean(0))
+    def _embedded(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens before the first block, and the rotary position embedding of its patches where there is one."""
+        found = self._pos_embed(self.patch_embed(x))
+        if isinstance(found, tuple):
+            return self.norm_pre(found[0]), found[1]
+        return self.norm_pre(self.patch_drop(found)), None
 
 
 def why_not(model: nn.Module) -> str | None:
-    """What keeps a `VisionTransformer` from merging, or None."""
+    """What keeps a Vision Transformer of timm's from merging, or None."""
+    family = next(family for family in FAMILIES if isinstance(model, family))
+    blocks, attentions = FAMILIES[family]
     for method in ("forward", "forward_features", "forward_intermediates"):
-        if getattr(type(model), method) is not getattr(VisionTransformer, method):
+        if getattr(type(model), method) is not getattr(family, method):
             return f"its class has a {method} of its own"
     for block in model.blocks:
-        if type(block).forward is not Block.forward:
-            return f"its blocks are {type(block).__name__}, not timm's Block"
-        if type(block.attn).forward is not Attention.forward:
-            return f"its attention is {type(block.attn).__name__}, not timm's Attention"
+        if not any(type(block).forward is known.forward for known in blocks):
+            return f"its blocks are {type(block).__name__}, not timm's {blocks[0].__name__}"
+        if not any(type(block.attn).forward is known.forward for known in attentions):
+            return f"its attention is {type(block.attn).__name__}, not timm's {attentions[0].__name__}"
     return None

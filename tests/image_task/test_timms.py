@@ -59,7 +59,7 @@ def test_the_dense_model_is_timms_and_the_merged_one_has_its_weights(weights):
     ("line", "reason"),
     [
         ("resnet18", "cannot merge tokens in ResNet"),
-        ("eva02_tiny_patch14_224", "Eva"),
+        ("beit_base_patch16_224", "cannot merge tokens in Beit"),
         ("vit_tiny_patch16_224.nothing", "Invalid pretrained tag"),
         ("resnet18 --input_size 64", "img_size"),
         (f"{VIT} --pretrained auto", f"no official weights of {VIT} are known"),

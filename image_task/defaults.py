@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW = 1000  # pictures below which a mixed or twice augmented one teaches less than a plain one
+FEW = 1000  # pictures below which there are too few steps to learn from mixed or much changed ones
 STEPS = 250  # at least, of a training from scratch
 PEAK = 1e-3  # rate of AdamW for weights that nobody trained: a head, or all of them
 BODY = 5e-5  # for those that somebody did
@@ -51,6 +51,7 @@ def recipe(
     always = {"batch_size": f"{batch}", "accumulation": "1", "schedule": "iteration", "drop_path": "0"}
     if num_train < FEW:
         always |= {"mixup": "0", "cutmix": "0", "repeated_aug": "False"}
+        always |= {"aa": "rand-m5-n1-mstd0.5-inc1", "reprob": "0", "betas": "0.9,0.95"}
     elif batch % 2:
         always |= {"mixup": "0", "cutmix": "0"}
     dense = {

@@ -79,7 +79,7 @@ def test_an_epoch_is_said():
         ("--model_pth P --accumulation 1 --epochs 10", []),
         ("--epochs 2", ["2 optimizer steps in all"]),
         ("--accumulation 2", ["--accumulation 2 is never filled: an epoch has 1"]),
-        ("--lr 2e-5 --model_pth P --delete_head", ["a new head would need"]),
+        ("--lr 1e-6 --model_pth P --delete_head", ["a new head would need"]),
         ("--lr 2e-5", ["weights from scratch would need"]),
         ("--teacher_pth P --distill", ["the student starts from random weights"]),
         ("--smoke --epochs 2", []),

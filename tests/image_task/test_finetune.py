@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,13 @@ import timm
 import torch
 from PIL import Image
 
-from image_task.finetune import main
+from image_task.defaults import BODY, PEAK, STEPS, recipe, small_size
+from image_task.finetune import _command, main
+from image_task.flags import parse
 from image_task.models import load
+from image_task.split import make_split
+from rmeeto.errors import UserError
+from tests.photographs import OTHERS, OWN, make_folder
 
 MODEL = "--model vim_nano_patch2_16 --num_workers 0 --batch_size 4"
 
@@ -56,8 +63,98 @@ def test_one_command_makes_a_model_that_knows_its_classes_and_its_input(tmp_path
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
     line = f"{MODEL} --r 12 --output_dir {tmp_path / 'out'}".split()
     assert main([str(tmp_path / "nowhere"), *line]) == 2
-    assert "is no folder; give the one that holds folder" in capsys.readouterr().err
+    assert "is no folder; give one of pictures" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "out" / "dense").mkdir(parents=True)
     assert main([str(tmp_path), *line]) == 2
     assert "is not empty; give another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_train", "trained", "batch", "epochs"),
+    [
+        (180, False, 8, 12),
+        (180, True, 8, 10),
+        (10_000, False, 64, 30),
+        (10_000, True, 64, 5),
+        (5, False, 5, 250),
+    ],
+)
+def test_the_recipe_follows_the_number_of_pictures(num_train, trained, batch, epochs):
+    chosen = recipe(num_train, trained=trained)
+    for flags in (chosen.dense, chosen.retrained):
+        words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+        config, _, notes = parse(
+            [*words, "--data_set", "folder", "--model_pth", "x", *(["--delete_head"] * trained)]
+        )
+        assert config.data.batch_size == batch and notes == []
+        assert config.data.mixes == (num_train >= 1000)
+    peak = float(chosen.dense["lr"]) * batch / 512
+    assert peak == pytest.approx(BODY if trained else PEAK, rel=1e-3)
+    assert int(chosen.dense["epochs"]) == epochs and 3 <= int(chosen.retrained["epochs"]) <= epochs
+    assert int(chosen.dense["epochs"]) * (num_train // batch) >= (0 if trained else STEPS)
+    assert ("head_lr_scale" in chosen.dense) == trained
+
+
+def test_what_is_said_of_the_recipe_counts():
+    chosen = recipe(180, trained=False, batch_size=32, epochs=3, retrain_epochs=1, lr=1e-4)
+    assert chosen.dense["batch_size"] == "32" and chosen.dense["epochs"] == "3"
+    assert chosen.retrained["epochs"] == "1" and float(chosen.dense["lr"]) == pytest.approx(1e-4 * 16)
+
+
+@pytest.mark.parametrize(
+    ("own", "patch", "size"), [(224, 16, 64), (16, 2, 16), (518, 14, 56), (224, 8, 64), (384, 32, 128)]
+)
+def test_a_cpu_trains_from_scratch_on_a_smaller_input(own, patch, size):
+    assert small_size(own, patch) == size
+
+
+def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "photos") / "train"
+    split = make_split(pictures, tmp_path / "split")
+    assert "has no train/ and val/: 3 of its 12 pictures are" in capsys.readouterr().out
+    for part, count in (("train", 9), ("val", 3)):
+        links = sorted((split / part).glob("*/*"))
+        assert len(links) == count and all(
+            link.resolve().is_relative_to(pictures.resolve()) for link in links
+        )
+    assert make_split(pictures, split) == split
+    (pictures / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds 0 pictures; expected at least 2"):
+        make_split(pictures, tmp_path / "other")
+
+
+def test_commands_are_shown_in_80_columns():
+    lines = _command(
+        ["--data_path", "a folder of mine", *[w for n in range(30) for w in (f"--flag_{n}", "value")]]
+    )
+    assert max(map(len, lines)) <= 80 and all(line.endswith(" \\") for line in lines[:-1])
+    words = shlex.split(" ".join(line.removesuffix(" \\") for line in lines))
+    assert words[:5] == ["python", "-m", "image_task.main", "--data_path", "a folder of mine"]
+
+
+def test_nothing_to_merge_and_no_folder_are_said(capsys):
+    assert main(["photos"]) == 2
+    assert "give --r" in capsys.readouterr().err
+    assert main(["--r", "3"]) == 2
+    assert "no folder of pictures is given" in capsys.readouterr().err
+    assert main(["photos", "--r", "3", "--mdel", "x"]) == 2
+    assert "did you mean --model?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("photographs", "seed"), [(OWN, 0), (OTHERS, 1)])
+def test_the_way_of_the_readme_from_nothing(tmp_path, photographs, seed, monkeypatch):
+    """The command of README on a folder of one's own: three classes, 180 photographs, in under three minutes."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "photos", photographs, seed)
+    line = "photos --model vim_tiny_patch16_224 --r 11 --output_dir runs/photos --num_workers 0"
+    began = time.process_time()
+    assert main(line.split()) == 0
+    seconds = time.process_time() - began
+    summary = json.loads(Path("runs/photos/summary.json").read_text())
+    assert summary["dense"] >= 90 and summary["retrained"] >= summary["dense"] - 3
+    assert seconds < 180  # of one core, which the machine may share with others
+    assert summary["token_counts"][-1] < summary["dense_tokens"] and summary["merged_images_per_s"] > 0
+    assert Path("runs/photos/merged.png").stat().st_size > 0
+    assert load("runs/photos/model").num_tokens == summary["token_counts"]

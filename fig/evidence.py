@@ -1,0 +1,263 @@
+"""The evidence on Fashion-MNIST: `python fig/evidence.py` writes docs/evidence.md's tables and draws docs/evidence.png.
+
+`--collect runs` first takes what the recipes of image_task/exp_sh/fashion/ have finished into the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fig.evidence_claims import CLAIMS  # noqa: E402
+from fig.evidence_records import ARMS, MISSING, RECORDS, Evidence, collect, removed  # noqa: E402
+from rmeeto.json_file import read_json, write_json  # noqa: E402
+
+DOCUMENT, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.png"
+R = (0, 2, 5, 8, 11, 15, 20)
+BASE = "r11"
+RATES = ("0.1", "0.3", "0.5", "0.7")
+# Rows of the tables that compare a setting with the paper's at r = 11: words, and the name in the recipes.
+ORDER = [
+    ("kept", BASE),
+    ("not kept", "r11-noorder"),
+    ("odd-even shuffle", "r11-oddeven"),
+    *((f"shuffle {rate}", f"r11-shuffle{rate}") for rate in RATES),
+]
+ABLATIONS = [
+    ("the paper's: X, cosine, size-weighted, nearest, `exact`", BASE),
+    *((f"metric {name}", f"r11-metric{name}") for name in ("B", "C", "delta")),
+    *((f"distance {name}", f"r11-{name}") for name in ("l1", "l2")),
+    *((f"merged by {name}", f"r11-{name}") for name in ("mean", "amax", "amin")),
+    *((f"neighbour {k}", f"r11-neighbour{k}") for k in (3, 5, 7, 14)),
+    *((f"a merge in every {n}th block", f"r11-every{n}") for n in (2, 3, 4)),
+    ("in every second block, the odd ones", "r11-odd"),
+    ("class token's place exact", "r11-exact"),
+    *(
+        (f"rule `{name}`", f"r11-{name}")
+        for name in ("adjacent", "window", "energy", "importance", "shift", "random")
+    ),
+]
+AMOUNTS = [
+    ("3 epochs of 20,000 images, with teacher", BASE),
+    *((f"{n} epoch{'s' * (n > 1)}", f"r11-epochs{n}") for n in (1, 5, 7, 15)),
+    ("without teacher", "r11-noteacher"),
+    *((f"{share} % of the images, as many steps", f"r11-share{share}") for share in (10, 5, 1)),
+]
+BLOCKS = [(f"r = 30 before block {n} alone", f"block{n}") for n in range(1, 8)]
+SLOPES = [
+    ("r = 11 everywhere", "r11-slope0"),
+    ("22 falling to 0", "r11-slope-1"),
+    ("0 rising to 22", "r11-slope1"),
+]
+ELASTIC = (0, 2, 5, 8, 11, 16, 20)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of finished runs")
+    args = parser.parse_args(argv)
+    records = read_json(RECORDS) if RECORDS.exists() else {}
+    if args.collect:
+        found = collect(args.collect)
+        print(f"{len(found)} finished runs in {args.collect}")
+        records = dict(sorted({**records, **found}.items()))
+        write_json(RECORDS, records)
+    evidence = Evidence(records)
+    DOCUMENT.write_text(renewed(DOCUMENT.read_text(), evidence))
+    draw(evidence)
+    return 0
+
+
+def tables(evidence: Evidence) -> dict[str, str]:
+    """The tables of docs/evidence.md by name."""
+    return {
+        "claims": claims(evidence),
+        **{f"ratio-{arm}": ratio(evidence, arm) for arm in ARMS},
+        "order": compared(evidence, ORDER),
+        "order-deit": compared(evidence, ORDER[:2], "deit"),
+        "ablations": compared(evidence, ABLATIONS),
+        "amount": compared(evidence, AMOUNTS, arms=("trained",)),
+        "blocks": compared(evidence, BLOCKS, arms=("free",), base="r0"),
+        "schedules": compared(evidence, SLOPES),
+        "elastic": elastic(evidence),
+    }
+
+
+def digest(evidence: Evidence) -> str:
+    """Stands in the picture, to tell whether it is of these records."""
+    return hashlib.sha256(json.dumps(evidence.records, sort_keys=True).encode()).hexdigest()
+
+
+def table(*rows: Iterable[str]) -> str:
+    head, *body = map(list, rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def claims(evidence: Evidence) -> str:
+    """Every claim with what is measured of it."""
+    head = ["claim (of the paper, unless said)", "as measured here", "difference in points", "the claim is"]
+    return table(head, *(claim.row(evidence) for group in CLAIMS.values() for claim in group))
+
+
+def ratio(evidence: Evidence, arm: str) -> str:
+    """Accuracy against r, Vim and DeiT, merged and pruned."""
+    head = [
+        "r",
+        "tokens removed",
+        *(f"{kind}, {how}" for kind in ("Vim", "DeiT") for how in ("merged", "pruned")),
+    ]
+    rows = [
+        [str(r), f"{removed(r):.3f}"]
+        + [
+            evidence.cell(kind, f"r{r}{how}", arm) if r or not how else "-"
+            for kind in ("vim", "deit")
+            for how in ("", "-prune")
+        ]
+        for r in R
+    ]
+    return table(head, *rows)
+
+
+def compared(
+    evidence: Evidence,
+    rows: Sequence[tuple[str, str]],
+    kind: str = "vim",
+    arms: Sequence[str] = tuple(ARMS),
+    base: str = "",
+) -> str:
+    """Rows beside the first of them, or beside `base`."""
+    base, head = base or rows[0][1], ["setting"]
+    for arm in arms:
+        head += [
+            ARMS[arm],
+            "difference to the dense model" if base == "r0" else "difference to the first row",
+        ]
+    cells = []
+    for words, name in rows:
+        row = [words]
+        for arm in arms:
+            row += [
+                evidence.cell(kind, name, arm),
+                evidence.change(kind, name, arm, base) if name != base else "-",
+            ]
+        cells.append(row)
+    return table(head, *cells)
+
+
+def elastic(evidence: Evidence) -> str:
+    """One set of weights at many r beside one for each."""
+    head = ["r", "one set of weights (`--elastic_r 0,5,11,16`)", "one for each r", "training-free"]
+    return table(
+        head,
+        *(
+            [str(r), *(evidence.cell("vim", f"r{r}", arm) for arm in ("elastic", "trained", "free"))]
+            for r in ELASTIC
+        ),
+    )
+
+
+def renewed(text: str, evidence: Evidence) -> str:
+    """The document with its tables written anew."""
+    for name, content in tables(evidence).items():
+        begin, end = f"<!-- table {name}: written by fig/evidence.py -->", f"<!-- end of {name} -->"
+        head, found, rest = text.partition(begin)
+        assert found, name
+        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def draw(evidence: Evidence) -> None:
+    """Accuracy against ratio, orders, blocks and one set of weights; what is not measured is said."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
+    curves(axes[0, 0], evidence)
+    bars(axes[0, 1], evidence, ORDER, "Order of the tokens (Vim, r = 11)")
+    bars(axes[1, 0], evidence, [*BLOCKS, *SLOPES], "Where tokens are removed (Vim)")
+    lines = [
+        ("elastic", "one set of weights", "s-"),
+        ("trained", "one for each r", "o--"),
+        ("free", "training-free", "^:"),
+    ]
+    for arm, words, style in lines:
+        curve(axes[1, 1], evidence, [(r, "vim", f"r{r}") for r in ELASTIC], arm, style, words)
+    axes[1, 1].set(
+        title="One set of weights for any r (Vim)", xlabel="r", ylabel="top-1 on 10,000 test images (%)"
+    )
+    for ax in (axes[0, 0], axes[1, 1]):
+        ax.grid(alpha=0.3)
+        if ax.has_data():
+            ax.legend(fontsize=7)
+        else:
+            ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
+    figure.suptitle(
+        "Fashion-MNIST, 197 tokens; bars: 95 % intervals, of one seed over the test images", fontsize=9
+    )
+    figure.savefig(PICTURE, dpi=130, metadata={"Records": digest(evidence)})
+    plt.close(figure)
+
+
+def curves(ax: plt.Axes, evidence: Evidence) -> None:
+    """Accuracy against the share of tokens removed."""
+    colours = {"vim": "#0072B2", "deit": "#D55E00"}
+    for kind, name in (("vim", "Vim"), ("deit", "DeiT")):
+        for how, mark in (("", "o"), ("-prune", "x")):
+            for arm, line in (("free", ":"), ("trained", "-")):
+                points = [(removed(r), kind, f"r{r}{how if r else ''}") for r in R]
+                words = f"{name}, {'pruned' if how else 'merged'}, {ARMS[arm]}"
+                curve(ax, evidence, points, arm, mark + line, words, colours[kind])
+    ax.set(title="Accuracy against ratio", xlabel="share of tokens removed, averaged over the blocks")
+    ax.set_ylabel("top-1 on 10,000 test images (%)")
+
+
+def curve(
+    ax: plt.Axes,
+    evidence: Evidence,
+    points: Sequence[tuple[float, str, str]],
+    arm: str,
+    style: str,
+    words: str,
+    colour: str | None = None,
+) -> None:
+    """What is measured of some points (x, kind, name)."""
+    found = [(x, value) for x, kind, name in points if (value := evidence.sum((1, kind, name, arm)))]
+    if found:
+        half = [value.high - value.mean for _, value in found]
+        means = [value.mean for _, value in found]
+        ax.errorbar(
+            [x for x, _ in found], means, half, fmt=style, label=words, color=colour, ms=5, lw=1.2, capsize=2
+        )
+
+
+def bars(ax: plt.Axes, evidence: Evidence, rows: Sequence[tuple[str, str]], title: str) -> None:
+    """Training-free and re-trained accuracy of each row."""
+    for place, (_, name) in enumerate(rows):
+        for arm, colour, shift in (("free", "#0072B2", -0.15), ("trained", "#D55E00", 0.15)):
+            if value := evidence.sum((1, "vim", name, arm)):
+                half = value.high - value.mean
+                ax.errorbar(value.mean, place + shift, xerr=half, fmt="o", color=colour, ms=5, capsize=2)
+        if not any(evidence.top1("vim", name, arm) for arm in ARMS):
+            at = {"va": "center", "fontsize": 8, "color": "0.45", "transform": ax.get_yaxis_transform()}
+            ax.text(0.02, place, MISSING, **at)
+    ax.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set(
+        title=f"{title}\nblue: training-free, orange: re-trained", xlabel="top-1 on 10,000 test images (%)"
+    )
+    ax.title.set_fontsize(10)
+    ax.grid(axis="x", alpha=0.3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

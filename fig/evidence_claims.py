@@ -1,0 +1,126 @@
+"""The paper's claims as differences of recorded accuracies, and what the intervals say of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fig.evidence_records import MISSING, Evidence, Interval
+
+Term = tuple[float, str, str, str]  # weight, kind, name, arm
+SEEN, NOT_SEEN, OPEN = "seen", "not seen", "not decidable at this size"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says or builds on, as a difference of accuracies.
+
+    Args:
+        text: the claim.
+        what: is compared.
+        terms: their sum is above 0 where the claim holds.
+        within: instead: their sum is less than this many points where the claim holds.
+    """
+
+    text: str
+    what: str
+    terms: tuple[Term, ...]
+    within: float | None = None
+
+    def verdict(self, found: Interval | None) -> str:
+        """Seen or not seen where the whole interval says so."""
+        if found is None:
+            return MISSING
+        if self.within is None:
+            return SEEN if found.low > 0 else NOT_SEEN if found.high < 0 else OPEN
+        return SEEN if found.high < self.within else NOT_SEEN if found.low > self.within else OPEN
+
+    def row(self, evidence: Evidence) -> list[str]:
+        """The claim's line of the table."""
+        found = evidence.sum(*self.terms)
+        wanted = "> 0" if self.within is None else f"< {self.within:g}"
+        shown = MISSING if found is None else f"{found.mean:+.2f} ± {found.high - found.mean:.2f}"
+        return [self.text, f"{self.what} {wanted}", shown, self.verdict(found)]
+
+
+def more(kind: str, arm: str, a: str, b: str) -> tuple[Term, ...]:
+    """Row a minus row b."""
+    return (1, kind, a, arm), (-1, kind, b, arm)
+
+
+def _loss(kind: str, r: int, weight: float) -> tuple[Term, ...]:
+    return (weight, kind, "r0", "free"), (-weight, kind, f"r{r}", "free")
+
+
+def _chosen(what: str, others: str) -> list[Claim]:
+    """That the paper's choice is better than the others of its table."""
+    return [
+        Claim(
+            f"the paper's choice is best: {what}",
+            f"Vim, re-trained, r = 11: {what} minus {name}",
+            more("vim", "trained", "r11", f"r11-{name}"),
+        )
+        for name in others.split()
+    ]
+
+
+CLAIMS = {
+    "Ratio": [
+        *(
+            Claim(
+                "Mamba loses more by merging than a Transformer",
+                f"training-free, r = {r}: what Vim loses minus what DeiT loses",
+                (*_loss("vim", r, 1), *_loss("deit", r, -1)),
+            )
+            for r in (11, 20)
+        ),
+        *(
+            Claim("merging keeps more than pruning", f"Vim, {words}, r = {r}: merged minus pruned",
+                  more("vim", arm, f"r{r}", f"r{r}-prune"))
+            for arm, words in (("free", "training-free"), ("trained", "re-trained"))
+            for r in (11, 20)
+        ),
+        *(
+            Claim("a short re-training recovers accuracy", f"Vim, r = {r}: re-trained minus training-free",
+                  ((1, "vim", f"r{r}", "trained"), (-1, "vim", f"r{r}", "free")))
+            for r in (11, 20)
+        ),
+        Claim("re-trained, a merged Vim is within 1.3 points of the dense one",
+              "r = 11: dense trained as long (the control) minus re-trained", more("vim", "trained", "r0", "r11"), 1.3),
+    ],
+    "Order": [
+        *(
+            Claim("Mamba needs its tokens in order", f"Vim, {words}, r = 11: in order minus not",
+                  more("vim", arm, "r11", "r11-noorder"))
+            for arm, words in (("free", "training-free"), ("trained", "re-trained"))
+        ),
+        Claim("a Transformer does not", "DeiT, re-trained, r = 11: in order minus not",
+              more("deit", "trained", "r11", "r11-noorder"), 0.5),
+        *(
+            Claim("the more is shuffled, the more is lost", f"Vim, {words}, r = 11: shuffled at 0.1 minus at 0.7",
+                  more("vim", arm, "r11-shuffle0.1", "r11-shuffle0.7"))
+            for arm, words in (("free", "training-free"), ("trained", "re-trained"))
+        ),
+    ],
+    "Ablations": [
+        *_chosen("metric X", "metricB metricC metricdelta"),
+        *_chosen("distance cosine", "l1 l2"),
+        *_chosen("size-weighted average", "mean amax amin"),
+        *_chosen("nearest token", "neighbour3 neighbour5 neighbour7 neighbour14"),
+        Claim("the first epoch of re-training brings most", "Vim, r = 11: what 1 epoch brings minus what 14 more do",
+              ((2, "vim", "r11-epochs1", "trained"), (-1, "vim", "r11", "free"),
+               (-1, "vim", "r11-epochs15", "trained"))),
+        Claim("(ours) the dense teacher helps", "Vim, r = 11: with minus without",
+              more("vim", "trained", "r11", "r11-noteacher")),
+        Claim("(ours) a tenth of the images costs", "Vim, r = 11: all data minus a tenth, at equal steps",
+              more("vim", "trained", "r11", "r11-share10")),
+    ],
+    "Blocks": [
+        Claim("(ours) late blocks bear merging better", "r = 30 before block 7 alone minus before block 1 alone",
+              more("vim", "free", "block7", "block1")),
+    ],
+    "Elastic": [
+        Claim("(ours) one set of weights does what one for each r does", f"r = {r}: of its own minus elastic",
+              ((1, "vim", f"r{r}", "trained"), (-1, "vim", f"r{r}", "elastic")), 1.0)
+        for r in (0, 5, 11, 16)
+    ],
+}  # fmt: skip

@@ -1,0 +1,119 @@
+"""What the recipes of image_task/exp_sh/fashion/ have recorded, and the intervals of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+
+import image_task.models  # noqa: F401, registers them
+from exp_sh.collect import record_of
+from rmeeto import MergeConfig
+from rmeeto.json_file import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "image_task" / "exp_sh" / "fashion" / "results.json"
+MODELS = ("vim_nano_patch2_28", "rmeeto_deit_nano_patch2_28")
+ARMS = {"free": "training-free", "trained": "re-trained"}
+IMAGES = 10_000  # to test on
+MISSING = "not yet measured"
+# 97.5 % quantiles of Student's t, by the number of seeds
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def collect(runs: Path) -> dict[str, Any]:
+    """The records of the finished runs below a folder, by their names."""
+    found = {}
+    for path in sorted((runs / "fashion").glob("*/result.json")):
+        result, config, env = (
+            read_json(path.with_name(f"{name}.json")) for name in ("result", "config", "env")
+        )
+        if not config["run"]["smoke"]:
+            record = record_of(result, config, env)
+            found[path.parent.name] = {**record, "command": shlex.join(record["command"])}
+    return found
+
+
+class Evidence:
+    """What is recorded, by row; a row is (vim or deit, its name, free or trained).
+
+    Args:
+        records: by run folder.
+    """
+
+    def __init__(self, records: dict[str, Any]) -> None:
+        self.records = records
+
+    def top1(self, kind: str, name: str, arm: str) -> dict[int, float]:
+        """Top-1 on the test images in percent, by seed."""
+        pattern = re.compile(rf"{kind}-{re.escape(name)}-{arm}-test-seed(\d+)")
+        if arm == "elastic":
+            pattern = re.compile(rf"{kind}-elastic-at-{re.escape(name)}-test-seed(\d+)")
+        found = {int(m[1]): self.records[run] for run in self.records if (m := pattern.fullmatch(run))}
+        return {seed: record["top1"] for seed, record in sorted(found.items()) if record["count"] == IMAGES}
+
+    def sum(self, *terms: tuple[float, str, str, str]) -> Interval | None:
+        """A sum of weighted accuracies over the seeds that all have; None where there is none.
+
+        With one seed the interval is the binomial one over the test images, the terms taken as independent (they see
+        the same images, so that of a difference is rather too wide); with more it is Student's, over the seeds.
+
+        Args:
+            terms: weight, kind, name, arm.
+        """
+        values = [self.top1(*row) for _, *row in terms]
+        seeds = sorted(set.intersection(*map(set, values)))
+        if not seeds:
+            return None
+        sums = [sum(weight * of[seed] for (weight, *_), of in zip(terms, values)) for seed in seeds]
+        mean = statistics.mean(sums)
+        if len(seeds) > 1:
+            half = STUDENT[len(seeds)] * statistics.stdev(sums) / math.sqrt(len(seeds))
+        else:
+            half = 1.96 * math.sqrt(
+                sum(
+                    (w**2) * of[seeds[0]] * (100 - of[seeds[0]]) / IMAGES
+                    for (w, *_), of in zip(terms, values)
+                )
+            )
+        return Interval(mean, mean - half, mean + half)
+
+    def cell(self, kind: str, name: str, arm: str) -> str:
+        """A row's accuracy with its interval."""
+        found = self.sum((1, kind, name, arm))
+        if found is None:
+            return MISSING
+        seeds = len(self.top1(kind, name, arm))
+        return f"{found.mean:.2f} ± {found.high - found.mean:.2f}" + (
+            f" ({seeds} seeds)" if seeds > 1 else ""
+        )
+
+    def change(self, kind: str, name: str, arm: str, base: str) -> str:
+        """The same of the difference to another row."""
+        found = self.sum((1, kind, name, arm), (-1, kind, base, arm))
+        return "" if found is None else f"{found.mean:+.2f} ± {found.high - found.mean:.2f}"
+
+
+@functools.cache
+def removed(r: int) -> float:
+    """The share of tokens removed, averaged over the blocks: the paper's reduction ratio, of Vim and DeiT alike."""
+    with torch.device("meta"):
+        models = [timm.create_model(name, merge=MergeConfig(r=r, interval=1)) for name in MODELS]
+    vim, deit = (model.num_tokens for model in models)
+    assert vim == deit
+    return 1 - statistics.mean(vim) / (models[0].num_patches + 1)

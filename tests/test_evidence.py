@@ -1,0 +1,128 @@
+"""docs/evidence.md: its tables are those of the records, and the records are of the recipes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from PIL import Image
+
+from fig import evidence
+from fig.evidence_claims import CLAIMS, Claim, more
+from fig.evidence_records import IMAGES, MISSING, RECORDS, Evidence, Interval, collect, removed
+from image_task.flags import parse
+from rmeeto.json_file import read_json, write_json
+from tests.recipes import RECIPES, ROOT, plan
+
+FASHION = [recipe for recipe in RECIPES if recipe.parent.name == "fashion"]
+
+
+def recorded() -> dict:
+    return read_json(RECORDS) if RECORDS.exists() else {}
+
+
+def runs() -> dict:
+    """What the recipes run with seed 0, by name."""
+    return {config.run.name: config for recipe in FASHION for config, _ in plan(recipe)}
+
+
+def of(**top1: float) -> Evidence:
+    """Evidence of some made-up rows of Vim: name, arm and seed, with _ for -."""
+    return Evidence(
+        {f"vim-{name.replace('_', '-')}": {"top1": value, "count": IMAGES} for name, value in top1.items()}
+    )
+
+
+def test_page_and_picture_are_those_of_the_records():
+    text, found = evidence.DOCUMENT.read_text(), Evidence(recorded())
+    assert evidence.renewed(text, found) == text, "run python fig/evidence.py"
+    with Image.open(evidence.PICTURE) as picture:
+        assert picture.text["Records"] == evidence.digest(found), "run python fig/evidence.py"
+
+
+def test_records_are_of_the_recipes():
+    expected = runs()
+    for name, record in recorded().items():
+        assert record["seed"] == int(re.search(r"-seed(\d+)$", name)[1])
+        config, _, _ = parse(shlex.split(record["command"])[2:])
+        ours = expected[re.sub(r"\d+$", "0", name)]
+        for part in ("merge", "optim", "distill"):
+            assert getattr(config, part) == getattr(ours, part), name
+        assert (config.model.model, config.data.holdout) == (ours.model.model, ours.data.holdout)
+
+
+def test_every_row_of_the_page_is_a_run_of_the_recipes():
+    terms = [term for group in CLAIMS.values() for claim in group for term in claim.terms]
+    rows = {(kind, name, arm) for _, kind, name, arm in terms}
+    both = [*evidence.ORDER, *evidence.ABLATIONS, *evidence.SLOPES]
+    rows |= {("vim", name, arm) for _, name in both for arm in ("free", "trained")}
+    rows |= {("vim", name, "free") for _, name in evidence.BLOCKS}
+    rows |= {("vim", name, "trained") for _, name in evidence.AMOUNTS}
+    rows |= {("vim", f"r{r}", "elastic") for r in evidence.ELASTIC}
+    names = runs()
+    for kind, name, arm in rows:
+        run = (
+            f"{kind}-{name}-{arm}-test-seed0" if arm != "elastic" else f"{kind}-elastic-at-{name}-test-seed0"
+        )
+        assert run in names
+
+
+def test_one_seed_has_the_interval_of_the_images_and_three_that_of_the_seeds():
+    one = of(r0_free_test_seed0=90.0)
+    assert one.sum((1, "vim", "r0", "free")) == pytest.approx((90, 90 - 0.588, 90 + 0.588), abs=1e-3)
+    assert one.cell("vim", "r0", "free") == "90.00 ± 0.59" and one.cell("deit", "r0", "free") == MISSING
+    three = of(**{f"r0_free_test_seed{seed}": 90.0 + seed for seed in range(3)})
+    assert three.sum((1, "vim", "r0", "free")) == pytest.approx((91, 91 - 2.484, 91 + 2.484), abs=1e-3)
+    assert three.cell("vim", "r0", "free") == "91.00 ± 2.48 (3 seeds)"
+
+
+def test_a_difference_is_of_the_seeds_that_both_have():
+    found = of(r0_free_test_seed0=90.0, r0_free_test_seed1=80.0, r11_free_test_seed1=70.0)
+    mean, low, high = found.sum(*more("vim", "free", "r0", "r11"))
+    assert mean == 10 and high - mean == pytest.approx(1.96 * (0.16 + 0.21) ** 0.5)
+    assert found.sum(*more("vim", "free", "r0", "r5")) is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "above", "within"),
+    [
+        (None, MISSING, MISSING),
+        (Interval(2, 1, 3), "seen", "not seen"),
+        (Interval(0.2, 0.1, 0.3), "seen", "seen"),
+        (Interval(-2, -3, -1), "not seen", "seen"),
+        (Interval(0.4, -0.1, 0.9), "not decidable at this size", "not decidable at this size"),
+    ],
+)
+def test_a_verdict_takes_the_whole_interval(interval, above, within):
+    assert Claim("", "", ()).verdict(interval) == above
+    assert Claim("", "", (), within=0.5).verdict(interval) == within
+
+
+def test_finished_runs_are_collected_and_fill_the_page(tmp_path, monkeypatch):
+    env = {"command": ["python", "main.py"], "commit": "abc", "device": "cpu", "processes": 1, "torch": "2"}
+    for name, config in runs().items():
+        folder = tmp_path / "fashion" / name
+        folder.mkdir(parents=True)
+        write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "env.json", env)
+        count = IMAGES if config.run.eval else 5000
+        write_json(folder / "result.json", {"top1": 80.0, "count": count, "unreadable": 0})
+    found = Evidence(collect(tmp_path))
+    assert len(found.records) == len(runs())
+    assert all(MISSING not in text for text in evidence.tables(found).values())
+    monkeypatch.setattr(evidence, "PICTURE", tmp_path / "evidence.png")
+    evidence.draw(found)
+    assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+def test_the_ratio_is_the_papers():
+    assert removed(0) == 0
+    assert removed(8) == pytest.approx(0.142, abs=1e-3)
+    assert 0.30 < removed(17) < removed(18) < 0.325
+
+
+def test_no_weights_of_the_folder_are_large():
+    assert all(
+        path.stat().st_size < 4e6 for path in (ROOT / "image_task/exp_sh/fashion").rglob("*.safetensors")
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from rmeeto.errors import UserError
 
 NAMES = ("naive", "torch", "cpp", "triton", "upstream", "auto")
 ENVIRONMENT = "RMEETO_BACKEND"
+_left_whole = ContextVar("left_whole", default=False)
 
 
 class BackendUnavailable(RuntimeError):
@@ -42,11 +44,13 @@ class Operator:
     Args:
         name: as the doctor shows it.
         backends: best first.
+        whole: what makes the operator one node of an exported graph; None: what it is made of stands there.
     """
 
-    def __init__(self, name: str, backends: Iterable[Backend]) -> None:
+    def __init__(self, name: str, backends: Iterable[Backend], whole: Callable | None = None) -> None:
         self.name = name
         self.backends = tuple(backends)
+        self._whole = whole
         self._names: dict[tuple[str, str, str], str] = {}
         self._loaded: dict[str, Callable] = {}
 
@@ -72,6 +76,8 @@ class Operator:
         Raises:
             UserError: an unknown name, or a backend that is not for this device or cannot run here.
         """
+        if self._whole is not None and _left_whole.get():
+            return self._whole
         return self._loaded[self._choose(device_type, requested)]
 
     def chosen(self, device_type: str) -> str:
@@ -139,6 +145,16 @@ def forced(name: str) -> Iterator[None]:
             del os.environ[ENVIRONMENT]
         else:
             os.environ[ENVIRONMENT] = before
+
+
+@contextmanager
+def left_whole() -> Iterator[None]:
+    """Within it, a graph that is exported holds each operator as one node; that needs no kernel here."""
+    token = _left_whole.set(True)
+    try:
+        yield
+    finally:
+        _left_whole.reset(token)
 
 
 def _check(name: str, where: str) -> None:

@@ -61,6 +61,11 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``; where that changes nothing, an exported graph holds nothing of it."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def pointer(tensor: Tensor | None) -> int:
     """Address of the first element, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()

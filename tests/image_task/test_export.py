@@ -1,5 +1,6 @@
 """Models as folders, as hub repositories, as exported programs and ONNX files."""
 
+import copy
 import json
 import os
 import time
@@ -280,6 +281,25 @@ ONNX = {
 }
 
 
+def test_an_onnx_file_has_one_scan_a_block_and_needs_no_kernel(tmp_path, monkeypatch, x):
+    """Also of a model in half precision, and with the batch size fixed."""
+    pytest.importorskip("onnxscript")
+    runtime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    model = nano(merge=MergeConfig(r=3)).bfloat16()
+    model.layers = model.layers[:3]
+    expected = copy.deepcopy(model).float()(x)
+    with monkeypatch.context() as without:
+        without.setattr("rmeeto.ops.build.library", lambda: pytest.fail("an export builds nothing"))
+        path = to_onnx(model, tmp_path / "model.onnx", x[0:1], batch_size=2)
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    assert (nodes.count("Scan"), nodes.count("SequenceAt"), nodes.count("CumSum")) == (3, 0, 1)
+    assert model.head.weight.dtype == torch.bfloat16
+    session = runtime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == [2, 3, 16, 16]
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_near(expected, logits, 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ONNX)
 def test_an_onnx_file_equals_the_model(case, tmp_path):
@@ -302,11 +322,18 @@ def test_onnx_needs_an_input(monkeypatch, tmp_path):
         to_onnx(nn.Linear(2, 2), tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_size_that_is_none_is_one_error(size, tmp_path):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(UserError, match=f"to_onnx: batch_size={size}; expected 1 or more, or None for any"):
+        to_onnx(nano(), tmp_path / "model.onnx", batch_size=size)
+
+
 def test_onnx_takes_no_random_order(tmp_path):
     pytest.importorskip("onnxscript")
     model = nano(merge=MergeConfig(r=3, shuffle="random", shuffle_rate=0.5))
     start = time.monotonic()
-    with pytest.raises(UserError, match="Vim has shuffle='random', and an ONNX graph draws no random order"):
+    with pytest.raises(UserError, match="Vim has shuffle='random', and a graph draws no random order"):
         to_onnx(model, tmp_path / "model.onnx")
     assert time.monotonic() - start < 1 and not (tmp_path / "model.onnx").exists()
 

@@ -17,6 +17,7 @@ ADD_NORM = Operator(
         Backend("cpp", ("cpu",), cpp.load),
         Backend("torch", ("any",), lambda: naive.naive_add_rms_norm),
     ],
+    whole=cpp.add_rms_norm,
 )
 
 

@@ -19,6 +19,7 @@ CONV1D = Operator(
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_conv1d),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_conv1d, automatic=False),
     ],
+    whole=cpp.bidirectional_conv1d,
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmeeto.ops import build
 from rmeeto.ops.conv1d import eager
-from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointers, rows, run, spread, suffix
+from rmeeto.ops.cpp_support import STORAGE, Task, as_type, integers, pointers, rows, run, spread, suffix
 from rmeeto.ops.register import operator
 
 
@@ -48,7 +48,7 @@ def bidirectional_conv1d(
     """Same function as `naive_bidirectional_conv1d`; other types and empty tensors go to the eager path."""
     if x.dtype not in STORAGE or x.numel() == 0:
         return eager.eager_bidirectional_conv1d(x, weight, bias, weight_b, bias_b)
-    return _conv(x, weight.float(), bias.float(), weight_b.float(), bias_b.float())
+    return _conv(x, *(as_type(parameter, torch.float32) for parameter in (weight, bias, weight_b, bias_b)))
 
 
 def _forward_cpu(

@@ -20,6 +20,7 @@ SCAN = Operator(
         Backend("torch", ("any",), lambda: eager.eager_selective_scan),
         Backend("naive", ("any",), lambda: naive.naive_selective_scan, automatic=False),
     ],
+    whole=cpp.selective_scan,
 )
 BIDIRECTIONAL = Operator(
     "bidirectional_scan",
@@ -30,6 +31,7 @@ BIDIRECTIONAL = Operator(
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_scan),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_scan, automatic=False),
     ],
+    whole=cpp.bidirectional_scan,
 )
 
 

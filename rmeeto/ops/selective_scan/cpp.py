@@ -16,6 +16,7 @@ from rmeeto.ops import build
 from rmeeto.ops.cpp_support import (
     Struct,
     Task,
+    as_type,
     constant,
     integers,
     pointer,
@@ -108,15 +109,16 @@ def _scan(
     storage = torch.bfloat16 if half else torch.float32
     stored = [
         Direction(
-            *(d.u.to(storage), d.delta.to(storage), d.A.float(), d.B.to(storage), d.C.to(storage)),
-            *(None if vector is None else vector.float() for vector in (d.D, d.delta_bias)),
+            *(as_type(d.u, storage), as_type(d.delta, storage), as_type(d.A, torch.float32)),
+            *(as_type(d.B, storage), as_type(d.C, storage)),
+            *(None if vector is None else as_type(vector, torch.float32) for vector in (d.D, d.delta_bias)),
         )
         for d in directions
     ]
-    tensors = flatten(stored, None if z is None else z.to(storage))
+    tensors = flatten(stored, None if z is None else as_type(z, storage))
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     out, _ = _scan_operator(*tensors, softplus, reverse, average, keep)
-    return out.to(directions[0].u.dtype)
+    return as_type(out, directions[0].u.dtype)
 
 
 def _forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class Direction(NamedTuple):
         delta = self.delta if self.dt_weight is None else F.linear(self.delta, self.dt_weight)
         A = self.A
         if self.log_A:  # in float32 at least: a half format would round the exponential to three digits
-            A = -torch.exp(A.to(torch.promote_types(A.dtype, torch.float32)))
+            A = -torch.exp(A.float() if A.dtype.itemsize < 4 else A)
         return Direction(self.u, delta, A, self.B, self.C, self.D, self.delta_bias)
 
     def scan(self, selective_scan: Callable, z: Tensor | None = None, reverse: bool = False) -> Tensor:

@@ -21,6 +21,7 @@ MATCH = Operator(
         Backend("cpp", ("cpu",), lambda: cpp.load()[0]),
         Backend("torch", ("any",), lambda: naive.naive_match_tokens),
     ],
+    whole=cpp.match_tokens,
 )
 MERGE = Operator(
     "merge_tokens",
@@ -31,6 +32,7 @@ MERGE = Operator(
         Backend("cpp", ("cpu",), lambda: cpp.load()[1]),
         Backend("torch", ("any",), lambda: naive.naive_merge_tokens),
     ],
+    whole=cpp.merge_tokens,
 )
 
 

@@ -1,0 +1,205 @@
+"""This library's operators as ONNX nodes.
+
+B batch, L tokens, C and D channels, N states, G directions. Both directions of a scan are one ONNX Scan over tokens,
+whose loop holds the recurrence alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rmeeto.ops.selective_scan.direction import unflatten
+
+_FIRST, _LAST = -(1 << 62), 1 << 62  # beyond any token
+
+
+def table() -> dict[Any, Callable]:
+    """How each operator is written, as torch.onnx.export takes it."""
+    ours = torch.ops.rmeeto
+    return {
+        ours.scan.default: _scan,
+        ours.conv1d.default: _conv1d,
+        ours.add_rms_norm.default: _add_rms_norm,
+        ours.match_tokens.default: _match_tokens,
+        ours.merge_tokens.default: _merge_tokens,
+    }
+
+
+def _ints(*values: int) -> Any:
+    from onnxscript import opset18 as op
+
+    return op.Constant(value_ints=list(values))
+
+
+def _float(value: float) -> Any:
+    from onnxscript import opset18 as op
+
+    return op.Constant(value_float=value)
+
+
+def _backwards(x: Any, axis: int) -> Any:
+    from onnxscript import opset18 as op
+
+    return op.Slice(x, _ints(-1), _ints(_FIRST), _ints(axis), _ints(-1))
+
+
+def _silu(x: Any) -> Any:
+    from onnxscript import opset18 as op
+
+    return op.Mul(x, op.Sigmoid(x))
+
+
+def _scan(*arguments: Any) -> tuple[Any, Any]:
+    from onnxscript import opset18 as op
+
+    from rmeeto.export.recurrence import recurrence
+
+    *tensors, softplus, reverse, average, _ = arguments
+    directions, z = unflatten(tensors)
+    flipped = [reverse or k == 1 for k in range(len(directions))]
+
+    def steps(
+        name: str,
+    ) -> Any:  # (B, L, X) of each direction -> (L, G, B, X), from the token that it starts with
+        parts = []
+        for direction, flip in zip(directions, flipped, strict=True):
+            part = op.Transpose(getattr(direction, name), perm=[1, 0, 2])
+            parts.append(op.Unsqueeze(_backwards(part, 0) if flip else part, _ints(1)))
+        return op.Concat(*parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def vectors(name: str) -> Any:  # (D,) of each direction -> (G, 1, D)
+        parts = [op.Unsqueeze(getattr(direction, name), _ints(0, 1)) for direction in directions]
+        return op.Concat(*parts, axis=0) if len(parts) > 1 else parts[0]
+
+    u, delta = steps("u"), steps("delta")
+    if directions[0].delta_bias is not None:
+        delta = op.Add(delta, vectors("delta_bias"))
+    if softplus:  # several times as fast as the runtime's own; beyond 20 it is its argument to the last bit
+        low = op.Min(delta, _float(20.0))
+        delta = op.Max(delta, op.Log(op.Add(op.Exp(low), _float(1.0))))
+    states = [op.Unsqueeze(op.Transpose(direction.A, perm=[1, 0]), _ints(0, 1)) for direction in directions]
+    A = op.Concat(*states, axis=0) if len(states) > 1 else states[0]
+    w, B, C = op.Mul(delta, u), steps("B"), steps("C")
+    scale = _float(0.5 if average else 1.0)  # C and D are small: y would be a pass over memory
+    C = op.Mul(C, scale)
+    row, column = _ints(3), _ints(4)
+    y = recurrence(
+        op.Unsqueeze(delta, row), op.Unsqueeze(w, row), A, op.Unsqueeze(B, column), op.Unsqueeze(C, row)
+    )
+    y = op.Squeeze(y, row)  # (L, G, B, D)
+    if directions[0].D is not None:
+        y = op.Add(y, op.Mul(u, op.Mul(vectors("D"), scale)))
+    parts = [op.Gather(y, op.Constant(value_int=k), axis=1) for k in range(len(directions))]
+    parts = [_backwards(part, 0) if flip else part for part, flip in zip(parts, flipped, strict=True)]
+    y = op.Transpose(op.Add(*parts) if len(parts) > 1 else parts[0], perm=[1, 0, 2])
+    if z is not None:
+        y = op.Mul(y, _silu(z))
+    return y, op.ConstantOfShape(_ints(0))  # no states: only a backward pass would read them
+
+
+def _conv1d(x: Any, weight: Any, bias: Any, weight_b: Any, bias_b: Any) -> tuple[Any, Any]:
+    from onnxscript import opset18 as op
+
+    length, (channels, _, kernel) = x.shape[1], weight.shape
+    x = op.Transpose(x, perm=[0, 2, 1])
+    y = op.Conv(x, weight, bias, group=channels, pads=[kernel - 1, 0])
+    y_b = op.Conv(x, _backwards(weight_b, 2), bias_b, group=channels, pads=[0, kernel - 1])
+
+    def tokens(y: Any) -> Any:
+        y = op.Transpose(_silu(y), perm=[0, 2, 1])
+        # Without these two onnxruntime joins this transpose with the scan's, into one many times as slow as both.
+        return op.Reshape(op.Reshape(y, _ints(-1, channels)), _ints(-1, length, channels))
+
+    return tokens(y), tokens(y_b)
+
+
+def _add_rms_norm(hidden: Any, residual: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+    from onnxscript import opset18 as op
+
+    total = hidden if residual is None else op.Add(hidden, residual)
+    square = op.ReduceMean(op.Pow(total, _float(2.0)), _ints(-1))
+    normed = op.Div(total, op.Sqrt(op.Add(square, _float(eps))))
+    return op.Mul(normed, weight), op.Identity(total)
+
+
+def _rows(x: Any, index: Any) -> Any:
+    """(B, L, ...) at (B, n) -> (B, n, ...)."""
+    from onnxscript import opset18 as op
+
+    return op.GatherND(x, op.Unsqueeze(index, _ints(2)), batch_dims=1)
+
+
+def _match_tokens(
+    metric: Any, r: int, class_index: Any, index: int, exact: bool
+) -> tuple[Any, Any, Any, Any]:
+    """As `rmeeto.merge.rules.exact` and `Tokens.plan` in order: P patches, of which the even ones may go."""
+    from onnxscript import opset18 as op
+
+    num_tokens = metric.shape[1]
+    num_patches = num_tokens - 1
+    batch = op.Shape(metric, start=0, end=1)
+
+    def row(values: Sequence[int]) -> Any:
+        return op.Unsqueeze(_ints(*values), _ints(0))
+
+    def each(values: Any, n: int) -> Any:  # (1 or B, n) -> (B, n)
+        return op.Expand(values, op.Concat(batch, _ints(n), axis=0))
+
+    def positions(patches: Any) -> Any:  # of patches among the tokens
+        return op.Add(patches, op.Cast(op.GreaterOrEqual(patches, aside), to=7))
+
+    aside = row([index]) if class_index is None else op.Unsqueeze(class_index, _ints(1))
+    norm = op.Max(op.ReduceL2(metric, _ints(-1)), _float(1e-12))
+    metric = op.Div(metric, norm)
+    even, odd = range(0, num_patches, 2), range(1, num_patches, 2)
+    sources = _rows(metric, each(positions(row(even)), len(even)))
+    destinations = _rows(metric, each(positions(row(odd)), len(odd)))
+    scores = op.MatMul(sources, op.Transpose(destinations, perm=[0, 2, 1]))
+    score, pick = op.ReduceMax(scores, _ints(-1), keepdims=0), op.ArgMax(scores, axis=-1, keepdims=0)
+    _, first = op.TopK(score, _ints(r), axis=1)  # of equal scores the lower index comes first
+    two = _ints(2)
+    source = op.Mul(first, two)
+    destination = op.Add(op.Mul(op.GatherElements(pick, first, axis=1), two), _ints(1))
+
+    patch = each(row(range(num_patches)), num_patches)
+    one = op.Expand(_ints(1), op.Shape(source))
+    gone = op.ScatterElements(op.Sub(patch, patch), source, one, axis=1)
+    # Those that stay are the lowest of the patches, among which those that go count as high.
+    stay = op.Add(patch, op.Mul(gone, _ints(num_patches)))
+    kept, _ = op.TopK(stay, _ints(num_patches - r), axis=1, largest=0)
+    place = op.GatherElements(op.Sub(patch, op.CumSum(gone, _ints(1))), destination, axis=1)
+    if exact:
+        before = op.ReduceSum(op.Cast(op.Less(source, aside), to=7), _ints(1))
+        at = op.Sub(each(aside, 1), before)
+    else:
+        at = op.Div(op.Mul(aside, _ints(num_tokens - r)), _ints(num_tokens))
+    out = row(range(num_tokens - r))
+    behind = op.Cast(op.Greater(out, at), to=7)
+    padded = op.Concat(positions(kept), each(aside, 1), axis=1)
+    keep = op.GatherElements(padded, each(op.Sub(out, behind), num_tokens - r), axis=1)
+    keep = op.Where(op.Equal(out, at), aside, keep)
+    place = op.Add(place, op.Cast(op.GreaterOrEqual(place, at), to=7))
+    said = op.Squeeze(at, _ints(1)) if exact else op.Shape(metric, start=0, end=0)
+    return keep, positions(source), place, said
+
+
+def _merge_tokens(
+    hidden: Any, residual: Any, size: Any, keep: Any, source: Any, destination: Any
+) -> tuple[Any, Any]:
+    """A product with a matrix of zeros and ones adds those that go to those that stay."""
+    from onnxscript import opset18 as op
+
+    x = hidden if residual is None else op.Add(residual, hidden)
+    kept = keep.shape[1]
+    into = op.Equal(op.Unsqueeze(_ints(*range(kept)), _ints(0, 2)), op.Unsqueeze(destination, _ints(1)))
+    into = op.Cast(into, to=1)  # (B, kept, r)
+    if size is None:
+        new_size = op.Add(op.ReduceSum(into, _ints(-1)), _float(1.0))
+    else:
+        x = op.Mul(x, size)
+        new_size = op.Add(_rows(size, keep), op.MatMul(into, _rows(size, source)))
+    total = op.Add(_rows(x, keep), op.MatMul(into, _rows(x, source)))
+    return op.Div(total, new_size), new_size

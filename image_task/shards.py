@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from rmeeto.data.pictures import ENDINGS, MAX_BYTES, check_regular, decode, hidd
 from rmeeto.errors import UserError
 
 LABEL = 32  # bytes of a class number, spaces included
+_LONGEST_HEADER = 2**15  # bytes of a name, or of the fields that follow a header; a path has 4,096
+_MANY_DIGITS = re.compile(rb"\d{100}")
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,25 @@ def _class_number(text: bytes, where: str) -> int:
     return int(number)
 
 
+class _Header(tarfile.TarInfo):
+    """A member whose long name and further fields have a bound.
+
+    Python before 3.11.10 searches the fields in a time that is quadratic in the length of a row of digits.
+    """
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        fields = tar.fileobj.read(min(self.size, _LONGEST_HEADER))
+        if self.size > _LONGEST_HEADER or _MANY_DIGITS.search(fields):
+            raise tarfile.ReadError(f"a header of {self.size} bytes or with a number of 100 digits")
+        tar.fileobj.seek(-len(fields), os.SEEK_CUR)
+        return super()._proc_pax(tar)  # type: ignore[misc]
+
+    def _proc_gnulong(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a name of {self.size} bytes")
+        return super()._proc_gnulong(tar)  # type: ignore[misc]
+
+
 def _members(shard: str) -> Iterator[tuple[PurePosixPath, int, int]]:
     """Path, offset and size in bytes of every file in a tar; a tar inside it counts as a folder.
 
@@ -157,7 +179,7 @@ def _members(shard: str) -> Iterator[tuple[PurePosixPath, int, int]]:
     block of zeros and nothing after it.
     """
     try:
-        with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             yield from _walk(tar, PurePosixPath(), 0, os.path.getsize(shard))
     except UserError:
         raise
@@ -187,7 +209,7 @@ def _walk(
         if not member.isfile() or not path.name or any(map(hidden, path.parts)):
             continue
         if path.suffix == ".tar":
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:", tarinfo=_Header) as inner:
                 yield from _walk(inner, path.with_suffix(""), start + member.offset_data, member.size)
         else:
             yield path, start + member.offset_data, member.size

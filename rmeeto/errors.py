@@ -1,13 +1,19 @@
 """The one exception that means: the user can fix this; and how names are shown."""
 
+_LONGEST = 2000  # characters of a text that is shown; a name in a tar file can have millions
+
 
 def shown(text: object) -> str:
     """A text in one line that a terminal only displays: what is not printable stands escaped, as in Python's `repr`.
 
     Names of files, classes and tensors are anybody's: escape codes, line ends, bytes that are no UTF-8 or marks that
-    turn the direction of writing would otherwise act where they are printed.
+    turn the direction of writing would otherwise act where they are printed. Of a very long text the middle is left
+    out.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    whole = str(text)
+    if len(whole) > _LONGEST:
+        whole = f"{whole[: _LONGEST - 500]} ... {whole[-400:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
 
 
 class UserError(ValueError):

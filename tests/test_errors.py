@@ -185,3 +185,8 @@ def test_a_name_that_no_disk_takes_is_one_error(tmp_path, capsys):
     assert collect_main([name]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("error: ") and name in line for line in lines) == 4
+
+
+def test_of_a_very_long_text_the_middle_is_left_out():
+    text = shown("a" * 10**6 + "\n")
+    assert len(text) < 2100 and text.endswith("aa\\n") and " ... " in text

@@ -81,6 +81,11 @@ def run_command(
     except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a name that no disk takes, a folder of somebody else's, a full disk
+        if error.filename is None:
+            raise
+        print(f"error: {shown(error.filename)} cannot be used: {shown(error.strerror)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if is_main:
             print(_farewell(config), file=sys.stderr)

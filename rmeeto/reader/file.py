@@ -69,7 +69,7 @@ def digest(content: Any, largest: float = math.inf) -> str:
         largest: bytes to look at; a value that stands in it a million times is looked at as often.
 
     Raises:
-        Unreadable: there is more.
+        Unreadable: there is more, or it is nested too deeply.
     """
     found, left = hashlib.sha256(), largest
 
@@ -83,14 +83,19 @@ def digest(content: Any, largest: float = math.inf) -> str:
             raw = plain.view(torch.uint8).numpy() if len(plain) else b""
             found.update(f"{value.dtype} {tuple(value.shape)} {zlib.crc32(raw)};".encode())
         elif isinstance(value, dict | list | tuple):
-            kind = "dict" if isinstance(value, dict) else type(value).__name__
+            kind = next(
+                k.__name__ for k in (dict, list, tuple) if isinstance(value, k)
+            )  # torch.Size is read as tuple
             found.update(f"{kind} {len(value)}:".encode())
             for part in value.items() if isinstance(value, dict) else value:
                 add(part)
         else:
             found.update(f"{type(value).__name__} {value!r};".encode())
 
-    add(content)
+    try:
+        add(content)
+    except RecursionError:
+        raise Unreadable("it is nested too deeply") from None
     return found.hexdigest()
 
 

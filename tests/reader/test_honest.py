@@ -186,6 +186,20 @@ def test_a_class_that_is_not_known_is_named_with_the_way_out(tmp_path):
     assert same(read(tmp_path / "plain.pth"), {"w": W})
 
 
+def test_sizes_and_other_tuples_have_the_digest_of_what_is_read(tmp_path):
+    content = {"size": torch.Size((2, 3)), "ordered": collections.OrderedDict(a=1), "list": [1, (2, [2.0])]}
+    torch.save({**content, DIGEST: digest(content)}, tmp_path / "x.pt")
+    assert same(read(tmp_path / "x.pt"), {**content, "size": (2, 3)})
+
+
+def test_what_is_nested_too_deeply_has_no_digest():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(Unreadable, match="nested too deeply"):
+        digest(deep)
+
+
 def test_a_digest_sees_every_change(tmp_path):
     content = {"model": {"a": W, "b": W + 1}, "step": 3, "rates": [0.1, None]}
     torch.save({**content, DIGEST: digest(content)}, tmp_path / "x.pt")

@@ -88,7 +88,7 @@ PICKLES = {
     "a digest of what stands twice and twice": (
         entry("a", doubled(60)) + text(DIGEST) + text("0" * 64) + b"s", "too many times"),
     "a digest of 100,000 levels": (
-        entry("a", b"]" * 10**5 + b"a" * (10**5 - 1)) + text(DIGEST) + text("0" * 64) + b"s", "damaged"),
+        entry("a", b"]" * 10**5 + b"a" * (10**5 - 1)) + text(DIGEST) + text("0" * 64) + b"s", "nested too deeply"),
     "more taken than there is": (b"e", "damaged"),
     "nothing": (b"", "damaged"),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 import image_task.main
 from rmeeto.engine import checkpoint
 from rmeeto.ops import build
-from rmeeto.reader import DIGEST
+from rmeeto.reader import DIGEST, Unreadable
 from tests.fuzz.case import ACCEPT, SAME, Case, Kind, Refused, Wrong
 from tests.fuzz.mutate import NUMBERS, some_bytes, some_value
 from tests.fuzz.programs import try_main
@@ -89,7 +89,10 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
         if about["digest"] == "old":
             torch.save({**state, DIGEST: written}, folder / "last.pt")
         else:
-            checkpoint.save(folder / "last.pt", state)
+            try:
+                checkpoint.save(folder / "last.pt", state)
+            except Unreadable as error:
+                raise Refused(str(error)) from None
     before = {path.name for path in folder.iterdir()}
     try:
         try_main(image_task.main.main, [*ARGUMENTS, "--resume"])

@@ -1,6 +1,7 @@
 """The evidence on Fashion-MNIST: `python fig/evidence.py` writes docs/evidence.md's tables and draws docs/evidence.png.
 
-`--collect runs` first takes what the recipes of image_task/exp_sh/fashion/ have finished into the records.
+`--collect runs` first takes what the recipes of image_task/exp_sh/fashion/ have finished into the records, `--weights
+runs` the dense weights of seed 0, from which the recipes start where dense.sh has not run.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import timm
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fig.evidence_claims import CLAIMS  # noqa: E402
-from fig.evidence_records import ARMS, MISSING, RECORDS, Evidence, collect, removed  # noqa: E402
+from fig.evidence_records import ARMS, MISSING, MODELS, RECORDS, Evidence, collect, removed  # noqa: E402
+from image_task.models import load_weights  # noqa: E402
 from rmeeto.json_file import read_json, write_json  # noqa: E402
 
 DOCUMENT, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.png"
@@ -68,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of finished runs")
+    parser.add_argument(
+        "--weights", type=Path, metavar="RUNS", help="take the dense weights of seed 0 from there"
+    )
     args = parser.parse_args(argv)
+    if args.weights:
+        for kind in MODELS:
+            ship(kind, args.weights)
     records = read_json(RECORDS) if RECORDS.exists() else {}
     if args.collect:
         found = collect(args.collect)
@@ -79,6 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     DOCUMENT.write_text(renewed(DOCUMENT.read_text(), evidence))
     draw(evidence)
     return 0
+
+
+def ship(kind: str, runs: Path) -> None:
+    """Put the dense weights of seed 0 beside the recipes."""
+    model = timm.create_model(MODELS[kind])
+    load_weights(model, runs / "fashion" / f"{kind}-dense-seed0" / "last.pt")
+    save_file(model.state_dict(), RECORDS.with_name(f"{kind}.safetensors"))
 
 
 def tables(evidence: Evidence) -> dict[str, str]:

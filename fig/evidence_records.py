@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 import shlex
@@ -17,10 +18,11 @@ import image_task.models  # noqa: F401, registers them
 from exp_sh.collect import record_of
 from rmeeto import MergeConfig
 from rmeeto.json_file import read_json
+from rmeeto.measure import token_reduction_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "image_task" / "exp_sh" / "fashion" / "results.json"
-MODELS = ("vim_nano_patch2_28", "rmeeto_deit_nano_patch2_28")
+MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
 ARMS = {"free": "training-free", "trained": "re-trained"}
 IMAGES = 10_000  # to test on
 MISSING = "not yet measured"
@@ -45,8 +47,19 @@ def collect(runs: Path) -> dict[str, Any]:
         )
         if not config["run"]["smoke"]:
             record = record_of(result, config, env)
-            found[path.parent.name] = {**record, "command": shlex.join(record["command"])}
+            found[path.parent.name] = {
+                **record,
+                "command": shlex.join(record["command"]),
+                "seconds": seconds(path.with_name("log.jsonl")),
+            }
     return found
+
+
+def seconds(log: Path) -> float:
+    """What a run's training and its evaluations took; of an epoch that was cut short, the part since then."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    took = {(line["event"], line["epoch"]): line["process"]["seconds"] for line in lines if "process" in line}
+    return round(sum(took.values()), 1)
 
 
 class Evidence:
@@ -113,7 +126,7 @@ class Evidence:
 def removed(r: int) -> float:
     """The share of tokens removed, averaged over the blocks: the paper's reduction ratio, of Vim and DeiT alike."""
     with torch.device("meta"):
-        models = [timm.create_model(name, merge=MergeConfig(r=r, interval=1)) for name in MODELS]
-    vim, deit = (model.num_tokens for model in models)
+        models = [timm.create_model(name, merge=MergeConfig(r=r, interval=1)) for name in MODELS.values()]
+    vim, deit = map(token_reduction_ratio, models)
     assert vim == deit
-    return 1 - statistics.mean(vim) / (models[0].num_patches + 1)
+    return vim

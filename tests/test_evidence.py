@@ -6,15 +6,22 @@ import re
 import shlex
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fig import evidence
 from fig.evidence_claims import CLAIMS, Claim, more
-from fig.evidence_records import IMAGES, MISSING, RECORDS, Evidence, Interval, collect, removed
+from fig.evidence_records import IMAGES, MISSING, MODELS, RECORDS, Evidence, Interval, collect, removed
 from image_task.flags import parse
 from rmeeto.json_file import read_json, write_json
-from tests.recipes import RECIPES, ROOT, plan
+from tests.recipes import RECIPES, plan
 
+LOG = """{"event": "step", "epoch": 1, "step": 2}
+{"event": "train", "epoch": 1, "step": 4, "process": {"seconds": 3.25}}
+{"event": "eval", "epoch": 1, "step": 4, "process": {"seconds": 0.5}}
+"""
 FASHION = [recipe for recipe in RECIPES if recipe.parent.name == "fashion"]
 
 
@@ -106,10 +113,12 @@ def test_finished_runs_are_collected_and_fill_the_page(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         write_json(folder / "config.json", config.to_dict())
         write_json(folder / "env.json", env)
+        (folder / "log.jsonl").write_text(LOG)
         count = IMAGES if config.run.eval else 5000
         write_json(folder / "result.json", {"top1": 80.0, "count": count, "unreadable": 0})
     found = Evidence(collect(tmp_path))
     assert len(found.records) == len(runs())
+    assert {record["seconds"] for record in found.records.values()} == {3.8}
     assert all(MISSING not in text for text in evidence.tables(found).values())
     monkeypatch.setattr(evidence, "PICTURE", tmp_path / "evidence.png")
     evidence.draw(found)
@@ -122,7 +131,14 @@ def test_the_ratio_is_the_papers():
     assert 0.30 < removed(17) < removed(18) < 0.325
 
 
-def test_no_weights_of_the_folder_are_large():
-    assert all(
-        path.stat().st_size < 4e6 for path in (ROOT / "image_task/exp_sh/fashion").rglob("*.safetensors")
-    )
+def test_dense_weights_are_put_beside_the_recipes_small_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "RECORDS", tmp_path / "results.json")
+    for kind, name in MODELS.items():
+        model = timm.create_model(name)
+        folder = tmp_path / "fashion" / f"{kind}-dense-seed0"
+        folder.mkdir(parents=True)
+        torch.save({"model": model.state_dict()}, folder / "last.pt")
+        evidence.ship(kind, tmp_path)
+        shipped = load_file(tmp_path / f"{kind}.safetensors")
+        assert all(torch.equal(shipped[key], value) for key, value in model.state_dict().items())
+        assert (tmp_path / f"{kind}.safetensors").stat().st_size < 4e6

@@ -23,7 +23,10 @@ one() { # KIND NAME FLAGS...: a run
         --data-set FASHION --data-path "$DATA" --batch-size 64 "${@:3}"
 }
 
-weights() { echo "$RUNS/fashion/$1-$2-seed$SEED/last.pt"; }
+weights() { # KIND NAME: of a run; the dense ones of seed 0 may be beside the recipes instead
+    local own=$RUNS/fashion/$1-$2-seed$SEED/last.pt shipped=image_task/exp_sh/fashion/$1.safetensors
+    [[ $2 != dense || $SEED != 0 || -e $own || ! -e $shipped ]] && echo "$own" || echo "$shipped"
+}
 
 row() { # what has to happen one after the other; JOBS of them at once
     if ((JOBS == 1)); then

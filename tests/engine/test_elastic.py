@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
+import image_task.main
+import video_task.main
 from image_task.flags import parse
 from rmeeto import MergeConfig
 from rmeeto.engine import OptimConfig, checkpoint
@@ -97,3 +100,12 @@ def test_the_flag_is_kept_in_the_config_and_the_folders_name():
     assert config.optim.elastic_r == (0, 5, 11)
     assert config.folder.name == "vim_nano_patch2_16-r11-elastic0_5_11"
     assert type(config).from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("main", [image_task.main.main, video_task.main.main], ids=["images", "clips"])
+def test_both_tasks_train_at_several_r(main, tmp_path, capsys):
+    line = f"--smoke --device cpu --r 4 --elastic_r 0,4,8 --distill --output_dir {tmp_path} --name elastic"
+    assert main(line.split()) == 0
+    assert "each step at 2 or 3 of r = 0, 4, 8" in " ".join(capsys.readouterr().out.split())
+    config = json.loads((tmp_path / "elastic-smoke" / "config.json").read_text())
+    assert config["optim"]["elastic_r"] == [0, 4, 8] and config["merge"]["r"] == 4

@@ -51,7 +51,9 @@ def test_a_row_is_tested_as_it_was_trained():
             assert tested.merge == config.merge and tested.model.model == config.model.model
             assert tested.model.model_pth == f"runs/fashion/{config.run.name}/last.pt"
         kind = config.run.name.partition("-")[0]
-        assert config.model.model_pth == f"runs/fashion/{kind}-dense-seed0/last.pt"
+        shipped = f"image_task/exp_sh/fashion/{kind}.safetensors"
+        dense = shipped if (ROOT / shipped).exists() else f"runs/fashion/{kind}-dense-seed0/last.pt"
+        assert config.model.model_pth == dense
         assert config.distill.distill == ("noteacher" not in config.run.name)
 
 
@@ -81,6 +83,12 @@ def test_finished_runs_are_not_run_again_and_others_go_on(tmp_path):
     (done / "result.json").touch()
     _, commands = launch(FOLDER / "dense.sh", tmp_path, SEED="0")
     assert [command[command.index("--name") + 1] for command in commands] == ["deit-dense-seed0"]
+
+
+def test_other_seeds_start_from_their_own_dense_model(tmp_path):
+    _, commands = launch(FOLDER / "order.sh", tmp_path, FREE="1", SEED="2")
+    weights = {command[command.index("--model_pth") + 1] for command in commands}
+    assert weights == {f"{tmp_path}/runs/fashion/{kind}-dense-seed2/last.pt" for kind in ("vim", "deit")}
 
 
 def test_free_leaves_out_what_trains(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 OUTSIDE = "../outside/secret.json"
 ABSOLUTE = "/proc/self/cwd/../outside/secret.json"
 HOST, PORT = "127.77.77.77", 47777
+# Where this run alone listens, for the fault that connects: others may run on the machine, and listen to HOST too.
+OWN = "127.78.{}.{}".format(
+    *divmod(int(os.environ.setdefault("RMEETO_FUZZ_RUN", str(os.getpid()))) % 2**14, 128)
+)
 URL = f"http://{HOST}:{PORT}/model.safetensors"
 
 TEXTS = (

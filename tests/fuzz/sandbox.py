@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rmeeto.ops.cache import cache_folder
-from tests.fuzz.mutate import HOST, PORT
+from tests.fuzz.mutate import HOST, OWN, PORT
 
 MEMORY = 2 << 30  # bytes beyond what the parent has
 LARGEST_FILE = 256 << 20
@@ -50,7 +50,7 @@ class Sandbox:
         os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
         tempfile.tempdir = None  # read again
         self._watch = _inotify(self.outside)
-        self._socket = _listen()
+        self._sockets = [*filter(None, map(_listen, (HOST, OWN)))]
         self._seen: list[str] = []
         self._armed = False
         self._programs: tuple[str, ...] = ()
@@ -108,9 +108,9 @@ class Sandbox:
                 at += 16 + size
                 if mask & _CHANGED or not (may_read or mask & _FOLDER):  # others may list folders
                     seen.append(f"outside/{name} was {'changed' if mask & _CHANGED else 'opened'}")
-        if self._socket is not None:
+        for server in self._sockets:
             try:
-                self._socket.accept()[0].close()
+                server.accept()[0].close()
                 seen.append("a connection was made")
             except BlockingIOError:
                 pass
@@ -154,11 +154,11 @@ def _inotify(folder: Path) -> int:
     return descriptor
 
 
-def _listen() -> socket.socket | None:
+def _listen(host: str) -> socket.socket | None:
     server = socket.socket()
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        server.bind((HOST, PORT))
+        server.bind((host, PORT))
     except OSError:  # no such address here: the audit sees Python's connections
         return None
     server.listen(8)

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.case import ANY, Case, Kind, Refused, Wrong
-from tests.fuzz.mutate import HOST, OUTSIDE, PORT
+from tests.fuzz.mutate import OUTSIDE, OWN, PORT
 
 
 def _busy() -> None:
@@ -46,7 +46,7 @@ FAULTS = {
     "empty refusal": lambda: _refuse(""),
     "control character": lambda: print("\x1b[2J"),
     "traceback": lambda: print("Traceback (most recent call last):", file=sys.stderr),
-    "connection": lambda: socket.create_connection((HOST, PORT), timeout=1).close(),
+    "connection": lambda: socket.create_connection((OWN, PORT), timeout=1).close(),
     "look-up": lambda: socket.gethostbyname("localhost"),
     "read beside": _read_natively,
     "written beside": lambda: Path("../outside/new").write_text(""),

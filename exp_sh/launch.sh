@@ -9,8 +9,11 @@
 # RESUME=1   go on with runs that were cut short    RUNS     where the run folders go (default runs)
 # RELEASED=1 with the released code's quirks where published figures rest on them: the recipe's header says which
 # DATA       the data set (default: the recipe's)    WEIGHTS  pre-trained weights (default weights)
-# NPROC      processes on this machine (default: one a GPU, else 1)
+# NPROC      processes on this machine (default: one a GPU, else 1); GPUS is the same
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   the same recipe, started once on each of several machines
+# NNODES=2:4 as many machines as come, without NODE_RANK; who comes or goes later changes only the speed
+# MAX_RESTARTS  times that all processes are started anew after one has died (default 0, of 2:4 3); they go on
+# Under SLURM (srun bash recipe.sh) all of these come from the allocation: exp_sh/slurm/recipe.sbatch is a job.
 # SEED       of the recipes that say so (default 0)
 # PYTHON     the interpreter (default: that of $RMEETO_VENV or .venv, else python3)
 
@@ -41,7 +44,7 @@ fi
 if [[ $SMOKE == 1 ]]; then # a folder for each recipe, made anew: what smoke runs have made bears a mark
     main=${main:-image_task.main}
     RUNS=$RUNS/smoke/${main%%.*}/$(basename "$(dirname "$0")")-$(basename "$0" .sh)
-    if [[ $DRY_RUN == 0 && $NODE_RANK == 0 ]]; then
+    if [[ $DRY_RUN == 0 && $NODE_RANK == 0 && ${SLURM_PROCID:-0} == 0 ]]; then
         [[ ! -e $RUNS && ! -L $RUNS ]] || [[ -f $RUNS/$smoke_mark ]] ||
             fail "$(LC_ALL=C printf %q "$RUNS") is not of a smoke run (it holds no $smoke_mark): remove it, or set RUNS."
         rm -rf -- "$RUNS"
@@ -68,12 +71,19 @@ run() {
     [[ $RESUME == 0 ]] || task+=(--resume)
     [[ $SMOKE == 0 ]] || task+=(--smoke)
     [[ $RELEASED == 0 ]] || task+=(${released[@]+"${released[@]}"})
-    if ((NNODES > 1)); then # a port of its own for each run: a fast node must not join the slow node's last run
+    if [[ -n $MOST_NODES ]]; then
+        processes+=(-m rmeeto.cli.launch --nproc_per_node "$NPROC" --nnodes "$NNODES:$MOST_NODES"
+            --rdzv_backend c10d --rdzv_endpoint "$MASTER_ADDR:$((MASTER_PORT + num_runs))"
+            --rdzv_id "run$num_runs" --max_restarts "$MAX_RESTARTS")
+    elif ((NNODES > 1)); then # a port of its own for each run: a fast node must not join the slow node's last run
         processes+=(-m rmeeto.cli.launch --nproc_per_node "$NPROC" --nnodes "$NNODES" --node_rank "$NODE_RANK"
             --master_addr "$MASTER_ADDR" --master_port "$((MASTER_PORT + num_runs))")
-    elif ((NPROC > 1)); then
+    elif ((NPROC > 1 || MAX_RESTARTS > 0)); then
         processes+=(-m rmeeto.cli.launch --standalone --nproc_per_node "$NPROC")
+    elif [[ -n ${SLURM_STEP_ID:-} ]]; then # this is one of the processes
+        export MASTER_PORT=$((MASTER_PORT + 1))
     fi
+    [[ $MAX_RESTARTS == 0 || -n $MOST_NODES ]] || processes+=(--max_restarts "$MAX_RESTARTS")
     num_runs=$((num_runs + 1))
 
     local shown

@@ -60,6 +60,14 @@ def wait(pids: list[int], timeout: float = 60) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
+def until(condition: Callable[[], Any], timeout: float = 60) -> None:
+    """Wait for what another process does."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def run(size: int, function: Callable[[], Any], timeout: float = 60) -> list[Any]:
     """What a function returns in each of `size` processes, in the order of their ranks."""
     port = free_port()

@@ -30,6 +30,7 @@ VARIABLES = {
     "NNODES",
     "NODE_RANK",
 }
+VARIABLES |= {"GPUS", "MAX_RESTARTS", *(name for name in os.environ if name.startswith("SLURM_"))}
 VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED", "FREE", "JOBS"}
 
 _STAND_IN = r"""#!/bin/sh

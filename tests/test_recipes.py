@@ -17,6 +17,7 @@ from tests.warm import PYTHON
 TINY = ROOT / "image_task" / "exp_sh" / "tab2" / "vim_tiny.sh"
 RETRAIN = ROOT / "image_task" / "exp_sh" / "digits" / "retrain.sh"
 DENSE = RETRAIN.with_name("dense.sh")
+INJECTION = "PATH[$(touch pwned)]"
 
 
 @pytest.fixture(name="launch")
@@ -112,6 +113,78 @@ def test_several_machines_meet_at_a_port_of_its_own_for_each_command(launch):
             launcher
         )
         assert [x for x, y in zip(a, b, strict=True) if x != y] == ["0"]
+
+
+def test_as_many_machines_as_come_meet_by_themselves_and_go_on(launch):
+    _, commands = launch(RETRAIN, NNODES="2:4", GPUS="8", MASTER_ADDR="host0", MASTER_PORT="4000")
+    for index, command in enumerate(commands):
+        launcher = " ".join(command[1 : command.index("image_task.main")])
+        assert launcher == (
+            "-m rmeeto.cli.launch --nproc_per_node 8 --nnodes 2:4 --rdzv_backend c10d --rdzv_endpoint "
+            f"host0:{4000 + index} --rdzv_id run{index} --max_restarts 3 -m"
+        )
+        assert "--resume" in command
+
+
+def test_restarts_need_the_launcher_and_go_on(launch):
+    _, (command, *_) = launch(RETRAIN, MAX_RESTARTS="2")
+    assert command[2:8] == [
+        "rmeeto.cli.launch",
+        "--standalone",
+        "--nproc_per_node",
+        "1",
+        "--max_restarts",
+        "2",
+    ]
+    assert "--resume" in command
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"GPUS": "2", "NPROC": "3"}, "GPUS is 2 and NPROC is 3"),
+        ({"NNODES": "2:"}, "NNODES is 2:: expected the fewest and the most"),
+        ({"NNODES": "4:2", "MASTER_ADDR": "host0"}, "NNODES is 4:2: expected the smaller number first"),
+        ({"NNODES": "1:2"}, "NNODES is 1:2 but MASTER_ADDR is not set"),
+        ({"NNODES": f"1:{INJECTION}", "MASTER_ADDR": "host0"}, "expected a whole number from 1"),
+        ({"MAX_RESTARTS": "many"}, "MAX_RESTARTS is many: expected a whole number"),
+    ],
+)
+def test_numbers_of_machines_that_cannot_be_are_refused(variables, message, launch):
+    process, commands = launch(DENSE, **variables)
+    assert process.returncode == 2 and message in process.stderr and not commands
+
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "123456", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "1"}
+STEP |= {"SLURM_STEP_NODELIST": "gpu[07-08,12]", "SLURM_NODEID": "1", "SLURM_PROCID": "3"}
+
+
+def test_under_slurm_a_task_a_machine_starts_its_processes(launch):
+    _, (command, *_) = launch(RETRAIN, SLURM_STEP_NUM_TASKS="2", NPROC="8", **STEP)
+    launcher = " ".join(command[: command.index("image_task.main")])
+    assert "--nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr gpu07 --master_port 23456" in launcher
+
+
+@pytest.mark.parametrize(("gpus", "local"), [("0,1", "1"), ("1", "0")])
+def test_under_slurm_several_tasks_a_machine_are_the_processes(gpus, local, launch, tmp_path):
+    script = tmp_path / "env.sh"
+    script.write_text(
+        '#!/bin/sh\n[ "$1" != -c ] || { echo 1; exit 0; }\n'
+        "echo $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT\n"
+    )
+    script.chmod(0o755)
+    one = {"PYTHON": str(script), "CUDA_VISIBLE_DEVICES": gpus, "SLURM_RESTART_COUNT": "1"}
+    process, _ = launch(DENSE, SLURM_STEP_NUM_TASKS="4", **STEP, **one)
+    assert f"\n3 {local} 4 gpu07 23457\n" in process.stdout
+    assert "-m image_task.main" in process.stdout and "--resume" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("n1,n2", "n1"), ("n[3-5]", "n3"), ("a-b[001,003],c", "a-b001"), ("solo", "solo")]
+)
+def test_the_first_machine_of_a_list(nodes, first, launch):
+    _, (command, *_) = launch(DENSE, SLURM_STEP_NUM_TASKS="2", **{**STEP, "SLURM_STEP_NODELIST": nodes})
+    assert command[command.index("--master_addr") + 1] == first
 
 
 def test_several_machines_without_an_address_are_refused(launch):
@@ -213,8 +286,7 @@ def test_other_words_are_refused_by_the_name_of_the_switch(name, word, launch, t
     assert not (tmp_path / "pwned").exists()
 
 
-NUMBERS = {"NPROC": 1, "NNODES": 1, "NODE_RANK": 0, "MASTER_PORT": 1, "SEED": 0}
-INJECTION = "PATH[$(touch pwned)]"
+NUMBERS = {"NPROC": 1, "MAX_RESTARTS": 0, "NNODES": 1, "NODE_RANK": 0, "MASTER_PORT": 1, "SEED": 0}
 
 
 VALUES = [

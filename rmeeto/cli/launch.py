@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.launcher.api
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -23,6 +25,11 @@ from rmeeto.engine.preempt import EXIT_CODE
 from rmeeto.errors import shown
 
 _EVERY = 30  # seconds
+_FINAL = (
+    2,
+    130,
+    EXIT_CODE,
+)  # of a process that would end like this again: a user error, Ctrl-C, told to leave
 _LOGGERS = ("torch.distributed.elastic", "torch.distributed.run")
 
 
@@ -36,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     arguments = torchrun.parse_args(sys.argv[1:] if argv is None else list(argv))
+    arguments.signals_to_handle += ",SIGUSR1"  # a scheduler's notice to all: the processes have it too
+    torch.distributed.launcher.api.LocalElasticAgent = Agent
     if arguments.nnodes != "1:1":
         threading.Thread(target=_say_who_waits, args=(arguments,), daemon=True).start()
     try:
@@ -54,16 +63,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Agent(LocalElasticAgent):
+    """Starts and watches this machine's processes; those that would fail again are not started anew."""
+
+    def _monitor_workers(self, worker_group: Any) -> Any:
+        result = super()._monitor_workers(worker_group)
+        failures = result.failures if result.is_failed() else {}
+        if any(failure.exitcode in _FINAL for failure in failures.values()):
+            self._remaining_restarts = 0
+        elif failures and self._remaining_restarts > 0:
+            rank, failure = next(iter(failures.items()))
+            print(
+                f"note: process {rank} ended {_how(failure.exitcode)}; all are started anew, "
+                f"{self._remaining_restarts} times at most",
+                file=sys.stderr,
+                flush=True,
+            )
+        return result
+
+
 def _say_who_waits(arguments: Any) -> None:
     """Say every half minute that the other machines have not come, until this one has started its processes."""
+    where = arguments.rdzv_endpoint or f"{arguments.master_addr}:{arguments.master_port}"
     here, waited = f"/proc/self/task/{os.getpid()}/children", 0
     while not (os.path.exists(here) and Path(here).read_text()):
         time.sleep(_EVERY)
         waited += _EVERY
         if not Path(here).read_text():
             print(
-                f"waiting for {arguments.nnodes} machines at {arguments.master_addr}:{arguments.master_port} since "
-                f"{waited} s; machine {arguments.node_rank} is here",
+                f"waiting for {arguments.nnodes} machines at {where} since {waited} s",
                 file=sys.stderr,
             )
 

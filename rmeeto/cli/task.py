@@ -21,6 +21,7 @@ from rmeeto.cli.merging import merge_notes
 from rmeeto.cli.split import split_over
 from rmeeto.cli.timms import create_model
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
+from rmeeto.engine.agree import agree, code_digest
 from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.progress import clock, wrapped
@@ -28,6 +29,7 @@ from rmeeto.engine.record import state_of
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
+from rmeeto.reader import digest
 from rmeeto.settings import harmless
 from rmeeto.trained_on import TrainedOn, trained_on
 from rmeeto.weights import LoadReport
@@ -133,6 +135,7 @@ class Task(ABC):
         settings, began = config.to_dict(), time.monotonic()
         with start(config.run.device) as world:
             may_differ = harmless(config.sections())
+            agree(world, {**settings, "code": code_digest()}, may_differ)
 
             def state() -> str:
                 return world.on_main(lambda: state_of(config.folder, settings, config.run.resume, may_differ))
@@ -143,6 +146,9 @@ class Task(ABC):
             with self.prepared(config) as ready:
                 ready = world.on_every(partial(split_over, ready, world.size))
                 parts = world.on_every(lambda: self.build(ready, world))
+                if world.size > 1:
+                    numbers = {"train": parts.data.num_train, "eval": parts.data.num_eval}
+                    agree(world, {"weights": digest(parts.model.state_dict()), "data": numbers})
                 if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
                     state()
                 trained_on = None if config.run.eval else self.trained_on(config, parts).to_dict()

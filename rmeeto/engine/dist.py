@@ -126,11 +126,13 @@ def start(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield world
         return
+    store = _meet(rank, size)
     patience = PATIENCE + timedelta(minutes=1)  # the watchdog is to be first: it says more
+    joined: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": patience}
     if chosen.type == "cuda":
-        dist.init_process_group("nccl", device_id=chosen, timeout=patience)
+        dist.init_process_group("nccl", device_id=chosen, **joined)
     else:
-        dist.init_process_group("gloo", timeout=patience)
+        dist.init_process_group("gloo", **joined)
     try:
         yield world
     except BaseException:
@@ -139,6 +141,24 @@ def start(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int) -> dist.Store:
+    """Where the processes find one another; those that were told other numbers would wait for ever.
+
+    Raises:
+        UserError: another process was told of more or fewer.
+    """
+    store, *_ = next(iter(dist.rendezvous("env://", rank, size, timeout=PATIENCE)))
+    sizes = dist.PrefixStore(f"sizes{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    sizes.set(str(rank), str(size))
+    for other in range(size):
+        if (told := int(sizes.get(str(other)))) != size:
+            raise RankError(
+                f"rank {rank} was told of {size} processes, rank {other} of {told}; start all with the same NNODES "
+                "and NPROC."
+            )
+    return store
 
 
 def _env_int(name: str, default: int | None) -> int:

@@ -105,9 +105,9 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
         )
     old = read_json(path / "config.json")
     old.pop(TRAINED_ON, None)
-    differences = _differences(old, json.loads(json.dumps(config)), harmless)
-    if differences:
-        listed = "; ".join(differences[:8]) + (" and more" if len(differences) > 8 else "")
+    found = differences(old, json.loads(json.dumps(config)), harmless)
+    if found:
+        listed = "; ".join(found[:8]) + (" and more" if len(found) > 8 else "")
         raise UserError(f"{path} was run with other settings: {listed}. Use the same, or another run.name.")
     return "done" if done else "continued"
 
@@ -126,11 +126,17 @@ def _is_component(name: str | None) -> bool:
     )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], harmless: Collection[str]) -> list[str]:
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    harmless: Collection[str],
+    where: tuple[str, str] = ("there", "here"),
+) -> list[str]:
+    """The names, as `section.field`, whose values differ, each with both; `where` stands behind those."""
     flat_old, flat_new = _flatten(old), _flatten(new)
     names = [name for name in {**flat_old, **flat_new} if name not in harmless]
     return [
-        f"{name[:60]} {str(flat_old.get(name))[:60]} there, {str(flat_new.get(name))[:60]} here"
+        f"{name[:60]} {str(flat_old.get(name))[:60]} {where[0]}, {str(flat_new.get(name))[:60]} {where[1]}"
         for name in names
         if flat_old.get(name) != flat_new.get(name)
     ]

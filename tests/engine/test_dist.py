@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from rmeeto.engine import checkpoint, evaluate, start
+from rmeeto.engine.agree import agree
 from rmeeto.errors import UserError
 from tests import forked
 from tests.engine import two_processes
@@ -126,3 +128,28 @@ def test_a_device_that_is_absent_is_a_user_error(monkeypatch):
         pass
     with start("auto") as world:
         assert world.device.type == "cpu"
+
+
+def test_processes_that_were_started_differently_say_so_before_the_first_step():
+    def work():
+        with start("cpu") as world:
+            settings = {"optim": {"lr": 0.1 * (1 + world.rank), "epochs": 3}, "data": {"path": world.rank}}
+            agree(world, {"optim": {"epochs": 3}})
+            return two_processes.failure(lambda: agree(world, settings, {"data.path"}))
+
+    for said in forked.run(2, work):
+        assert "differently: optim.lr 0.1 on rank 0, 0.2 on rank 1. Start all with the same code" in said
+
+
+def test_processes_that_were_told_other_numbers_end_at_once():
+    def work():
+        os.environ["WORLD_SIZE"] = str(2 + int(os.environ["RANK"]))
+        try:
+            with start("cpu"):
+                return "met"
+        except UserError as error:
+            return str(error)
+
+    first, second = forked.run(2, work)
+    assert "rank 0 was told of 2 processes, rank 1 of 3; start all with the same NNODES" in first
+    assert "rank 1 was told of 3 processes, rank 0 of 2" in second

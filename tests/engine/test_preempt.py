@@ -62,10 +62,8 @@ def started(size: int, path, steps: int, **options) -> list[int]:
     port = forked.free_port()
     environ = [forked.environment(rank, size, port) for rank in range(size)]
     pids = [forked.fork(functools.partial(train, path, **options), **values) for values in environ]
-    log, end = path / "toy" / "log.jsonl", time.monotonic() + 60
-    while not log.exists() or log.read_text().count('"step", ') < steps:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    log = path / "toy" / "log.jsonl"
+    forked.until(lambda: log.exists() and log.read_text().count('"step", ') >= steps)
     return pids
 
 

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from exp_sh.collect import collect  # noqa: E402
+from fig.record import save  # noqa: E402
 from rmeeto import MergeConfig  # noqa: E402
 from rmeeto.engine.dist import World  # noqa: E402
 from rmeeto.engine.record import environment  # noqa: E402
@@ -197,7 +198,18 @@ def renewed(text: str) -> str:
     return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
 
 
-def draw() -> None:
+def data() -> list[Path]:
+    """The files that the figure and the table are made of."""
+    runs = [
+        task.folder / "results" / f"{arm}-seed{seed}" / "result.json"
+        for task in TASKS
+        for arm in ARMS
+        for seed in SEEDS
+    ]
+    return [*runs, *(task.folder / "results" / "rules.json" for task in TASKS)]
+
+
+def draw(path: Path | None = None) -> None:
     """Every seed's top-1, and the mean with its interval where there are three."""
     figure, axes = plt.subplots(len(TASKS), 2, figsize=(9, 6.4), layout="constrained", sharey=True)
     for row, task in zip(axes, TASKS):
@@ -230,7 +242,7 @@ def draw() -> None:
     figure.suptitle(
         "○ a seed   | mean of three seeds with its 95 % interval (cut off at the frame)", fontsize=9
     )
-    figure.savefig(PICTURE, dpi=130)
+    save(figure, path or PICTURE, data())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Moving digits: real 8 x 8 scans from scikit-learn that cross the frame, encoded to real video files.
 
-`python -m video_task.data.digits FOLDER` writes those of the embedded default.
+`python -m video_task.data.digits FOLDER` writes those of the embedded default; `FOLDER 4 2` fewer: clips of a class to
+train on and to test.
 """
 
 from __future__ import annotations
@@ -107,4 +108,5 @@ def smoke_clips() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    write_digits(sys.argv[1], **EMBEDDED)
+    counts = dict(zip(("num_train", "num_val"), map(int, sys.argv[2:4])))
+    write_digits(sys.argv[1], **{**EMBEDDED, **counts})

@@ -253,11 +253,8 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
         found = _print(content)
     except (Unreadable, RecursionError):
         return "more than is looked at: the same values too many times, or too deep"
-    if case.right == SAME and case.seed == "before zip" and isinstance(content, dict):
-        # Of a digest whose name is damaged nobody knows; the format has no other checksum.
-        found = _print(
-            {key: value for key, value in content.items() if not re.fullmatch("[0-9a-f]{64}", str(value))}
-        )
+    if case.seed == "before zip" and DIGEST.encode() not in case.data:
+        return "a digest whose name is damaged: nobody knows of it, and the format has no other checksum"
     if case.right == SAME and found != _print_of(seeds[case.seed]):
         raise Wrong("damage was not noticed")
     if case.data[:2] == b"PK" and (expected := _by_python(case.data)) not in (None, found):

@@ -68,7 +68,7 @@ class ImageTask(Task):
 
     def work(self, config: Config, parts: Parts, world: World, folder: RunFolder) -> dict[str, Any]:
         if not config.run.eval:
-            return self.fit(
+            return self.train(
                 config, parts, world, folder, head_groups(parts.model, config.optim.head_lr_scale)
             )
         torch.manual_seed(config.run.seed)

@@ -52,10 +52,10 @@ def train_transform(config: DataConfig, img_size: int) -> Any:
 def eval_transform(config: DataConfig, img_size: int) -> Any:
     """Resize to img_size / eval_crop_ratio and crop the centre; digits and small inputs are not cropped."""
     if config.data_set == "digits":
-        return Compose([_fit(img_size), *_digits_to_tensor(config)])
+        return Compose([_resize(img_size), *_digits_to_tensor(config)])
     ratio = crop_pct(config, img_size)
     transform = create_transform(img_size, interpolation="bicubic", crop_pct=ratio, **normalisation(config))
-    transform.transforms[0] = _fit(transform.transforms[0].size)
+    transform.transforms[0] = _resize(transform.transforms[0].size)
     return transform
 
 
@@ -77,7 +77,7 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
             f"--aa is {config.aa!r}, which is no policy of timm; give such as {DataConfig.aa}, v0, none."
         ) from error
     if img_size <= SMALL:
-        transform.transforms[:1] = [_fit(img_size), RandomCrop(img_size, padding=img_size // 8)]
+        transform.transforms[:1] = [_resize(img_size), RandomCrop(img_size, padding=img_size // 8)]
     for step in transform.transforms:
         allow_black(step)
     return transform
@@ -86,7 +86,7 @@ def _deit_train(config: DataConfig, img_size: int) -> Compose:
 def _digits_train(config: DataConfig, img_size: int) -> Compose:
     turn = RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
     erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
-    return Compose([_fit(img_size), turn, *_digits_to_tensor(config), erase])
+    return Compose([_resize(img_size), turn, *_digits_to_tensor(config), erase])
 
 
 class Resize(TorchvisionResize):
@@ -104,7 +104,7 @@ class Resize(TorchvisionResize):
         return super().forward(image)
 
 
-def _fit(img_size: int) -> Resize:
+def _resize(img_size: int) -> Resize:
     return Resize(img_size, interpolation=InterpolationMode.BICUBIC)
 
 

@@ -30,7 +30,7 @@ def build(
     model_class: type[nn.Module],
     name: str,
     arguments: dict[str, Any],
-    fit: Callable[[dict[str, Tensor], nn.Module], Any],
+    adapt: Callable[[dict[str, Tensor], nn.Module], Any],
     pretrained: bool = False,
     merge: MergeConfig | dict[str, Any] | None = None,
 ) -> nn.Module:
@@ -41,7 +41,7 @@ def build(
         arguments: its own, and timm's: ``features_only=True`` (with ``out_indices``) gives timm's feature extractor,
             ``pretrained_cfg`` and ``pretrained_cfg_overlay`` say where weights are.
         name: its own.
-        fit: makes pre-trained weights fit the model's size, in place.
+        adapt: makes pre-trained weights fit the model's size, in place.
         pretrained: load the weights that its ``pretrained_cfg`` names: a hub model's or a folder's, or timm's.
         merge: a `MergeConfig`, or its ``to_dict()``.
 
@@ -55,8 +55,8 @@ def build(
     """
     arguments = _known(model_class, name, arguments)
 
-    def fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        fit(state, model)
+    def adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        adapt(state, model)
         return state
 
     merge = _merge_config(name, merge) if isinstance(merge, dict) else merge
@@ -65,7 +65,7 @@ def build(
             model_class,
             name,
             pretrained,
-            pretrained_filter_fn=fitted,
+            pretrained_filter_fn=adapted,
             feature_cfg={"out_indices": 3, "feature_cls": "getter"},
             **{**arguments, "merge": merge},
         )

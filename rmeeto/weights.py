@@ -32,14 +32,14 @@ class LoadReport:
 
 
 # Makes a checkpoint's tensors fit a model, in place; returns the keys that it has resized.
-Fit = Callable[[dict[str, Tensor], nn.Module], tuple[str, ...]]
+Adapt = Callable[[dict[str, Tensor], nn.Module], tuple[str, ...]]
 
 
 def load_weights(
     model: nn.Module,
     path: str | Path,
     ema: bool | str = "auto",
-    fit: Fit | None = None,
+    adapt: Adapt | None = None,
     *,
     new_head: bool = False,
 ) -> LoadReport:
@@ -52,7 +52,7 @@ def load_weights(
             the file.
         ema: True takes ``model_ema``, False the plain weights, ``auto`` the plain ones if the file has them, ``prefer``
             ``model_ema`` if it has that.
-        fit: makes the tensors fit the model; None for `fit_pos_embed`, which resizes a position embedding of
+        adapt: makes the tensors fit the model; None for `adapt_pos_embed`, which resizes a position embedding of
             another grid. A tensor that it takes from the model itself is reported as new.
         new_head: leave the model's own head as it is, whatever classes the checkpoint's has.
 
@@ -67,7 +67,7 @@ def load_weights(
     state, entry = _select(read_checkpoint(path, mapped=True), path, ema)
     state = _stripped(state, path)
     _check_kinds(state, model, path)
-    resized = (fit or fit_pos_embed)(state, model)
+    resized = (adapt or adapt_pos_embed)(state, model)
     if new_head:
         keep_head(state, model)
     _check(state, model, path)
@@ -147,7 +147,7 @@ def _stripped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return found
 
 
-def fit_pos_embed(state: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
+def adapt_pos_embed(state: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
     """Resize a position embedding of another grid to the model's, in ``state``; returns the keys that were."""
     given, wanted = state.get("pos_embed"), getattr(model, "pos_embed", None)
     if given is None or wanted is None or not hasattr(model, "class_index"):

@@ -85,7 +85,7 @@ class VideoTask(Task):
             folder.start()
         else:
             model.set_grad_checkpointing(config.model.use_checkpoint, config.model.checkpoint_num)
-            result = self.fit(config, parts, world, folder, parameter_groups(model, config.optim))
+            result = self.train(config, parts, world, folder, parameter_groups(model, config.optim))
             trained = {"epochs": result["epochs"], "steps": result["steps"], "validation": result}
             if config.run.test_best:
                 world.on_every(lambda: load_weights(model, folder.path / "best.pt"))

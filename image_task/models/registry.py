@@ -11,7 +11,7 @@ from torch import nn
 from image_task.models.deit import Deit
 from image_task.models.videomamba import VideoMamba
 from image_task.models.vim import Vim
-from image_task.models.weights import fit_pos_embed
+from image_task.models.weights import adapt_pos_embed
 from rmeeto import registry
 from rmeeto.merge import MergeConfig
 from rmeeto.registry import ReleasedName
@@ -104,7 +104,7 @@ def build(
         ValueError: arguments that the model refuses.
     """
     model_class, arguments = MODELS[name]
-    return registry.build(model_class, name, {**arguments, **kwargs}, fit_pos_embed, pretrained, merge)
+    return registry.build(model_class, name, {**arguments, **kwargs}, adapt_pos_embed, pretrained, merge)
 
 
 def build_released(

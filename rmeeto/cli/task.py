@@ -327,7 +327,7 @@ class Task(ABC):
             **self.arguments(config),
         )
 
-    def fit(
+    def train(
         self,
         config: Any,
         parts: Parts,

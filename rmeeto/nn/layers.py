@@ -73,7 +73,7 @@ def grid_size(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[
 def resize_pos_embed(
     pos_embed: Tensor, grid: tuple[int, int], class_index: int, old_class_index: int | None = None
 ) -> Tensor:
-    """Fit the position embedding of a square grid to another grid by bicubic interpolation.
+    """Adapt the position embedding of a square grid to another grid by bicubic interpolation.
 
     Args:
         pos_embed: (1, 1 + P_old, C).

@@ -11,7 +11,7 @@ from rmeeto import registry
 from rmeeto.merge import MergeConfig
 from rmeeto.registry import ReleasedName
 from video_task.models.videomamba import VideoMamba
-from video_task.models.weights import fit_clips
+from video_task.models.weights import adapt_clips
 
 # name -> class, and arguments
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -69,7 +69,7 @@ def build(
         ValueError: arguments that the model refuses.
     """
     model_class, arguments = MODELS[name]
-    return registry.build(model_class, name, {**arguments, **kwargs}, fit_clips, pretrained, merge)
+    return registry.build(model_class, name, {**arguments, **kwargs}, adapt_clips, pretrained, merge)
 
 
 def build_released(

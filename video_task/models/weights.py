@@ -41,17 +41,17 @@ def load_weights(
     Raises:
         UserError: as `rmeeto.weights.load_weights`, or a ``head_map`` that does not fit.
     """
-    return weights.load_weights(model, path, ema, partial(fit_clips, head_map=head_map), new_head=new_head)
+    return weights.load_weights(model, path, ema, partial(adapt_clips, head_map=head_map), new_head=new_head)
 
 
-def fit_clips(
+def adapt_clips(
     state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int] | None = None
 ) -> tuple[str, ...]:
     """Make the tensors of a checkpoint fit a video model, in ``state``; returns the keys that were changed."""
     own, given = dict(model.state_dict(keep_vars=True)), dict(state)
     from_image = _inflate(state, own)
-    _fit_temporal(state, own, from_image)
-    _fit_spatial(state, model)
+    _adapt_temporal(state, own, from_image)
+    _adapt_spatial(state, model)
     if head_map is not None:
         _map_head(state, model, head_map)
     elif from_image and len(state.get("head.bias", ())) != model.num_classes:
@@ -72,7 +72,7 @@ def _inflate(state: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
     return True
 
 
-def _fit_temporal(state: dict[str, Tensor], own: dict[str, Tensor], from_image: bool) -> None:
+def _adapt_temporal(state: dict[str, Tensor], own: dict[str, Tensor], from_image: bool) -> None:
     name = "temporal_pos_embedding"
     given, wanted = state.get(name), own.get(name)
     if wanted is None:
@@ -85,7 +85,7 @@ def _fit_temporal(state: dict[str, Tensor], own: dict[str, Tensor], from_image: 
         state[name] = resize_temporal(given, wanted.shape[1])
 
 
-def _fit_spatial(state: dict[str, Tensor], model: nn.Module) -> None:
+def _adapt_spatial(state: dict[str, Tensor], model: nn.Module) -> None:
     given, wanted = state.get("pos_embed"), model.pos_embed
     if given is None or given.shape == wanted.shape or given.shape[::2] != wanted.shape[::2]:
         return
@@ -96,7 +96,7 @@ def _fit_spatial(state: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def resize_temporal(embedding: Tensor, frames: int) -> Tensor:
-    """Fit a temporal embedding (1, T_old, C) to (1, ``frames``, C) by linear interpolation over the clip's length."""
+    """Adapt a temporal embedding (1, T_old, C) to (1, ``frames``, C) by linear interpolation over the clip's length."""
     line = embedding.float().transpose(1, 2)
     line = F.interpolate(line, size=frames, mode="linear", align_corners=False)
     return line.transpose(1, 2).to(embedding.dtype)

@@ -25,13 +25,14 @@ def draw(result: dict[str, Any]) -> Figure:
     rows, samples = result["results"], result.get("samples", "images")
     batches = list(dict.fromkeys(row["batch_size"] for row in rows))
     windows = list(dict.fromkeys(window_of(row) for row in rows))
-    ticks = sorted({row["r"] for row in rows})
+    ticks = sorted({_r(row) for row in rows})
     lines = [(batch, window) for batch in batches for window in windows]
     for (batch, window), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS)):
         mine = [row for row in rows if row["batch_size"] == batch and window_of(row) == window]
         label = f"batch {batch}" + (f", window {window}" if window else "")
         style = {"color": colour, "marker": marker, "capsize": 3, "label": label}
-        r = [row["r"] for row in mine]
+        mine.sort(key=_r)
+        r = [_r(row) for row in mine]
         quartiles = np.array([np.percentile(row["runs_ms"], (25, 50, 75)) for row in mine])
         dense = next(row["latency_ms"] for row in rows if row["batch_size"] == batch)
         for ax, scale in ((left, dense), (right, 1e3 * batch)):
@@ -40,7 +41,8 @@ def draw(result: dict[str, Any]) -> Figure:
     for window, dashes in zip(windows, ("--", ":")):
         mine = [row for row in rows if row["batch_size"] == batches[0] and window_of(row) == window]
         label = "multiply-accumulates" + (f", window {window}" if window else "")
-        points = [row["r"] for row in mine], [row["theory"] for row in mine]
+        mine.sort(key=_r)
+        points = [_r(row) for row in mine], [row["theory"] for row in mine]
         left.plot(*points, color="black", linestyle=dashes, label=label)
     left.axhline(1, color="0.7", linewidth=0.8, zorder=0)
     left.set_ylabel("speed-up over dense (times)")
@@ -57,6 +59,12 @@ def draw(result: dict[str, Any]) -> Figure:
         f"{title(result)}, {result['device']}: medians and quartiles of {result['runs']} runs", fontsize=9
     )
     return figure
+
+
+def _r(row: dict[str, Any]) -> float:
+    """Tokens removed by each merge; of a schedule their mean."""
+    r = row["r"]
+    return r if isinstance(r, int) else sum(r) / len(r)
 
 
 def window_of(row: dict[str, Any]) -> str:

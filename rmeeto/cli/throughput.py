@@ -17,6 +17,7 @@ from torch import nn
 
 from rmeeto.cli.flags import converter, in_flags, normalise
 from rmeeto.cli.speed_plot import draw, title, window_of
+from rmeeto.cli.target import FITTED_BATCH, check, fit, found, read_target
 from rmeeto.cli.timms import create_model, is_timms, unknown
 from rmeeto.doctor import cpu_name
 from rmeeto.engine.dist import World
@@ -102,8 +103,9 @@ class Throughput:
             "--num_prune",
             type=_read_r,
             nargs="+",
-            default=list(self.r),
-            help="tokens that each merge removes; 0, dense, always runs",
+            default=None,
+            help=f"tokens that each merge removes; 0, dense, always runs; default: {' '.join(map(str, self.r))}, with "
+            "--target 0",
         )
         add("--metric", default="X", help="X, B, C or delta; for DeiT X, Q, K or V")
         add("--window", type=_read_window, default=None, help="time matching in a window as well: 2,3,3")
@@ -111,8 +113,14 @@ class Throughput:
             "--batch_size",
             type=int,
             nargs="+",
-            default=list(self.batch_size),
-            help=f"{self.samples} in a batch",
+            default=None,
+            help=f"{self.samples} in a batch; default: {' '.join(map(str, self.batch_size))}, with --target 8",
+        )
+        add(
+            "--target",
+            type=read_target,
+            default=None,
+            help="choose r of each merging block for a speed-up over dense, 1.3x, or a batch's latency, 20ms",
         )
         add(
             "--input_size",
@@ -134,7 +142,10 @@ class Throughput:
         options = parser.parse_args([normalise(token) for token in argv])
         options.command = [*self.prog.split(), *argv]
         options.model = self.resolve(options.model)
-        options.r = sorted({0, *options.r})
+        options.r = sorted({0, *(options.r or (() if options.target else self.r))})
+        options.batch_size = options.batch_size or (
+            [FITTED_BATCH] if options.target else list(self.batch_size)
+        )
         if options.device == "auto":
             options.device = "cuda" if torch.cuda.is_available() else "cpu"
         _check(options)
@@ -182,6 +193,12 @@ class Throughput:
         merges += [MergeSetting(r, options.window) for r in options.r if r and options.window]
         models = {merge.name: self.build(options, merge).to(device) for merge in merges}
         dense = models[merges[0].name]
+        fitted = None
+        if options.target:
+            fitted = fit(
+                self.build(options, MergeSetting(1, None)).to(device), options, DTYPES[options.dtype]
+            )
+            models["fitted"] = self.build(options, MergeSetting(fitted, None)).to(device)
         result = {
             "what": "throughput",
             **environment(World(device)),
@@ -208,6 +225,8 @@ class Throughput:
             else ""
         )
         print(LEGEND + window)
+        if fitted is not None:
+            result |= found(self.prog, options, fitted, result["results"][-1])
         result |= self.more(options)
         _write(result, options.output)
         if any("merging_note" in row for row in result["results"]):
@@ -219,7 +238,8 @@ class Throughput:
     def build(self, options: argparse.Namespace, merge: MergeSetting) -> nn.Module:
         """A model without trained weights: they change no time."""
         try:
-            config = MergeConfig(r=merge.r, metric=options.metric, window=merge.window) if merge.r else None
+            settings = {"metric": options.metric, "window": merge.window}
+            config = MergeConfig(r=merge.r, **settings) if merge.r else None
         except ValueError as error:
             raise UserError(str(error)) from None
         arguments = {"img_size": options.img_size, **self.arguments(options)}
@@ -230,7 +250,7 @@ class Throughput:
 class MergeSetting:
     """One of the models that are timed."""
 
-    r: int
+    r: int | tuple[int, ...]
     window: tuple[int, int, int] | None
 
     @property
@@ -263,8 +283,10 @@ def _check(options: argparse.Namespace) -> None:
             f"--batch_size {options.batch_size} --r {options.r} --runs {options.runs} --warmup {options.warmup}; "
             f"expected at least 1, 0, {MIN_RUNS} and 1."
         )
+    if options.target:
+        check(options)
     for flag in ("metric", "window"):
-        if options.r == [0] and getattr(options, flag) not in ("X", None):
+        if options.r == [0] and not options.target and getattr(options, flag) not in ("X", None):
             raise UserError(f"--{flag} has no effect: --r 0 merges nothing; leave it out, or give other --r.")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -360,7 +382,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     merging = "-" if share is None else f"{100 * share:.0f}±{100 * spread:.0f}%"
     return [
         f"{row['batch_size']}",
-        f"{row['r']}{'*' if window_of(row) else ''}",
+        "fit" if isinstance(row["r"], tuple) else f"{row['r']}{'*' if window_of(row) else ''}",
         f"{row['tokens'][-1]}",
         f"{row['macs']['full'] / 1e9:.3f}",
         f"{row['theory']:.2f}",

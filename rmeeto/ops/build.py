@@ -89,14 +89,24 @@ def build(isa: str) -> Path:
         BackendUnavailable: no compiler, or it fails or takes too long.
         OSError: the cache cannot be used.
     """
-    flags = (*FLAGS, *INSTRUCTION_SETS[isa])
-    stem = f"cpu-{isa}-{_key(flags)}"
+    return cached(f"cpu-{isa}", (*FLAGS, *INSTRUCTION_SETS[isa]), sorted(SOURCES.glob("*.cpp")))
+
+
+def cached(name: str, flags: tuple[str, ...], sources: Sequence[Path]) -> Path:
+    """Path of the library of some C++ files, built now if it is not in the cache; errors as of `build`.
+
+    Args:
+        name: what its file's name starts with.
+        flags: of the compiler.
+        sources: which may include those of `SOURCES`.
+    """
+    stem = f"{name}-{_key(flags, sources)}"
     found = find(stem)
     if found is not None:
         return found
     command = compiler()
     with building() as folder:
-        return keep(_compile(command, flags, folder), stem)
+        return keep(_compile(command, flags, folder, sources), stem)
 
 
 @cache
@@ -128,7 +138,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         except OSError as error:
             unusable = shown(error)
         with tempfile.TemporaryDirectory(prefix="rmeeto-", ignore_cleanup_errors=True) as folder:
-            path = _compile(compiler(), (*FLAGS, *INSTRUCTION_SETS[isa]), Path(folder))
+            flags = (*FLAGS, *INSTRUCTION_SETS[isa])
+            path = _compile(compiler(), flags, Path(folder), sorted(SOURCES.glob("*.cpp")))
             loaded = ctypes.CDLL(str(path))
         origin = f"built for this process alone: {unusable}; set RMEETO_CACHE to a folder of yours"
         warnings.warn(f"rmeeto's CPU kernels were {origin}", stacklevel=2)
@@ -151,10 +162,10 @@ def openmp() -> int:
         return 0
 
 
-def _key(flags: tuple[str, ...]) -> str:
+def _key(flags: tuple[str, ...], sources: Sequence[Path] = ()) -> str:
     """What a library is built from. Not with which compiler: where there is none, a library that is there is used."""
     digest = hashlib.sha256("\0".join([platform.machine(), *flags]).encode())
-    for source in sorted(SOURCES.iterdir()):
+    for source in [*sorted(SOURCES.iterdir()), *(path for path in sources if path.parent != SOURCES)]:
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -166,9 +177,8 @@ def _words(command: str) -> list[str]:
         raise BackendUnavailable(f"CXX={command!r} cannot be read: {error}") from None
 
 
-def _compile(command: list[str], flags: tuple[str, ...], folder: Path) -> Path:
+def _compile(command: list[str], flags: tuple[str, ...], folder: Path, sources: Sequence[Path]) -> Path:
     """Build the library in a folder; its path there."""
-    sources = sorted(SOURCES.glob("*.cpp"))
     objects = [str(folder / f"{source.stem}.o") for source in sources]
     compiled = [
         [*command, *flags, "-c", str(source), "-o", object]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from image_task.flags import parse as parse_training
 from image_task.models import MODELS
 from image_task.throughput import draw, main, parse, resolve
 from rmeeto.cli import throughput
@@ -64,6 +66,31 @@ def test_started_as_a_file_from_any_folder_it_records_a_command_that_repeats_it(
     assert finished.returncode == 0, finished.stderr
     recorded = json.loads((tmp_path / "a.json").read_text())["command"]
     assert recorded == ["python", "-m", "image_task.throughput", *flags]
+
+
+def test_a_schedule_is_fitted_to_a_target(instant, monkeypatch, tmp_path, capsys):
+    """Chosen, measured beside the dense model, and said as flags that the training command takes."""
+
+    def chosen(model, size, device, *, batch_size, runs, target_latency):
+        assert model.merge_config.metric == "B" and (size, batch_size, target_latency) == (
+            (3, 16, 16),
+            8,
+            0.02,
+        )
+        return replace(model.merge_config, r=(0, 31))
+
+    monkeypatch.setattr("rmeeto.cli.target.fit_schedule", chosen)
+    file = tmp_path / "speed.json"
+    assert main([*NANO, "--target", "20ms", "--metric", "B", "--output", str(file)]) == 0
+    names = [name.partition(", ")[2] for name in instant.calls[0][0]]
+    assert names == ["r = 0", "fitted"] and len(instant.calls) == 1
+    out = capsys.readouterr().out
+    assert "20ms asked for: 1.11x, 9000.00 ms measured" in out and "merging block: 0 31" in out
+    flags = out.split("re-train: python -m image_task.main ")[1].splitlines()[0].split()
+    result = json.loads(file.read_text())
+    assert flags == result["retrain"] and result["results"][1]["r"] == [0, 31]
+    merge = parse_training([*flags, "--data_set", "DIGITS"])[0].merge
+    assert merge.r == (0, 31) and merge.metric == "B"
 
 
 @pytest.mark.parametrize(("share", "spread"), [(-0.04, 0.01), (-0.04, 0.06), (0.02, 0.03), (0.0, 0.0)])
@@ -205,6 +232,10 @@ def test_every_registered_name_is_its_own(name):
         ([*NANO, "--batchsize", "2"], "--batchsize", "--help"),
         ([*NANO, "--cuda-graph"], "on cpu", "leave the flag out"),
         ([*NANO, "--output", "speed.csv"], "speed.csv", ".json"),
+        ([*NANO, "--target", "fast"], "--target", "1.3x, or a batch's latency, 20ms"),
+        ([*NANO, "--target", "0.5x", "--output", "missing/a.json"], "--target 0.5x", "1x or more"),
+        ([*NANO, "--target", "2x", "--batch_size", "1", "8"], "--batch_size 1 8", "give one"),
+        ([*NANO, "--target", "2x", "--compile"], "eager passes", "leave --compile out"),
         (["--r", "0", "--metric", "foo"], "--metric has no effect", "--r 0 merges nothing"),
         (["--r", "0", "--window", "1,3,3"], "--window has no effect", "--r 0 merges nothing"),
         ([*NANO, "--metric", "Q", "--output", "missing/a.json"], "--metric Q", "X, B, C and delta"),

@@ -218,9 +218,7 @@ def draw(evidence: Evidence) -> None:
             ax.legend(fontsize=7)
         else:
             ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
-    figure.suptitle(
-        "Fashion-MNIST, 197 tokens; bars: 95 % intervals, of one seed over the test images", fontsize=9
-    )
+    figure.suptitle("Fashion-MNIST, 197 tokens; 95 % intervals (of what: docs/evidence.md)", fontsize=9)
     figure.savefig(PICTURE, dpi=130, metadata={"Records": digest(evidence)})
     plt.close(figure)
 
@@ -260,17 +258,18 @@ def curve(
 def bars(ax: plt.Axes, evidence: Evidence, rows: Sequence[tuple[str, str]], title: str) -> None:
     """Training-free and re-trained accuracy of each row."""
     for place, (_, name) in enumerate(rows):
-        for arm, colour, shift in (("free", "#0072B2", -0.15), ("trained", "#D55E00", 0.15)):
+        for arm, colour, shift, mark in (("free", "#0072B2", -0.15, "o"), ("trained", "#D55E00", 0.15, "s")):
             if value := evidence.sum((1, "vim", name, arm)):
                 half = value.high - value.mean
-                ax.errorbar(value.mean, place + shift, xerr=half, fmt="o", color=colour, ms=5, capsize=2)
+                ax.errorbar(value.mean, place + shift, xerr=half, fmt=mark, color=colour, ms=5, capsize=2)
         if not any(evidence.top1("vim", name, arm) for arm in ARMS):
             at = {"va": "center", "fontsize": 8, "color": "0.45", "transform": ax.get_yaxis_transform()}
             ax.text(0.02, place, MISSING, **at)
     ax.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set(
-        title=f"{title}\nblue: training-free, orange: re-trained", xlabel="top-1 on 10,000 test images (%)"
+        title=f"{title}\ncircles: training-free, squares: re-trained",
+        xlabel="top-1 on 10,000 test images (%)",
     )
     ax.title.set_fontsize(10)
     ax.grid(axis="x", alpha=0.3)

@@ -7,8 +7,6 @@ runs` the dense weights of seed 0, from which the recipes start where dense.sh h
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,11 +18,11 @@ import matplotlib.pyplot as plt
 import timm
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fig.evidence_claims import CLAIMS  # noqa: E402
 from fig.evidence_records import ARMS, MISSING, MODELS, RECORDS, Evidence, collect, removed  # noqa: E402
+from fig.record import ROOT, save  # noqa: E402
 from image_task.models import load_weights  # noqa: E402
 from rmeeto.json_file import read_json, write_json  # noqa: E402
 
@@ -111,11 +109,6 @@ def tables(evidence: Evidence) -> dict[str, str]:
         "schedules": compared(evidence, SLOPES),
         "elastic": elastic(evidence),
     }
-
-
-def digest(evidence: Evidence) -> str:
-    """Stands in the picture, to tell whether it is of these records."""
-    return hashlib.sha256(json.dumps(evidence.records, sort_keys=True).encode()).hexdigest()
 
 
 def table(*rows: Iterable[str]) -> str:
@@ -219,7 +212,7 @@ def draw(evidence: Evidence) -> None:
         else:
             ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
     figure.suptitle("Fashion-MNIST, 197 tokens; 95 % intervals (of what: docs/evidence.md)", fontsize=9)
-    figure.savefig(PICTURE, dpi=130, metadata={"Records": digest(evidence)})
+    save(figure, PICTURE, [RECORDS])
     plt.close(figure)
 
 

@@ -17,7 +17,7 @@ from fig.record import ROOT
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, what it is drawn from (none: its script keeps an account of its own), and how."""
+    """A figure, what it is drawn from, and how."""
 
     path: Path
     data: list[Path]
@@ -33,7 +33,7 @@ FIGURES = {
         ROOT / "fig" / "digits_accuracy.png", digits.ACCURACIES, digits.digits_accuracy
     ),
     "rules": Drawing(rules.PICTURE, rules.data(), rules.draw),
-    "evidence": Drawing(evidence.PICTURE, [], lambda path: evidence.main([])),
+    "evidence": Drawing(evidence.PICTURE, [evidence.RECORDS], lambda path: evidence.main([])),
 }
 
 

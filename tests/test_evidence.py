@@ -8,7 +8,6 @@ import shlex
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from fig import evidence
@@ -41,11 +40,9 @@ def of(**top1: float) -> Evidence:
     )
 
 
-def test_page_and_picture_are_those_of_the_records():
+def test_the_page_is_that_of_the_records():
     text, found = evidence.DOCUMENT.read_text(), Evidence(recorded())
     assert evidence.renewed(text, found) == text, "run python fig/evidence.py"
-    with Image.open(evidence.PICTURE) as picture:
-        assert picture.text["Records"] == evidence.digest(found), "run python fig/evidence.py"
 
 
 def test_records_are_of_the_recipes():

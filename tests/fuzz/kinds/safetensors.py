@@ -69,7 +69,10 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
     for key, entry in header.items():
         value, (start, end) = found[key], entry["data_offsets"]
         raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        if raw != case.data[size + start : size + end] or list(value.shape) != entry["shape"]:
+        stored = case.data[size + start : size + end]
+        if entry["dtype"] == "BOOL":  # of which any byte but 0 is made a True
+            stored = bytes(map(bool, stored))
+        if raw != stored or list(value.shape) != entry["shape"]:
             raise Wrong(f"{key} is not what the file has at {start}")
         if entry["dtype"] in BYTES and value.itemsize != BYTES[entry["dtype"]]:
             raise Wrong(f"{key} is {value.dtype} for {entry['dtype']}")

@@ -164,6 +164,8 @@ def put_back(training: Training, state: dict[str, Any]) -> None:
         for parameter, values in state["optimizer"]["state"].items()
     }
     training.optimizer.load_state_dict({**training.optimizer.state_dict(), "state": left})
+    for group, saved in zip(training.optimizer.param_groups, state["optimizer"]["param_groups"]):
+        group["lr"] = saved["lr"]  # where no step of the epoch is left to set it
     training.scaler.load_state_dict(state["scaler"])
     training.at = at = Position(**state["position"])
     training.accuracy, training.best = state["accuracy"], state["best"]

@@ -52,7 +52,16 @@ def export(model: nn.Module, folder: str | Path) -> Path:
         raise UserError(f"export: {type(model).__name__} has no name; make it with timm.create_model")
     if not hasattr(model, "num_classes"):
         raise UserError(f"export: {type(model).__name__} is no whole model; make it without features_only")
-    text = json.dumps(_description(model, name), indent=2)
+    description = _description(model, name)
+    for key, value in description["model_args"].items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise UserError(
+                f"export: the model was made with {key}={value!r}, which a config.json cannot hold; make it without "
+                "that, or save its state_dict"
+            ) from None
+    text = json.dumps(description, indent=2)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
         taken = [file for file in (WEIGHTS, CONFIG) if (folder / file).exists()]

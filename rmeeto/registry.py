@@ -30,7 +30,7 @@ def build(
     model_class: type[nn.Module],
     name: str,
     arguments: dict[str, Any],
-    adapt: Callable[[dict[str, Tensor], nn.Module], Any],
+    adapt: Callable[..., Any],
     pretrained: bool = False,
     merge: MergeConfig | dict[str, Any] | None = None,
 ) -> nn.Module:
@@ -41,7 +41,7 @@ def build(
         arguments: its own, and timm's: ``features_only=True`` (with ``out_indices``) gives timm's feature extractor,
             ``pretrained_cfg`` and ``pretrained_cfg_overlay`` say where weights are.
         name: its own.
-        adapt: makes pre-trained weights fit the model's size, in place.
+        adapt: makes pre-trained weights fit the model's size, in place: (state, model, size=height and width they had).
         pretrained: load the weights that its ``pretrained_cfg`` names: a hub model's or a folder's, or timm's.
         merge: a `MergeConfig`, or its ``to_dict()``.
 
@@ -56,7 +56,8 @@ def build(
     arguments = _known(model_class, name, arguments)
 
     def adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        adapt(state, model)
+        trained = getattr(model, "pretrained_cfg", None) or {}
+        adapt(state, model, size=tuple(trained.get("input_size", ())[-2:]))
         return state
 
     merge = _merge_config(name, merge) if isinstance(merge, dict) else merge

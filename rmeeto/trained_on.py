@@ -57,11 +57,12 @@ class TrainedOn:
         return self.label_names == tuple(map(str, range(len(self.label_names))))
 
 
-def trained_on(weights: str | Path | None) -> TrainedOn | None:
+def trained_on(weights: str | Path | None, content: Mapping[str, Any] | None = None) -> TrainedOn | None:
     """What the weights of a file were trained on, where the file, or the config.json beside it, says so.
 
     Args:
         weights: as `rmeeto.weights.load_weights` takes it. What cannot be read is for that to complain of.
+        content: of the file, where it has been read already.
     """
     if weights is None:
         return None
@@ -74,10 +75,9 @@ def trained_on(weights: str | Path | None) -> TrainedOn | None:
         return _of_model_folder(config)
     if TRAINED_ON in config:
         return _checked(config[TRAINED_ON])
-    if path.suffix == ".safetensors":
-        return None
     try:
-        content = read(path, mapped=True) if path.stat().st_size <= _LARGEST_FILE else {}
+        if content is None and path.suffix.lower() != ".safetensors" and path.stat().st_size <= _LARGEST_FILE:
+            content = read(path, mapped=True)
     except (Unreadable, OSError):
         return None
     return _checked(content.get(TRAINED_ON)) if isinstance(content, dict) else None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
-from rmeeto.nn.layers import resize_pos_embed
+from rmeeto.nn.layers import grid_size, resize_pos_embed
 from rmeeto.reader import Unreadable, printable, read, read_safetensors
+from rmeeto.trained_on import trained_on
 
 _PREFIXES = ("module.", "_orig_mod.")
+# Entries that hold weights, in the order in which they are looked for.
+_PLAIN = ("model", "state_dict", "model_state_dict", "net", "network", "module", "student", "teacher")
+_AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 HEAD = ("head.weight", "head.bias")
 _SHOWN = 4  # keys named per kind in an error
 _LARGEST_GRID = 2**18  # patches of a position embedding that is resized: 512 x 512
@@ -47,11 +53,11 @@ def load_weights(
 
     Args:
         model: the model; left untouched when anything is wrong. One on the meta device is only compared with the file.
-        path: ``.safetensors``, or a ``.pth`` / ``.pt`` file with the weights at the top or under ``model``,
-            ``state_dict`` or ``model_ema``. DDP's ``module.`` prefix is taken off. Read without running any code of
-            the file.
-        ema: True takes ``model_ema``, False the plain weights, ``auto`` the plain ones if the file has them, ``prefer``
-            ``model_ema`` if it has that.
+        path: a file of safetensors, or of torch with the weights at the top or under ``model``, ``state_dict``,
+            ``model_ema`` or another usual name. Prefixes of DDP and torch.compile are taken off, and one that stands
+            before all of the model's keys, such as Lightning's ``model.``. Read without running any code of the file.
+        ema: True takes ``model_ema`` (timm's ``state_dict_ema``), False the plain weights, ``auto`` the plain ones if
+            the file has them, ``prefer`` ``model_ema`` if it has that.
         adapt: makes the tensors fit the model; None for `adapt_pos_embed`, which resizes a position embedding of
             another grid. A tensor that it takes from the model itself is reported as new.
         new_head: leave the model's own head as it is, whatever classes the checkpoint's has.
@@ -64,10 +70,12 @@ def load_weights(
             numbers for weights, numbers that are not finite.
     """
     path = Path(path)
-    state, entry = _select(read_checkpoint(path, mapped=True), path, ema)
-    state = _stripped(state, path)
+    content = read_checkpoint(path, mapped=True)
+    known = trained_on(path, content)
+    state, entry = _select(content, path, ema)
+    state = _unprefixed(_stripped(state, path), model)
     _check_kinds(state, model, path)
-    resized = (adapt or adapt_pos_embed)(state, model)
+    resized = (adapt or partial(adapt_pos_embed, size=known and known.input_size[-2:]))(state, model)
     if new_head:
         keep_head(state, model)
     _check(state, model, path)
@@ -99,7 +107,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         )
         raise UserError(f"weights: {path} {kind}; expected a .safetensors, .pth or .pt file")
     try:
-        content = read_safetensors(path) if path.suffix == ".safetensors" else read(path, mapped=mapped)
+        content = read_safetensors(path) if _is_safetensors(path) else read(path, mapped=mapped)
     except (Unreadable, OSError) as error:
         raise UserError(
             f"weights: {path} ({path.stat().st_size} bytes) cannot be read: {error}",
@@ -110,9 +118,20 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     return content
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its name or, whatever that is, by its beginning: the length of a header in JSON."""
+    if path.suffix.lower() == ".safetensors":
+        return True
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
 def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[str, Tensor], str]:
-    plain = next((key for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
-    averaged = "model_ema" if isinstance(content.get("model_ema"), dict) else None
+    plain, averaged = (
+        next((key for key in names if isinstance(content.get(key), dict)), None)
+        for names in (_PLAIN, _AVERAGED)
+    )
     if ema is True and averaged is None:
         if "model_ema" in content:
             raise UserError(
@@ -128,8 +147,8 @@ def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[
     state = content if entry is None else content[entry]
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(
-            f"weights: {path} has {_names(content)}; expected tensors at the top, or under model, state_dict "
-            "or model_ema"
+            f"weights: {path} has {_names(content)}; expected tensors at the top, or under {', '.join(_PLAIN)} or "
+            f"{', '.join(_AVERAGED)}"
         )
     return state, entry or "top level"
 
@@ -137,8 +156,8 @@ def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[
 def _stripped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, value in state.items():
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
+        while (bare := key.removeprefix(_PREFIXES[0]).removeprefix(_PREFIXES[1])) != key:
+            key = bare
         if key in found:
             raise UserError(
                 f"weights: {path} holds {key} twice, once behind {' or '.join(_PREFIXES)}; give a file with one of them"
@@ -147,20 +166,61 @@ def _stripped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return found
 
 
-def adapt_pos_embed(state: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
-    """Resize a position embedding of another grid to the model's, in ``state``; returns the keys that were."""
+def _unprefixed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Without a prefix that stands before each of the model's keys, but perhaps those of its head."""
+    wanted = [key for key in model.state_dict() if key not in HEAD]
+    if not wanted or any(key in state for key in wanted):
+        return state
+    for prefix in (key.removesuffix(wanted[0]) for key in state if key.endswith("." + wanted[0])):
+        bare = {key.removeprefix(prefix): value for key, value in state.items()}
+        if len(bare) == len(state) and all(key in bare for key in wanted):
+            return bare
+    return state
+
+
+def adapt_pos_embed(
+    state: dict[str, Tensor], model: nn.Module, size: Sequence[int] | None = None
+) -> tuple[str, ...]:
+    """Resize a position embedding of another grid to the model's, in ``state``.
+
+    Args:
+        state: tensors by key.
+        model: whose grid is wanted.
+        size: height and width in pixels that the embedding was trained for; None where that is not known, and where
+            it has another number of entries than such pixels have patches: it is then of a square grid, or fits.
+
+    Returns:
+        The keys that were resized.
+    """
     given, wanted = state.get("pos_embed"), getattr(model, "pos_embed", None)
     if given is None or wanted is None or not hasattr(model, "class_index"):
         return ()
-    if given.shape == wanted.shape or given.ndim != 3 or given.shape[::2] != wanted.shape[::2]:
+    if given.ndim != 3 or given.shape[::2] != wanted.shape[::2]:
+        return ()
+    old = _grid_of(size, model)
+    old = old if old is not None and math.prod(old) == given.shape[1] - 1 else None
+    if given.shape == wanted.shape if old is None else old == tuple(model.patch_embed.grid_size):
         return ()
     if given.shape[1] > _LARGEST_GRID:
         return ()  # reported as a mis-shaped key, as below
     try:
-        state["pos_embed"] = resize_pos_embed(given, model.patch_embed.grid_size, model.class_index)
+        state["pos_embed"] = resize_pos_embed(
+            given, model.patch_embed.grid_size, model.class_index, old_grid=old
+        )
     except ValueError:
         return ()
     return ("pos_embed",)
+
+
+def _grid_of(size: Sequence[int] | None, model: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the patches of another input size."""
+    if size is None or len(size) != 2:
+        return None
+    proj = model.patch_embed.proj
+    try:
+        return grid_size(tuple(size), proj.kernel_size[-1], proj.stride[-1])  # type: ignore[arg-type]
+    except ValueError:
+        return None
 
 
 def keep_head(state: dict[str, Tensor], model: nn.Module) -> None:
@@ -235,10 +295,13 @@ def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
         if keys
     ]
     heads = any(text.startswith("head.weight ") for text in shaped)
+    headless = set(missing) == set(HEAD) and not unexpected and not shaped
     advice = (
         f"give data of {state['head.weight'].shape[0]} classes, a checkpoint for {wanted['head.weight'].shape[0]}, or "
         "--delete_head (new_head=True) for a student's new head"
         if heads and len(shaped) <= 2 and not missing and not unexpected
+        else "it has no head; train one with --delete_head (new_head=True)"
+        if headless
         else "give the checkpoint of this model, or the model of this checkpoint"
     )
     raise UserError(f"weights: {path} does not fit {type(model).__name__}: {'; '.join(parts)}", advice)

@@ -39,9 +39,15 @@ ALLOWED = {
     "rmeeto.json_file": {"rmeeto.errors"},
     "rmeeto.reader": {"rmeeto.reader", "rmeeto.json_file", "rmeeto.errors"},
     "rmeeto.imports": set(),
-    "rmeeto.merge": {"rmeeto.merge", "rmeeto.imports"},
-    "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors"},
-    "rmeeto.ops.token_merge": {"rmeeto.ops", "rmeeto.errors", "rmeeto.merge"},  # whose fast path it is
+    "rmeeto.autocast": set(),
+    "rmeeto.merge": {"rmeeto.merge", "rmeeto.imports", "rmeeto.autocast"},
+    "rmeeto.ops": {"rmeeto.ops", "rmeeto.errors", "rmeeto.autocast"},
+    "rmeeto.ops.token_merge": {
+        "rmeeto.ops",
+        "rmeeto.errors",
+        "rmeeto.merge",
+        "rmeeto.autocast",
+    },  # whose fast path it is
     "rmeeto.nn": {"rmeeto.nn", "rmeeto.merge", "rmeeto.ops", "rmeeto.errors"},
     "rmeeto.settings": {"rmeeto.errors"},
     "rmeeto.data": {"rmeeto.data", "rmeeto.errors"},

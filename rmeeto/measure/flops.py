@@ -107,6 +107,10 @@ def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
         )
     convolved = zip(sizes[-n:], conv.kernel_size[-n:], conv.stride[-n:])
     given = tuple((size - kernel) // stride + 1 for size, kernel, stride in convolved)
+    if getattr(model, "dynamic_img_size", False):  # takes any
+        return math.prod(model.patch_embed.dynamic_feat_size(sizes[-2:]))
+    if hasattr(model.patch_embed, "backbone") and sizes[-2:] == tuple(model.patch_embed.img_size):
+        return model.patch_embed.num_patches  # a hybrid's, behind convolutions that are not counted
     grid = tuple(getattr(model.patch_embed, "grid_size", None) or given)
     if given != grid[-n:] or len(grid) < len(conv.kernel_size):
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rmeeto.merge.plan import MODES
@@ -79,9 +79,10 @@ class MergeConfig:
     rule: str | RuleFunction = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("r", "window"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if (plain := _plain(value)) is not value:
+                object.__setattr__(self, field.name, plain)
         self._check_r()
         self._check_window()
         for name in ("odd", "prune", "keep_order", "released_flip"):
@@ -284,3 +285,10 @@ def _is_number(value: object) -> bool:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers for NumPy's and torch's, tuples for lists and arrays."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

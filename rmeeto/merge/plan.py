@@ -81,8 +81,8 @@ class MergePlan:
         """Position, after the merge, that each original token went to, or would have if it is pruned: (B, L)."""
         batch, kept = self.keep.shape
         target = self.keep.new_empty(batch, kept + self.source.shape[1])
-        target.scatter_(1, self.keep, torch.arange(kept, device=target.device).expand(batch, -1))
-        return target.scatter_(1, self.source, self.destination)
+        target = target.scatter(1, self.keep, torch.arange(kept, device=target.device).expand(batch, -1))
+        return target.scatter(1, self.source, self.destination)
 
     def carry(self, state: TokenState, mode: str = "sum", average: Average | None = None) -> TokenState:
         """The state after the merge: the one place that moves what tokens carry.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rmeeto.merge.config import MergeConfig
-from rmeeto.merge.tokens import Tokens
+from rmeeto.merge.tokens import Tokens, number
 
 
 def merging_blocks(depth: int, interval: int = 2, odd: bool = False) -> list[int]:
@@ -60,12 +60,13 @@ def asked_and_removed(
 ) -> list[tuple[int | None, int]]:
     """The r that each block is asked for (None: it does not merge), and what it really removes; as in `removals`."""
     counts: list[tuple[int | None, int]] = [(None, 0)] * depth
+    num_tokens = number(num_tokens)
     if config is None:
         return counts
     blocks = range(depth) if prefix is not None else merging_blocks(depth, config.interval, config.odd)
     asked = removals_asked(config, len(blocks))
-    for number, block in enumerate(blocks):
-        r = asked[number] if asked is not None else round(float(config.r) * num_tokens)  # type: ignore[arg-type]
+    for index, block in enumerate(blocks):
+        r = asked[index] if asked is not None else round(float(config.r) * num_tokens)  # type: ignore[arg-type]
         if block == blocks[-1] and config.final_tokens is not None:
             r = num_tokens - config.final_tokens
         removed = Tokens(num_tokens, None if prefix is not None else 0, prefix).limit(r)

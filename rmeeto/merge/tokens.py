@@ -51,6 +51,7 @@ class Tokens:
     prune: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "num", number(self.num))
         index, prefix = self.class_index, self.prefix
         if self.class_position not in CLASS_POSITIONS:
             raise ValueError(
@@ -210,13 +211,13 @@ class Tokens:
 
     def _ordered(self, source: Tensor, destination: Tensor) -> MergePlan:
         """Patches that stay in their order, and the places in it that those which go are found at."""
-        (batch, r), patches = source.shape, self.num_patches
+        batch, r, patches = source.shape[0], number(source.shape[1]), self.num_patches
         index = torch.arange(patches, device=source.device)
-        gone = torch.zeros(batch, patches, dtype=torch.long, device=source.device).scatter_(1, source, 1)
+        gone = torch.zeros(batch, patches, dtype=torch.long, device=source.device).scatter(1, source, 1)
         rank = index - gone.cumsum(1)  # place of each patch that stays
         # Every patch writes its index at its place; those that go write into one spare column.
         place = rank.scatter(1, source, patches - r)
-        kept = place.new_empty(batch, patches - r + 1).scatter_(1, place, index.expand(batch, -1))[:, :-1]
+        kept = place.new_empty(batch, patches - r + 1).scatter(1, place, index.expand(batch, -1))[:, :-1]
         at = rank.gather(1, destination)
         if self.prefix is not None:
             return MergePlan(kept, source, at, 0 if self.prefix else None, self.prune)
@@ -224,7 +225,7 @@ class Tokens:
 
     def _with_class(self, source: Tensor, kept: Tensor, destination: Tensor) -> MergePlan:
         """From patches to tokens: the class token takes its place among those that stay."""
-        (batch, r), device, aside = source.shape, source.device, self._aside
+        batch, r, device, aside = source.shape[0], number(source.shape[1]), source.device, self._aside
         patches = self.patches(device)
         place, reported = self._class_place(source)
         at = place if isinstance(place, int) else place.unsqueeze(1)
@@ -238,7 +239,8 @@ class Tokens:
 
     def _class_place(self, source: Tensor) -> tuple[int | Tensor, int | Tensor]:
         """Where the class token is put, and where it is said to be."""
-        p, (batch, r), exact = self._aside, source.shape, self.class_position == "exact"
+        p, batch, r = self._aside, source.shape[0], number(source.shape[1])
+        exact = self.class_position == "exact"
         if self.keep_order:
             at = p * (self.num - r) // self.num
             if exact:
@@ -271,3 +273,8 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 def _look_up(positions: Tensor, index: Tensor) -> Tensor:
     return positions[index] if positions.ndim == 1 else positions.gather(1, index)
+
+
+def number(size: int | Tensor) -> int:
+    """A size as a number, which it is but for torch.jit.trace."""
+    return int(size) if isinstance(size, Tensor) else size

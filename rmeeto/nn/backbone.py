@@ -15,7 +15,7 @@ from rmeeto.merge import MergeConfig, TokenState, check_neighbour, merging_block
 from rmeeto.merge.state import own_places
 from rmeeto.merge.tokens import grid_cells
 from rmeeto.nn.block import Block, recomputed
-from rmeeto.nn.features import class_first, class_token, take_indices, to_map
+from rmeeto.nn.features import as_outputs, class_first, class_token, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
 from rmeeto.nn.layers import check_drop_path
 from rmeeto.nn.mamba import BiMamba
@@ -228,6 +228,7 @@ class VisionMamba(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
         unmerge: bool = True,
+        output_dict: bool = False,
     ) -> list | tuple[Tensor, list]:
         """Feature maps of chosen blocks (timm's convention): the residual stream after the block.
 
@@ -241,6 +242,8 @@ class VisionMamba(nn.Module):
             intermediates_only: return the list of features alone.
             unmerge: give every patch of the full grid the value of the token that it is part of. Without it, features
                 have as many tokens as are left, in ``NLC``.
+            output_dict: a dictionary of them, timm's: image_intermediates, image_features and, of prefix tokens,
+                image_intermediates_prefix.
 
         Returns:
             The output of `forward_features` (after the blocks that were run) and the list of features, or that list.
@@ -258,9 +261,8 @@ class VisionMamba(nn.Module):
                 features.append((patches, prefix) if return_prefix_tokens else patches)
             if stop_early and i == last:
                 break
-        if intermediates_only:
-            return features
-        return class_first(self._final_norm(state)[0], state.class_index), features
+        final = None if intermediates_only else class_first(self._final_norm(state)[0], state.class_index)
+        return as_outputs(features, final, return_prefix_tokens, output_dict)
 
     def _feature(self, state: TokenState, norm: bool) -> tuple[Tensor, Tensor]:
         normed, stream = self._norm(state.hidden, state.residual)

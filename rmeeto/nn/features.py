@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,3 +76,24 @@ def to_map(patches: Tensor, grid: tuple[int, ...], output_fmt: str) -> Tensor:
             'give unmerge=True, or output_fmt="NLC"'
         )
     return patches.reshape(patches.shape[0], *grid, -1).movedim(-1, 1).contiguous()
+
+
+def as_outputs(
+    features: list, final: Tensor | None, with_prefix: bool, as_dict: bool
+) -> list | tuple[Tensor, list] | dict[str, Any]:
+    """What ``forward_intermediates`` returns, as timm has it.
+
+    Args:
+        features: maps, or with their prefix tokens in pairs.
+        final: the output; None where it is not asked for.
+        with_prefix: whether they are pairs.
+        as_dict: by name.
+    """
+    if not as_dict:
+        return features if final is None else (final, features)
+    named: dict[str, Any] = {
+        "image_intermediates": [pair[0] for pair in features] if with_prefix else features
+    }
+    if with_prefix:
+        named["image_intermediates_prefix"] = [pair[1] for pair in features]
+    return named if final is None else {**named, "image_features": final}

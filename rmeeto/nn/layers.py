@@ -71,9 +71,13 @@ def grid_size(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[
 
 
 def resize_pos_embed(
-    pos_embed: Tensor, grid: tuple[int, int], class_index: int, old_class_index: int | None = None
+    pos_embed: Tensor,
+    grid: tuple[int, int],
+    class_index: int,
+    old_class_index: int | None = None,
+    old_grid: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Adapt the position embedding of a square grid to another grid by bicubic interpolation.
+    """Adapt the position embedding of a grid to another grid by bicubic interpolation.
 
     Args:
         pos_embed: (1, 1 + P_old, C).
@@ -81,6 +85,7 @@ def resize_pos_embed(
         class_index: where the class token's entry is wanted.
         old_class_index: where it is in ``pos_embed``; None: in the middle if ``class_index`` is the middle of
             ``grid``, else first.
+        old_grid: rows and columns that it is of; None: a square.
 
     Returns:
         (1, 1 + rows * columns, C).
@@ -89,8 +94,8 @@ def resize_pos_embed(
         ValueError: an embedding whose number of patches is no square.
     """
     old, new = pos_embed.shape[1] - 1, grid[0] * grid[1]
-    side = math.isqrt(old)
-    if side * side != old:
+    old_grid = old_grid or (math.isqrt(old),) * 2
+    if math.prod(old_grid) != old:
         raise ValueError(
             f"position embedding: {old} patches are no square, so it cannot be resized to {grid}"
         )
@@ -100,5 +105,5 @@ def resize_pos_embed(
     class_first = torch.cat(
         [entry, pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1
     )
-    entry, patches = resample_abs_pos_embed(class_first, list(grid), [side, side]).split([1, new], dim=1)
+    entry, patches = resample_abs_pos_embed(class_first, list(grid), list(old_grid)).split([1, new], dim=1)
     return torch.cat([patches[:, :class_index], entry, patches[:, class_index:]], dim=1)

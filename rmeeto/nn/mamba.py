@@ -92,7 +92,9 @@ class BiMamba(nn.Module):
         out = self.out_proj(y)
         if not return_ssm:
             return out
-        steps = (F.linear(d.delta, d.dt_weight) for d in (forward, backward))
+        steps = (
+            d.delta if d.dt_weight is None else F.linear(d.delta, d.dt_weight) for d in (forward, backward)
+        )
         pairs = (forward.B, backward.B), (forward.C, backward.C), steps
         return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
 
@@ -131,6 +133,9 @@ class BiMamba(nn.Module):
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
     ) -> Direction:
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if not (type(self.dt_proj) is type(self.dt_proj_b) is nn.Linear):
+            # One has an adapter, or is quantised: what they compute counts.
+            return Direction(u, dt_proj(dt), A_log, B, C, D, log_A=True)
         # The scan itself projects the step size, adds the bias and takes the exponential of A.
         return Direction(u, dt, A_log, B, C, D, dt_proj.bias, dt_proj.weight, log_A=True)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rmeeto.merge import MergeConfig, TokenState, check_neighbour, removals, token_counts
 from rmeeto.merge.state import own_places
 from rmeeto.nn.attention import MergingBlock, Step
-from rmeeto.nn.features import take_indices, to_map
+from rmeeto.nn.features import as_outputs, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
 from rmeeto.nn.swap import Swapped, swap, unswap
 
@@ -126,18 +126,21 @@ class MergingTransformer:
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
         unmerge: bool = True,
+        output_dict: bool = False,
         **kwargs: object,
     ) -> list | tuple[Tensor, list]:
         """timm's own, on the full grid: every patch has the value of the token that it is part of.
 
         Args:
             unmerge: without it, features have as many tokens as are left, in ``NLC``.
+            output_dict: timm's dictionary of them.
 
         Raises:
             ValueError: a block that does not exist, an unknown format, or ``NCHW`` of merged tokens.
         """
         options = (indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only)
         if not self._merges:
+            kwargs |= {"output_dict": True} if output_dict else {}
             return super().forward_intermediates(x, *options, **kwargs)
         self._refuse_masks((), kwargs)
         wanted, last = take_indices(len(self.blocks), indices)
@@ -153,7 +156,8 @@ class MergingTransformer:
                 features.append((patches, prefix) if return_prefix_tokens else patches)
             if stop_early and i == last:
                 break
-        return features if intermediates_only else (self.norm(state.hidden), features)
+        final = None if intermediates_only else self.norm(state.hidden)
+        return as_outputs(features, final, return_prefix_tokens, output_dict)
 
     def _refuse_masks(self, args: tuple, kwargs: dict) -> None:
         if any(value is not None and value is not False for value in (*args, *kwargs.values())):

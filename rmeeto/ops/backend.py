@@ -38,6 +38,11 @@ class Backend:
     automatic: bool = True
 
 
+def _is_watched() -> bool:
+    """Whether torch.jit.trace or a transform of torch.func looks on, which know torch's own operators alone."""
+    return torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
+
+
 class Operator:
     """An operator and its backends.
 
@@ -78,6 +83,8 @@ class Operator:
         """
         if self._whole is not None and _left_whole.get():
             return self._whole
+        if requested == "auto" and not torch.compiler.is_compiling() and _is_watched():
+            requested = next((b.name for b in self.backends if b.name == "torch"), requested)
         return self._loaded[self._choose(device_type, requested)]
 
     def chosen(self, device_type: str) -> str:

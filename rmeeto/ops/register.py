@@ -41,7 +41,7 @@ def operator(
         return registered
     torch.library.register_autograd(f"rmeeto::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     # In eager mode a Function costs less than the registered formula, whose every call goes through more of Python.
-    save, differentiate = setup_context, staticmethod(backward)
+    save, differentiate = setup_context, staticmethod(_once(backward))
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -57,3 +57,17 @@ def operator(
         return Function.apply(*inputs) if eager else registered(*inputs)
 
     return call
+
+
+def _once(backward: Callable) -> Callable:
+    """A backward pass that refuses to be differentiated: it is an operator without a derivative of its own."""
+
+    def differentiate(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(
+                "the kernels of rmeeto have no second derivative; for create_graph=True run forward and backward with "
+                "RMEETO_BACKEND=torch in the environment, whose operators are torch's own"
+            )
+        return backward(ctx, *gradients)
+
+    return differentiate

@@ -45,7 +45,10 @@ def load_weights(
 
 
 def adapt_clips(
-    state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int] | None = None
+    state: dict[str, Tensor],
+    model: nn.Module,
+    head_map: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
 ) -> tuple[str, ...]:
     """Make the tensors of a checkpoint fit a video model, in ``state``; returns the keys that were changed."""
     own, given = dict(model.state_dict(keep_vars=True)), dict(state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmeeto.autocast import full_precision
 from rmeeto.merge.plan import MergePlan
 from rmeeto.merge.tokens import Tokens
 
@@ -91,7 +91,7 @@ class Rule:
         if r == 0:
             return tokens.identity(batch, metric.device)
         arguments = {name: given[name] for name in self.options if given and name in given}
-        with torch.no_grad(), _without_autocast(metric.device.type):
+        with torch.no_grad(), full_precision(metric.device):
             for name in self.needs:
                 feature = tokens.cells(metric.device) if name == "cell" else features(name)
                 if feature is None:
@@ -151,13 +151,6 @@ def read_rule(function: RuleFunction, name: str | None) -> Rule:
         tuple(feature for feature in FEATURES if feature in names),
         tuple(option for option in OPTIONS if option in names),
     )
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    """Autocast off; where it is off already nothing is done, and an exported graph holds no region of its own."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _check_metric(metric: Tensor, tokens: Tokens) -> int:

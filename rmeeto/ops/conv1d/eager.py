@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rmeeto.autocast import full_precision
+
 
 def eager_causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = False) -> Tensor:
     """Same function as `naive_causal_conv1d`, as K shifted multiply-adds: no transpose, no flip."""
     kernel, length = weight.shape[-1], x.shape[1]
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         taps = weight.squeeze(1).to(x.dtype).unbind(-1)
         padded = F.pad(x, (0, 0, 0, kernel - 1) if reverse else (0, 0, kernel - 1, 0))
         y = bias.to(x.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rmeeto.autocast import full_precision
 from rmeeto.ops.selective_scan.direction import Direction
 
 
@@ -26,7 +27,7 @@ def eager_selective_scan(
 ) -> Tensor:
     """Same function as `naive_selective_scan`."""
     out_dtype = u.dtype
-    with torch.autocast(u.device.type, enabled=False):
+    with full_precision(u.device):
         y = _scan(u, delta, A, B, C, delta_bias, delta_softplus, reverse)
         if D is not None:
             y = torch.addcmul(y, u.to(y.dtype), D.to(y.dtype))

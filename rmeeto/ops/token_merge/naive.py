@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from rmeeto.autocast import full_precision
 from rmeeto.merge import MergePlan, Tokens, merge_wavg
 from rmeeto.merge.rules import exact
 
@@ -15,7 +16,7 @@ def naive_match_tokens(metric: Tensor, r: int, tokens: Tokens) -> MergePlan:
     """The rule `exact`, with one class index per sample looked at where it can be."""
     if _has_values(tokens.class_index):
         check_range(tokens.class_index, metric.shape[1])
-    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
+    with torch.no_grad(), full_precision(metric.device):
         return exact(metric, r, tokens)
 
 

@@ -6,32 +6,52 @@ import pytest
 
 from tests.notebooks import ROOT, check_in_a_kernel, check_stored_run, execute
 
-NOTEBOOKS = sorted((ROOT / "image_task" / "example").glob("*.ipynb"))
+FOLDER = ROOT / "image_task" / "example"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # In place of what the cell tagged "parameters" says.
 TINY = {
-    "speed": {"MODEL": "vim_nano_patch2_16", "SIZE": 16, "R": [0, 12], "BATCH": 1, "RUNS": 5},
-    "visualize": {"R": [0, 12]},
+    "merge_in_ten_minutes": {"MODEL": "vim_tiny_patch16_224", "MERGES": 3},
+    "own_data": {"EPOCHS": 1, "RETRAIN": 1},
+    "test_speed": {"MODEL": "vim_nano_patch2_16", "SIZE": 16, "R": [0, 12], "BATCH": 1, "RUNS": 5},
+    "visualization": {"R": "11"},
 }
+pytestmark = pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+
+
+def run(name: str) -> dict:
+    pytest.importorskip("IPython")
+    return execute(FOLDER / f"{name}.ipynb", TINY[name])
 
 
 def test_every_notebook_is_tested():
     assert [path.stem for path in NOTEBOOKS] == list(TINY)
 
 
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
-    names = execute(NOTEBOOKS[0], TINY["speed"])
+    names = run("test_speed")
     assert names["theory"][0] == names["practice"][0] == 1 < names["theory"][1]
     assert names["practice"][1] > 0
     assert "r = 12: 65 tokens in the first block, 41 in the last" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-def test_visualize_follows_the_merged_tokens(capsys):
-    names = execute(NOTEBOOKS[1], TINY["visualize"])
-    dense, merged = names["rows"]
-    assert dense[0] > merged[0] > 50 and dense[1:] == (1, 1) and min(merged[1:]) > 1
-    assert "source: (10, 41, 65)" in capsys.readouterr().out
+def test_ten_minutes_merge_a_photograph_without_loss(capsys):
+    names = run("merge_in_ten_minutes")
+    assert names["x"].shape[1] == 576 - 3 * 22 and int(names["size"].sum()) == 576
+    said = capsys.readouterr().out
+    assert "nothing is lost" in said and "block 20: 87 tokens, class token at 39" in said
+
+
+def test_own_data_goes_all_the_way(capsys):
+    names = run("own_data")
+    assert names["names"] == ["flower", "sky", "temple"] and names["model"].num_tokens[-1] == 41
+    assert names["sheet"].width > 600
+    assert "65 tokens in the first block, 41 in the last" in capsys.readouterr().out
+
+
+def test_visualization_draws_a_photograph_and_the_digits(capsys):
+    names = run("visualization")
+    assert names["sheet"].width > 1000
+    assert "source: (6, 41, 65)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

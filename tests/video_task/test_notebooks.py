@@ -15,8 +15,8 @@ pytest.importorskip("av")
 NOTEBOOKS = sorted((ROOT / "video_task" / "example").glob("*.ipynb"))
 # In place of what the cell tagged "parameters" says.
 TINY = {
-    "speed": {"MODEL": "videomamba_video_nano_patch4_32", "FRAMES": 4, "SIZE": 32, "R": [40], "RUNS": 5},
-    "visualize": {"CLIPS": 2},
+    "test_speed": {"MODEL": "videomamba_video_nano_patch4_32", "FRAMES": 4, "SIZE": 32, "R": [40], "RUNS": 5},
+    "visualization": {"CLIPS": 2},
 }
 
 
@@ -33,7 +33,7 @@ def test_every_notebook_is_tested():
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
-    names = execute(NOTEBOOKS[0], TINY["speed"])
+    names = execute(NOTEBOOKS[0], TINY["test_speed"])
     assert list(names["models"]) == ["dense", "r = 40, exact", "r = 40, window"]
     for dense, exact, window in names["theory"].values():
         assert dense == 1 and exact < window
@@ -43,7 +43,7 @@ def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsys):
-    names = execute(NOTEBOOKS[1], TINY["visualize"])
+    names = execute(NOTEBOOKS[1], TINY["visualization"])
     assert {file.suffix for file in names["files"]} == {".mp4"} and len(names["files"]) == len(
         names["labels"]
     )

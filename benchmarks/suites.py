@@ -91,6 +91,18 @@ def _windows(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     return windows.units(options.device, options.runs, options.quick)
 
 
+def _deploy(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import deploy
+
+    return deploy.units(options.device, options.runs, options.quick)
+
+
+def _long(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import long
+
+    return long.units(options.device, options.runs, options.quick)
+
+
 def _checks(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     from benchmarks import checks
 
@@ -109,7 +121,13 @@ SUITES = {
     "loader": Suite("loader", _loader),
     "schedules": Suite("schedule", _schedules),
     "windows": Suite("window", _windows),
+    "long": Suite("long", _long),
+    "deploy": Suite("deploy", _deploy),
     "checks": Suite("checks", _checks),
     "front": Suite("front", _front),
 }
-APART = ("checks", "front")  # not of `all`: it measures nothing; it takes hours
+APART = (
+    "checks",
+    "front",
+    "deploy",
+)  # not of `all`: measures nothing; takes hours; is the CPU's, and compiles

@@ -129,13 +129,14 @@ class Tokens:
             raise ValueError(f"match: position is of {self.cell.shape[-1]} tokens; expected {self.num}")
         return self.cell
 
-    def best(self, scores: Tensor, neighbour: int = 1) -> tuple[Tensor, Tensor]:
+    def best(self, scores: Tensor, neighbour: int = 1, first: int = 0) -> tuple[Tensor, Tensor]:
         """The score and the index of the destination that each source picks: (B, S, D) -> (B, S), (B, S).
 
         Args:
             scores: of each source with each destination, the larger the sooner they merge; those of a prefix become
                 -inf in place.
             neighbour: 1 picks the best destination, 3 the third best; ties go to the lower one.
+            first: which source the scores start with, where they are of some sources alone.
 
         Raises:
             ValueError: too few destinations.
@@ -146,7 +147,7 @@ class Tokens:
                 f"among {self.num} tokens; use a smaller neighbour or a smaller r"
             )
         if self.prefix:
-            scores[:, : (self.prefix + 1) // 2] = -torch.inf
+            scores[:, : max(0, (self.prefix + 1) // 2 - first)] = -torch.inf
             scores[:, :, : self.prefix // 2] = -torch.inf
         if neighbour == 1:
             score, pick = scores.max(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -235,3 +236,19 @@ def test_plan_refuses_tensors_of_other_tokens(shape):
         plan.unmerge(torch.ones(shape))
     with pytest.raises(ValueError, match="mode='median'.*'sum'"):
         plan.merge(torch.ones(1, 9, 3), mode="median")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"class_index": 30}, {"prefix": 5}, {"class_index": 3, "neighbour": 2}]
+)
+def test_long_inputs_are_matched_in_blocks_with_the_same_plan(arguments, monkeypatch):
+    metric = torch.randn(2, 62, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, sizes = match(metric, 20, **arguments), []
+    module = sys.modules["rmeeto.merge.rules.exact"]
+    seen = module.similarity
+    monkeypatch.setattr(module, "SCORES", 60)
+    monkeypatch.setattr(module, "similarity", lambda *x: sizes.append(seen(*x).shape[1:].numel()) or seen(*x))
+    blocks = match(metric, 20, **arguments)
+    assert len(sizes) > 10 and max(sizes) <= 62
+    assert torch.equal(blocks.keep, whole.keep) and torch.equal(blocks.source, whole.source)
+    assert torch.equal(blocks.destination, whole.destination)

@@ -11,7 +11,8 @@ from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 from rmeeto.nn.layers import PatchEmbed
 from video_task.models import ALIASES, MODELS, VideoMamba, load_weights
-from video_task.models.weights import read_head_map, resize_temporal
+from video_task.models.videomamba import resize_temporal
+from video_task.models.weights import read_head_map
 
 SMALL = {"embed_dim": 32, "depth": 4, "img_size": 32, "patch_size": 8, "num_classes": 6, "num_frames": 4}
 HEAD = ("head.weight", "head.bias")
@@ -240,3 +241,18 @@ def test_recomputing_can_be_switched_off_again():
     assert model.num_recomputed == 4
     model.set_grad_checkpointing(False)
     assert model.num_recomputed == 0
+
+
+def test_a_model_takes_clips_of_another_length_on_request():
+    """As if it had been made for them and given the weights."""
+    arguments = {"patch_size": 16, "depth": 2}
+    model = small(**arguments, num_frames=8, merge=MergeConfig(r=0.1)).eval()
+    model.set_num_frames(16)
+    assert model.num_tokens[0] == 16 * 4 + 1 and model.input_size == (3, 16, 32, 32)
+    made = small(**arguments, num_frames=16, merge=MergeConfig(r=0.1)).eval()
+    made.load_state_dict(model.state_dict())
+    clip = torch.randn(1, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(clip), made(clip))
+    with pytest.raises(ValueError, match="num_frames=0, .*expected frames that fill whole tubelets"):
+        model.set_num_frames(0)
+    assert model(clip).shape == (1, 6)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rmeeto.merge import MergeConfig
 from rmeeto.nn import VisionMamba
@@ -120,6 +122,27 @@ class VideoMamba(VisionMamba):
         # Zero: the frames of a model that starts from an image model look like images to it.
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, self.patch_embed.grid_size[0], embed_dim))
 
+    def set_num_frames(self, num_frames: int) -> None:
+        """Take clips of another number of frames: the temporal embedding is interpolated over the clip's length.
+
+        Args:
+            num_frames: T; whole tubelets.
+
+        Raises:
+            ValueError: it is not.
+        """
+        old = self.patch_embed
+        _, *img_size = old.input_size
+        _, patch_size, _ = old.proj.stride
+        new = TubeletEmbed(num_frames, tuple(img_size), old.proj.stride[0], patch_size, 1, 1)
+        old.input_size, old.grid_size = new.input_size, new.grid_size
+        self.num_patches = math.prod(new.grid_size)
+        embedding = resize_temporal(self.temporal_pos_embedding.data, new.grid_size[0])
+        self.temporal_pos_embedding = nn.Parameter(embedding, self.temporal_pos_embedding.requires_grad)
+        self.merge_config = self.merge_config  # checked against the new number of tokens
+        if getattr(self, "pretrained_cfg", None):
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": self.input_size}
+
     def _num_positions(self) -> int:
         _, rows, columns = self.patch_embed.grid_size
         return rows * columns
@@ -136,3 +159,10 @@ class VideoMamba(VisionMamba):
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizer factory leaves undecayed."""
         return {"pos_embed", "cls_token", "temporal_pos_embedding"}
+
+
+def resize_temporal(embedding: Tensor, frames: int) -> Tensor:
+    """Adapt a temporal embedding (1, T_old, C) to (1, ``frames``, C) by linear interpolation over the clip's length."""
+    line = embedding.float().transpose(1, 2)
+    line = F.interpolate(line, size=frames, mode="linear", align_corners=False)
+    return line.transpose(1, 2).to(embedding.dtype)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rmeeto import weights
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.nn.layers import resize_pos_embed
 from rmeeto.weights import HEAD, LoadReport, keep_head
+from video_task.models.videomamba import resize_temporal
 
 
 def load_weights(
@@ -96,13 +96,6 @@ def _adapt_spatial(state: dict[str, Tensor], model: nn.Module) -> None:
         state["pos_embed"] = resize_pos_embed(given, model.patch_embed.grid_size[1:], model.class_index)
     except ValueError:
         return  # reported as a mis-shaped key
-
-
-def resize_temporal(embedding: Tensor, frames: int) -> Tensor:
-    """Adapt a temporal embedding (1, T_old, C) to (1, ``frames``, C) by linear interpolation over the clip's length."""
-    line = embedding.float().transpose(1, 2)
-    line = F.interpolate(line, size=frames, mode="linear", align_corners=False)
-    return line.transpose(1, 2).to(embedding.dtype)
 
 
 def _map_head(state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int]) -> None:

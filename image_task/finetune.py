@@ -108,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for notice in notices:
             print(f"note: {shown(notice)}", file=sys.stderr)
         finetune(Path(folder), given["way"].over(Way()), merge)
+    except Preempted as error:
+        print(f"stopped by {shown(str(error))}", file=sys.stderr)
+        return EXIT_CODE
     except (UserError, OSError) as error:
         text = COMMAND.in_flags(str(error)) if isinstance(error, UserError) else shown(error)
         print(f"error: {text}", file=sys.stderr)
         return 2
-    except Preempted as error:
-        print(f"stopped by {shown(str(error))}", file=sys.stderr)
-        return EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130

@@ -1,0 +1,45 @@
+"""README's way on one's own pictures: every line of it is a command that is understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from image_task import finetune, main, throughput
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lines() -> list[list[str]]:
+    section = (ROOT / "README.md").read_text().split("## Your own pictures")[1].split("\n## ")[0]
+    (common,) = re.findall(r'`M="([^"]+)"`', section)
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.S)
+    found = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line.replace("$M", common), comments=True) for line in found]
+
+
+def test_each_step_is_there():
+    modules = [words[2] for words in lines() if words[:2] == ["python", "-m"]]
+    steps = ("finetune", "main", "throughput", "visualize", "predict", "export")
+    assert set(modules) == {f"image_task.{step}" for step in steps}
+    assert ["tensorboard", "--logdir", "runs"] in lines()
+    assert all((ROOT / words[1]).is_file() for words in lines() if words[0] == "python" and words[1] != "-m")
+
+
+@pytest.mark.parametrize("words", lines(), ids=lambda words: " ".join(words)[:60])
+def test_its_flags_are_known(words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if words[2:3] == ["image_task.main"]:
+        assert main.main([*words[3:], "--dry_run"]) == 0
+    elif words[2:3] == ["image_task.finetune"]:
+        given, notes = finetune.parser().read(words[3:])
+        assert (
+            given["command"].values == {"folder": "photos"}
+            and given["merge"].values == {"r": 11}
+            and notes == []
+        )
+    elif words[2:3] == ["image_task.throughput"]:
+        assert throughput.parse(words[3:]).r == [0, 11]

@@ -10,10 +10,10 @@ from typing import Any, Self, get_type_hints
 
 from rmeeto.engine.distill import DISTILLED, DistillConfig
 from rmeeto.engine.optim import OptimConfig
-from rmeeto.engine.record import TRAINED_ON, RunConfig
+from rmeeto.engine.record import TRAINED_ON, RunConfig, state_of
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
-from rmeeto.settings import Need, Settings, from_plain, refuse, setting, smoked
+from rmeeto.settings import Need, Settings, from_plain, harmless, refuse, setting, smoked
 
 WEIGHTED = Need(lambda config: config.model.has_weights, "there is no model.model_pth", fatal=True)
 AUGMENTED = Need(lambda config: config.data.augment, "data.augment is off")
@@ -229,6 +229,14 @@ class TaskConfig:
         parts = (self.model.model, self.setting, self.data_name, "eval" if self.run.eval else "")
         name = self.run.name or "-".join(filter(None, parts))
         return Path(self.run.output_dir) / (name + ("-smoke" if self.run.smoke else ""))
+
+    def state_of_folder(self) -> str:
+        """Whether the run folder is "new", to be "continued", or "done"; see `rmeeto.engine.record.state_of`.
+
+        A folder of an earlier version has the settings that it lacks at their defaults.
+        """
+        defaults = {**type(self)().to_dict(), "merge": MergeConfig().to_dict()}
+        return state_of(self.folder, self.to_dict(), self.run.resume, harmless(self.sections()), defaults)
 
 
 # What a run folder's name says of a setting that differs from the default, in this order.

@@ -25,7 +25,6 @@ from rmeeto.engine.agree import agree, code_digest
 from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.progress import clock, wrapped
-from rmeeto.engine.record import state_of
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
@@ -134,11 +133,10 @@ class Task(ABC):
         """
         settings, began = config.to_dict(), time.monotonic()
         with start(config.run.device) as world:
-            may_differ = harmless(config.sections())
-            agree(world, {**settings, "code": code_digest()}, may_differ)
+            agree(world, {**settings, "code": code_digest()}, harmless(config.sections()))
 
             def state() -> str:
-                return world.on_main(lambda: state_of(config.folder, settings, config.run.resume, may_differ))
+                return world.on_main(config.state_of_folder)
 
             if config.run.resume and state() == "done":
                 world.print(f"{config.folder} is done already")
@@ -172,8 +170,7 @@ class Task(ABC):
         Raises:
             UserError: what `run` would raise for settings, data, weights or the run folder.
         """
-        state = state_of(config.folder, config.to_dict(), config.run.resume, harmless(config.sections()))
-        if state == "done":
+        if config.state_of_folder() == "done":
             return f"{config.folder} is done already"
         with self.prepared(config) as ready:
             data = self._read_data(split_over(ready, num_processes()))

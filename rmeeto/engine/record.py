@@ -72,7 +72,13 @@ class RunConfig(Settings):
             refuse(self, "name", f"a name of 1 to {LONGEST_NAME} bytes without /, for one folder")
 
 
-def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Collection[str] = ()) -> str:
+def state_of(
+    path: Path,
+    config: Mapping[str, Any],
+    resume: bool,
+    harmless: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> str:
     """Whether a run folder is "new", to be "continued", or "done" already.
 
     Args:
@@ -80,6 +86,7 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
         config: of this run, in sections of plain values.
         resume: whether going on is wanted.
         harmless: settings, as `section.field`, that may differ from those of the folder.
+        defaults: in sections, what a folder of an earlier version is taken to have where it lacks a setting.
 
     Raises:
         UserError: the folder exists and `resume` is not set, or it belongs to a run of other settings.
@@ -105,6 +112,9 @@ def state_of(path: Path, config: Mapping[str, Any], resume: bool, harmless: Coll
         )
     old = read_json(path / "config.json")
     old.pop(TRAINED_ON, None)
+    for name, values in (defaults or {}).items():
+        if isinstance(values, Mapping) and isinstance(old.get(name), Mapping):
+            old[name] = {**values, **old[name]}
     found = differences(old, json.loads(json.dumps(config)), harmless)
     if found:
         listed = "; ".join(found[:8]) + (" and more" if len(found) > 8 else "")

@@ -196,6 +196,19 @@ def test_a_finished_run_is_neither_repeated_nor_overwritten(capsys):
     assert {path: path.read_bytes() for path in Path("log").rglob("*") if path.is_file()} == before
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on_where_they_are_at_their_defaults(capsys):
+    assert call(f"{SHORT} {MERGED}") == 0
+    path = Path("log/vim_nano_patch2_16-r12/config.json")
+    config = json.loads(path.read_text())
+    del config["optim"]["elastic_r"], config["optim"]["accumulation"], config["merge"]["rule"]
+    path.write_text(json.dumps(config))
+    assert call(f"{SHORT} {MERGED} --resume") == 2  # --accumulation 1 is not the default
+    assert "other settings: --accumulation 2 there, 1 here. Use" in capsys.readouterr().err
+    path.write_text(json.dumps({**config, "optim": {**config["optim"], "accumulation": 1}}))
+    assert call(f"{SHORT} {MERGED} --resume") == 0
+    assert "is done already" in capsys.readouterr().out
+
+
 def test_a_runs_config_runs_again(weights):
     call(f"{SHORT} {MERGED} --eval --model_pth {weights}")
     assert call("--config log/vim_nano_patch2_16-r12-eval/config.json --name again") == 0

@@ -143,6 +143,15 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 itself; also True where that is not known."""
+    import torch
+
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    known = str(found.get("architecture", "")).startswith("x86")
+    return not known or bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 def _operators() -> Iterator:
     import rmeeto.ops
     from rmeeto.ops.backend import Operator

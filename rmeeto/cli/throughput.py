@@ -19,7 +19,7 @@ from rmeeto.cli.flags import converter, in_flags, normalise
 from rmeeto.cli.speed_plot import draw, title, window_of
 from rmeeto.cli.target import FITTED_BATCH, check, fit, found, read_target
 from rmeeto.cli.timms import create_model, is_timms, unknown
-from rmeeto.doctor import cpu_name
+from rmeeto.doctor import cpu_name, has_bf16
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
 from rmeeto.errors import UserError, shown
@@ -195,9 +195,8 @@ class Throughput:
         dense = models[merges[0].name]
         fitted = None
         if options.target:
-            fitted = fit(
-                self.build(options, MergeSetting(1, None)).to(device), options, DTYPES[options.dtype]
-            )
+            merging = self.build(options, MergeSetting(1, None)).to(device)
+            fitted = fit(merging, options, DTYPES[options.dtype])
             models["fitted"] = self.build(options, MergeSetting(fitted, None)).to(device)
         result = {
             "what": "throughput",
@@ -215,6 +214,8 @@ class Throughput:
             f"{title(result)}\n{result['device']}, {result['threads']} CPU thread(s)\n\n{_line(heads)}",
             flush=True,
         )
+        if device.type == "cpu" and options.dtype == "bf16" and not has_bf16():
+            print("note: this processor emulates bf16: it is slower than fp32", flush=True)
         for batch_size in options.batch_size:
             for row in _at(batch_size, models, options):
                 print(_line(_cells(row)), flush=True)

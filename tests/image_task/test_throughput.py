@@ -298,3 +298,14 @@ def test_the_plot_has_units_and_a_line_for_each_batch(instant, tmp_path):
     speed_up = left.containers[0].lines[0]
     assert list(speed_up.get_xdata()) == [0, 4, 8]
     assert list(speed_up.get_ydata()) == pytest.approx([1, 10 / 9, 10 / 8])
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [({"avx512_f": True}, True), ({"avx512_bf16": True}, False), (None, False)]
+)
+def test_emulated_bf16_is_said_to_be_slow(found, said, instant, monkeypatch, tmp_path, capsys):
+    capabilities = {} if found is None else {"architecture": "x86_64", **found}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    flags = [*NANO, "--r", "0", "--batch_size", "1", "--output", str(tmp_path / "speed.json")]
+    assert main([*flags, "--dtype", "bf16"]) == 0
+    assert ("note: this processor emulates bf16: it is slower than fp32" in capsys.readouterr().out) is said

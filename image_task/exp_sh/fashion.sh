@@ -15,7 +15,7 @@ whole JOBS 1 64
 
 declare -A models=([vim]=vim_nano_patch2_28 [deit]=rmeeto_deit_nano_patch2_28)
 training=(--holdout 5000 --accumulation 1 --aa none --color-jitter 0 --mixup 0 --cutmix 0 --reprob 0 --repeated_aug False
-    --drop-path 0 --schedule iteration --min-lr 1e-4 --clip-grad 1 --checkpoint_every 100)
+    --drop-path 0 --schedule iteration --min-lr 1e-4 --clip-grad 1)
 
 one() { # KIND NAME FLAGS...: a run
     local name=$1-$2-seed$SEED

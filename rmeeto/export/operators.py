@@ -6,6 +6,7 @@ whose loop holds the recurrence alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 
 from rmeeto.ops.selective_scan.direction import unflatten
 
-_FIRST, _LAST = -(1 << 62), 1 << 62  # beyond any token
+_FIRST = -(1 << 62)  # before any token
+# States of a sample above which those of a batch leave a core's cache: then samples are scanned one behind the other,
+# which below it costs more calls than it saves (Vim-Ti has 12,288, Vim-S twice as many; measured at a batch of 8).
+CACHED = 16384
 
 
 def table() -> dict[Any, Callable]:
@@ -46,6 +50,13 @@ def _backwards(x: Any, axis: int) -> Any:
     return op.Slice(x, _ints(-1), _ints(_FIRST), _ints(axis), _ints(-1))
 
 
+def _swapped(x: Any) -> Any:
+    """Samples and tokens, the first two of five axes, swapped."""
+    from onnxscript import opset18 as op
+
+    return op.Transpose(x, perm=[1, 0, 2, 3, 4])
+
+
 def _silu(x: Any) -> Any:
     from onnxscript import opset18 as op
 
@@ -55,24 +66,21 @@ def _silu(x: Any) -> Any:
 def _scan(*arguments: Any) -> tuple[Any, Any]:
     from onnxscript import opset18 as op
 
-    from rmeeto.export.recurrence import recurrence
+    from rmeeto.export.recurrence import one_by_one, together
 
     *tensors, softplus, reverse, average, _ = arguments
     directions, z = unflatten(tensors)
     flipped = [reverse or k == 1 for k in range(len(directions))]
 
-    def steps(
-        name: str,
-    ) -> Any:  # (B, L, X) of each direction -> (L, G, B, X), from the token that it starts with
-        parts = []
-        for direction, flip in zip(directions, flipped, strict=True):
-            part = op.Transpose(getattr(direction, name), perm=[1, 0, 2])
-            parts.append(op.Unsqueeze(_backwards(part, 0) if flip else part, _ints(1)))
-        return op.Concat(*parts, axis=1) if len(parts) > 1 else parts[0]
+    def steps(name: str) -> Any:
+        """(B, L, X) of each direction -> (B, L, G, X), each from the token that it starts with."""
+        given = [getattr(direction, name) for direction in directions]
+        given = [_backwards(x, 1) if flip else x for x, flip in zip(given, flipped, strict=True)]
+        return op.Concat(*(op.Unsqueeze(x, _ints(2)) for x in given), axis=2)
 
-    def vectors(name: str) -> Any:  # (D,) of each direction -> (G, 1, D)
-        parts = [op.Unsqueeze(getattr(direction, name), _ints(0, 1)) for direction in directions]
-        return op.Concat(*parts, axis=0) if len(parts) > 1 else parts[0]
+    def vectors(name: str) -> Any:
+        """(D,) of each direction -> (G, D)."""
+        return op.Concat(*(op.Unsqueeze(getattr(d, name), _ints(0)) for d in directions), axis=0)
 
     u, delta = steps("u"), steps("delta")
     if directions[0].delta_bias is not None:
@@ -80,21 +88,21 @@ def _scan(*arguments: Any) -> tuple[Any, Any]:
     if softplus:  # several times as fast as the runtime's own; beyond 20 it is its argument to the last bit
         low = op.Min(delta, _float(20.0))
         delta = op.Max(delta, op.Log(op.Add(op.Exp(low), _float(1.0))))
-    states = [op.Unsqueeze(op.Transpose(direction.A, perm=[1, 0]), _ints(0, 1)) for direction in directions]
-    A = op.Concat(*states, axis=0) if len(states) > 1 else states[0]
+    A = op.Concat(*(op.Unsqueeze(op.Transpose(d.A, perm=[1, 0]), _ints(0)) for d in directions), axis=0)
     w, B, C = op.Mul(delta, u), steps("B"), steps("C")
     scale = _float(0.5 if average else 1.0)  # C and D are small: y would be a pass over memory
     C = op.Mul(C, scale)
-    row, column = _ints(3), _ints(4)
-    y = recurrence(
-        op.Unsqueeze(delta, row), op.Unsqueeze(w, row), A, op.Unsqueeze(B, column), op.Unsqueeze(C, row)
-    )
-    y = op.Squeeze(y, row)  # (L, G, B, D)
+    delta, w, B, C = (op.Unsqueeze(x, _ints(4 if x is B else 3)) for x in (delta, w, B, C))
+    if len(directions) * math.prod(directions[0].A.shape) > CACHED:
+        y = one_by_one(delta, w, A, B, C)
+    else:
+        y = _swapped(together(_swapped(delta), _swapped(w), A, _swapped(B), _swapped(C)))
+    y = op.Squeeze(y, _ints(3))  # (B, L, G, D)
     if directions[0].D is not None:
         y = op.Add(y, op.Mul(u, op.Mul(vectors("D"), scale)))
-    parts = [op.Gather(y, op.Constant(value_int=k), axis=1) for k in range(len(directions))]
-    parts = [_backwards(part, 0) if flip else part for part, flip in zip(parts, flipped, strict=True)]
-    y = op.Transpose(op.Add(*parts) if len(parts) > 1 else parts[0], perm=[1, 0, 2])
+    parts = [op.Gather(y, op.Constant(value_int=k), axis=2) for k in range(len(directions))]
+    parts = [_backwards(part, 1) if flip else part for part, flip in zip(parts, flipped, strict=True)]
+    y = op.Add(*parts) if len(parts) > 1 else parts[0]
     if z is not None:
         y = op.Mul(y, _silu(z))
     return y, op.ConstantOfShape(_ints(0))  # no states: only a backward pass would read them

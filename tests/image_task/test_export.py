@@ -281,7 +281,8 @@ ONNX = {
 }
 
 
-def test_an_onnx_file_has_one_scan_a_block_and_needs_no_kernel(tmp_path, monkeypatch, x):
+@pytest.mark.parametrize("cached", [0, 16384])
+def test_an_onnx_file_has_one_scan_a_block_and_needs_no_kernel(cached, tmp_path, monkeypatch, x):
     """Also of a model in half precision, and with the batch size fixed."""
     pytest.importorskip("onnxscript")
     runtime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
@@ -289,6 +290,7 @@ def test_an_onnx_file_has_one_scan_a_block_and_needs_no_kernel(tmp_path, monkeyp
     model.layers = model.layers[:3]
     expected = copy.deepcopy(model).float()(x)
     with monkeypatch.context() as without:
+        without.setattr("rmeeto.export.operators.CACHED", cached)  # samples one by one, and together
         without.setattr("rmeeto.ops.build.library", lambda: pytest.fail("an export builds nothing"))
         path = to_onnx(model, tmp_path / "model.onnx", x[0:1], batch_size=2)
     nodes = [node.op_type for node in onnx.load(path).graph.node]

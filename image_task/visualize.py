@@ -44,7 +44,7 @@ def draw(chosen: Chosen, files: list[Path], options: argparse.Namespace) -> list
         x = prepare(picture)[None].to(chosen.device)
         top = chosen.top(chosen.model(x)[0].softmax(-1))
         answer = Answer(
-            shown(file.name), chosen.name, [(name, share) for _, name, share in top], chosen.labels_from,
+            shown(file.name), chosen.name, [(shown(name), share) for _, name, share in top], chosen.labels_from,
             chosen.weights is not None,
         )  # fmt: skip
         picture_sheet(chosen.model, x, prepare.seen(picture, options.max_edge), answer).save(output)

@@ -27,15 +27,15 @@ from video_task.data.decode import UnreadableVideo
 from video_task.data.lists import VIDEOS
 from video_task.main import TASK
 
+KINDS = {"gif": (".gif",), "mp4": (".mp4",), "both": (".gif", ".mp4"), "none": ()}
 RATE = 3  # frames a second: what a model sees of a clip is few frames
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser, "runs/visualize")
     parser.add_argument("--max_edge", type=int, default=384, help="pixels of a panel, at most (default: 384)")
-    kinds = ("gif", "mp4", "both", "none")
     parser.add_argument(
-        "--animation", choices=kinds, default="gif", help="beside the contact sheet (default: gif)"
+        "--animation", choices=KINDS, default="gif", help="beside the contact sheet (default: gif)"
     )
 
 
@@ -46,7 +46,8 @@ def draw(chosen: Chosen, files: list[Path], options: argparse.Namespace) -> list
     if not 64 <= options.max_edge <= 8192:
         raise UserError(f"--max_edge {options.max_edge}; expected 64 to 8192 pixels.")
     prepare, unreadable = Preparation(chosen), []
-    for file, output in zip(files, output_paths(files, options.output, "-merged.png", options.overwrite)):
+    paths = output_paths(files, options.output, "-merged.png", options.overwrite, KINDS[options.animation])
+    for file, output in zip(files, paths):
         try:
             x, frames = prepare.middle_view(file)
         except (UnreadableVideo, IndexError, ValueError) as error:
@@ -55,7 +56,7 @@ def draw(chosen: Chosen, files: list[Path], options: argparse.Namespace) -> list
         x = x.to(chosen.device)
         top = chosen.top(chosen.model(x)[0].softmax(-1))
         answer = Answer(
-            shown(file.name), chosen.name, [(name, share) for _, name, share in top], chosen.labels_from,
+            shown(file.name), chosen.name, [(shown(name), share) for _, name, share in top], chosen.labels_from,
             chosen.weights is not None,
         )  # fmt: skip
         sheet, animation = clip_sheet(chosen.model, x, _within(frames, options.max_edge), answer)
@@ -77,12 +78,12 @@ def _within(frames: np.ndarray, most: int) -> np.ndarray:
 
 
 def _animate(path: Path, frames: list[Image.Image], kind: str) -> None:
-    if kind in ("gif", "both"):
+    if ".gif" in KINDS[kind]:
         first, *others = [frame.quantize(128) for frame in frames]
         first.save(
             path.with_suffix(".gif"), save_all=True, append_images=others, duration=1000 // RATE, loop=0
         )
-    if kind in ("mp4", "both"):
+    if ".mp4" in KINDS[kind]:
         write_mp4(path.with_suffix(".mp4"), frames)
 
 

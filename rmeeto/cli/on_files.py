@@ -57,6 +57,9 @@ class OnFiles:
         except BrokenPipeError:  # who read the output, such as head, has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:
+            print(f"error: {shown(error)}", file=sys.stderr)
+            return 2
         for path, reason in unusable:
             print(f"error: {shown(path)}: {shown(reason)}", file=sys.stderr)
         return 2 if unusable else 0
@@ -124,8 +127,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags.")
 
 
-def output_paths(files: Iterable[Path], folder: Path, ending: str, overwrite: bool) -> list[Path]:
+def output_paths(
+    files: Iterable[Path], folder: Path, ending: str, overwrite: bool, others: Sequence[str] = ()
+) -> list[Path]:
     """A file in a folder for each of some files, by their names; a number tells equal ones apart.
+
+    Args:
+        others: suffixes of what is written beside each.
 
     Raises:
         UserError: one that is there already, or a folder that cannot be made.
@@ -136,7 +144,8 @@ def output_paths(files: Iterable[Path], folder: Path, ending: str, overwrite: bo
         taken[file.stem] = taken.get(file.stem, 0) + 1
         number = "" if taken[file.stem] == 1 else f"-{taken[file.stem]}"
         paths.append(folder / f"{file.stem}{number}{ending}")
-    there = [path for path in paths if path.exists()]
+    written = [path.with_suffix(suffix) for path in paths for suffix in (path.suffix, *others)]
+    there = [path for path in written if path.exists()]
     if there and not overwrite:
         raise UserError(f"{there[0]} is there already; add --overwrite, or give another --output.")
     try:

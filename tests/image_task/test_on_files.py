@@ -172,6 +172,16 @@ def test_a_sheet_for_each_picture(pictures, run_folder, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
+def test_a_picture_of_any_shape_is_drawn(size, tmp_path):
+    Image.new("L", size, 200).save(tmp_path / "thin.png")
+    assert (
+        visualize.main([str(tmp_path / "thin.png"), *NANO, "--r", "12", "--output", str(tmp_path / "out")])
+        == 0
+    )
+    assert (tmp_path / "out" / "thin-merged.png").exists()
+
+
 def test_a_random_model_is_drawn_and_says_so(pictures, tmp_path):
     flags = ["--model", "vim_nano_patch2_16", "--r", "12", "--output", str(tmp_path)]
     assert visualize.main([str(pictures / "5.png"), *flags]) == 0

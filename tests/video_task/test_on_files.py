@@ -147,3 +147,11 @@ def test_a_clip_is_drawn_in_its_own_pixels(long):
     assert x.shape == (1, 3, 8, 24, 24)
     whole = read_frames(long, prepare._indices)
     np.testing.assert_allclose(frames, whole[:, 4:28, 12:36] / 255)  # 24 of the 32 pixels of the shorter side
+
+
+def test_an_animation_that_is_there_is_not_replaced_silently(clips, tmp_path, capsys):
+    (tmp_path / "0000-merged.gif").write_text("mine")
+    argv = [str(clips / "val" / "4-right" / "0000.mp4"), *TRAINED, "--output", str(tmp_path)]
+    assert visualize.main(argv) == 2
+    assert "0000-merged.gif is there already" in capsys.readouterr().err
+    assert (tmp_path / "0000-merged.gif").read_text() == "mine" and not list(tmp_path.glob("*.png"))

@@ -17,6 +17,8 @@ from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
 
+FAMILIES = ("vit_*", "deit*", "eva*")  # of timm, most of whose models can merge
+
 
 def is_timms(name: str) -> bool:
     """Whether a name, with or without the tag of its weights, is one of timm's own models."""
@@ -62,7 +64,7 @@ def unknown(name: str, models: Iterable[str], aliases: Iterable[str], timms: boo
     prefixes = ("", "rmeeto_", "RMeeTo_")
     known = {full.removeprefix(prefix): full for prefix in prefixes for full in [*models, *aliases]}
     known |= {form.partition("_patch")[0]: known[form] for form in reversed(list(known))}
-    known |= {full: full for full in list_models(["vit_*", "deit*"])} if timms else {}
+    known |= {full: full for full in list_models(list(FAMILIES))} if timms else {}
     close = dict.fromkeys(known[form] for form in difflib.get_close_matches(name, known, 3))
     if close:
         return UserError(f"unknown --model {name!r}; did you mean {' or '.join(close)}?")
@@ -73,7 +75,7 @@ def unknown(name: str, models: Iterable[str], aliases: Iterable[str], timms: boo
     for group in (*families.values(), aliases):
         lines += textwrap.wrap(", ".join(group), WIDTH, initial_indent="  ", subsequent_indent="    ")
     if timms:
-        lines.append("  timm's Vision Transformers: timm.list_models(['vit_*', 'deit*'])")
+        lines.append(f"  timm's Vision Transformers: timm.list_models({list(FAMILIES)})")
     return UserError(*lines)
 
 

@@ -97,6 +97,7 @@ class Training:
         self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
         self.means, self.watch = Means(world), Watch(world)
         self.saver, self.watchdog = Saver(self), Watchdog(world, folder.path)
+        self.waited = 0.0  # seconds of this epoch, for data
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
@@ -109,7 +110,7 @@ class Training:
         self.parallel.train()
         batches = rank_errors(self.data.train_batches(at.epoch, at.batch), self.world)
         began, images, loss, first = time.perf_counter(), 0, "", at.batch
-        self.saver.seconds = 0.0
+        self.saver.seconds = self.waited = 0.0
         title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
         with Progress(title, total, at.batch, self.world.is_main) as progress:
             while at.batch < total:
@@ -131,6 +132,7 @@ class Training:
             "seconds": seconds,
             "images_per_s": images * self.world.size / seconds,
             "saving_s": self.saver.seconds,
+            "wait_s": self.waited,  # for data
             "unreadable": sum(self.world.gather(unreadable(self.data, "train"))),
         }
         self.stop_if_not_finite()
@@ -155,7 +157,10 @@ class Training:
         for index in range(group):
             if self.world.size * self.optim.accumulation > 1:  # else there is nothing to split
                 seed_micro_batch(self.run.seed, self.at.step, index * self.world.size + self.world.rank)
-            images, targets = (tensor.to(self.world.device, non_blocking=True) for tensor in next(batches))
+            began = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - began
+            images, targets = (tensor.to(self.world.device, non_blocking=True) for tensor in batch)
             terms = []
             for r in rs:
                 left -= 1

@@ -1,0 +1,166 @@
+"""Compare runs: `python -m rmeeto.record RUN... [--plot FILE]`, a table of their folders and a picture of their epochs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rmeeto.cli.parser import Parser
+from rmeeto.engine.progress import clock
+from rmeeto.engine.record import differences
+from rmeeto.errors import UserError, shown
+from rmeeto.json_file import open_regular, parse_json, read_json
+
+COLUMNS = ("run", "epoch", "top-1", "best", "loss", "images/s", "waits", "time")
+APART = ("run.output_dir", "run.name", "run.resume")  # that every two runs differ in
+MANY = 6  # differences that are named
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says: its settings, and the lines of its log by event."""
+
+    path: Path
+    config: dict[str, Any]
+    train: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """A run that is finished or still goes on.
+
+        Raises:
+            UserError: no run folder.
+        """
+        if not (path / "config.json").exists():
+            raise UserError(f"{path} holds no config.json, so it is no run folder; give such as log/<run>.")
+        lines = list(_lines(path / "log.jsonl"))
+        events = {
+            event: [line for line in lines if line["event"] == event] for event in ("train", "eval", "test")
+        }
+        evals = [line for line in events["eval"] + events["test"] if line.get("weights", "model") == "model"]
+        return cls(path, read_json(path / "config.json"), events["train"], evals)
+
+    def cells(self) -> list[str]:
+        """Its row of the table: accuracy in percent, images per second of training, the share of time without data."""
+        last = self.evals[-1] if self.evals else {}
+        process = [line.get("process", {}) for line in self.train]
+        seconds = sum(_number(part, "seconds") for part in process)
+        waited = sum(_number(part, "wait_s") for part in process)
+        rate = sum(_number(part, "images_per_s") * _number(part, "seconds") for part in process)
+        epochs = self.config.get("optim", {}).get("epochs", "?")
+        return [
+            self.path.name,
+            f"{self.train[-1]['epoch']}/{epochs}" if self.train else "-",
+            f"{last['top1']:.2f}" if "top1" in last else "-",
+            f"{max(line['top1'] for line in self.evals):.2f}" if self.evals else "-",
+            f"{last['loss']:.4f}" if "loss" in last else "-",
+            f"{rate / seconds:.0f}" if seconds else "-",
+            f"{waited / seconds:.0%}" if seconds else "-",
+            clock(seconds) if seconds else "-",
+        ]
+
+
+def _lines(path: Path) -> Any:
+    """The whole lines of a log that say an event, an epoch and numbers; a run may be writing the last one."""
+    if not path.exists():
+        return
+    with open_regular(path) as file:
+        for text in file:
+            try:
+                line = parse_json(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("epoch"), int) and _is_plain(line):
+                yield line
+
+
+def _is_plain(line: Mapping[str, Any]) -> bool:
+    numbers = all(isinstance(line[name], int | float) for name in ("top1", "loss") if name in line)
+    return isinstance(line.get("event"), str) and numbers and ("top1" in line or line["event"] == "train")
+
+
+def _number(values: Any, name: str) -> float:
+    found = values.get(name, 0.0) if isinstance(values, dict) else 0.0
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def table(runs: Sequence[Run]) -> list[str]:
+    """One line a run under a head; then what settings the others have otherwise than the first."""
+    rows = [list(COLUMNS), *(run.cells() for run in runs)]
+    widths = [max(len(shown(row[column])) for row in rows) for column in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            [
+                f"{shown(row[0]):<{widths[0]}}",
+                *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:])),
+            ]
+        )
+        for row in rows
+    ]
+    first, *others = runs
+    for run in others:
+        found = differences(first.config, run.config, APART, ("", ""))
+        named = "; ".join(" to ".join(part.strip() for part in text.split(",", 1)) for text in found[:MANY])
+        more = f" and {len(found) - MANY} more" if len(found) > MANY else ""
+        lines.append(f"{run.path.name}, from {first.path.name}: {named or 'the same settings'}{more}")
+    return lines
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """Accuracy and loss by epoch, a line a run.
+
+    Raises:
+        UserError: the file cannot be written, or its ending is none of matplotlib's.
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for run in runs:
+        left.plot(
+            [line["epoch"] for line in run.evals],
+            [line["top1"] for line in run.evals],
+            ".-",
+            label=run.path.name,
+        )
+        losses = [(line["epoch"], line["loss"]) for line in run.train if "loss" in line]
+        right.plot([epoch for epoch, _ in losses], [loss for _, loss in losses], ".-", label=run.path.name)
+    for axes, title in ((left, "top-1 in evaluation, %"), (right, "loss in training")):
+        axes.set(xlabel="epoch", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(fontsize="small")
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be drawn to ({error}); give another --plot, such as runs.png."
+        ) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare the runs of a command line; the exit code."""
+    parser = Parser(prog="python -m rmeeto.record", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, such as log/first")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw accuracy and loss by epoch, such as runs.png"
+    )
+    options = parser.parse_args(argv)
+    try:
+        runs = [Run.read(path) for path in options.runs]
+        print(*map(shown, table(runs)), sep="\n")
+        if options.plot:
+            draw(runs, options.plot)
+            print(shown(f"drawn: {options.plot}"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Compare runs: `python -m rmeeto.record RUN... [--plot FILE]`, a table of their folders and a picture of their epochs."""
+"""Compare runs: `python -m rmeeto.record RUN... [--plot FILE]` shows a table, and draws their epochs."""
 
 from __future__ import annotations
 

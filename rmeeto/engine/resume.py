@@ -176,7 +176,7 @@ def put_back(training: Training, state: dict[str, Any]) -> None:
     else:  # several micro-batches a step, so that nothing is drawn from where the generators were
         steps = -(-at.batch // state["accumulation"])
         at.batch = min(steps * training.optim.accumulation, training.data.batches_per_epoch)
-        training.means.load(merged([process["means"] for process in ranks], world.is_main))
+        training.means.load(merged([process["means"] for process in ranks], world.size))
         world.print(f"note: {len(ranks)} processes before, {world.size} now; a step is the same")
     lines = state.get("log_lines")  # files from before it was kept have none
     lines = lines if isinstance(lines, int) else 0

@@ -89,11 +89,11 @@ class Means:
         self.sums = self.sums.new_tensor(state["sums"])
 
 
-def merged(states: list[dict[str, Any]], take: bool) -> dict[str, Any]:
-    """The means of several processes as the state of one (`take`), and of the others that go on with it."""
-    sums = [sum(parts) if take else 0.0 for parts in zip(*(state["sums"] for state in states))]
+def merged(states: list[dict[str, Any]], size: int) -> dict[str, Any]:
+    """The means of several processes as the state of each of `size` that go on with them."""
+    sums = [sum(parts) / size for parts in zip(*(state["sums"] for state in states))]
     return {
         "names": states[0]["names"],
         "sums": sums,
-        "count": sum(s["count"] for s in states) if take else 0,
+        "count": sum(state["count"] for state in states) // size,
     }

@@ -61,13 +61,16 @@ def test_any_split_gives_the_same_parameters(whole, tmp_path, size):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
-def test_a_run_goes_on_with_other_processes_and_sees_every_sample_once(whole, tmp_path):
+def test_a_run_goes_on_with_other_processes_and_sees_every_sample_once(whole, tmp_path, capfd):
     """4, then 2, then 8 processes; the steps are numbered through."""
     settings = {"checkpoint_every": 1}
     train(tmp_path, 4, cut=1, **settings)
     train(tmp_path, 2, cut=2, resume=True, **settings)
     assert weights(tmp_path)["position"] == {"epoch": 1, "batch": 8, "step": 5}
     train(tmp_path, 8, resume=True, **settings)
+    said = capfd.readouterr().out
+    assert "4 processes before, 2 now" in said and "2 processes before, 8 now" in said
+    assert "cannot" not in said and "checkpoint before it" not in said
     equal_within_rounding(weights(tmp_path), weights(whole))
     assert [line["step"] for line in log_of(tmp_path)] == [line["step"] for line in log_of(whole)]
 

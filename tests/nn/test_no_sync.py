@@ -6,6 +6,8 @@ else would need a value raises. The operators are those of a GPU.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -55,13 +57,14 @@ def model(config: MergeConfig | None) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["default", "delta", "unordered and exact"])
-def test_an_optimizer_step_of_the_engine_needs_no_value(name, gpu_operators):
+def test_an_optimizer_step_of_the_engine_needs_no_value(name, gpu_operators, tmp_path):
     """Of two micro-batches, with the guard and clipping. (Fake tensors cannot be copied for averaged weights.)"""
     with FakeTensorMode():
         criterion = DistillLoss(model(None), 0.5, smoothing=0.1)
         optim = OptimConfig(clip_grad=1.0, accumulation=2)
         run = RunConfig(amp="bf16")
-        training = Training(model(CONFIGS[name]).train(), None, criterion, optim, run, cpu(), None)
+        folder = SimpleNamespace(path=tmp_path, trained_on={})
+        training = Training(model(CONFIGS[name]).train(), None, criterion, optim, run, cpu(), folder)
         batch = torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
         assert training.step(iter([batch, batch]), group=2) == 8
         with pytest.raises(DataDependentOutputException):

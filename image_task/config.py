@@ -142,23 +142,12 @@ class DataConfig(cli.DataConfig):
 
 
 @dataclass(frozen=True)
-class ImageOptimConfig(OptimConfig):
-    """How to train (the defaults are the paper's image recipe)."""
-
-    head_lr_scale: float = setting(
-        1.0,
-        "the head's rate as a multiple of the others': 20, say, for a new one",
-        within="(0, inf)",
-    )
-
-
-@dataclass(frozen=True)
 class Config(cli.TaskConfig):
     """All settings of a run; `merge` None is the dense model."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    optim: ImageOptimConfig = ImageOptimConfig()
+    optim: OptimConfig = OptimConfig()
 
     @property
     def img_size(self) -> int:

@@ -68,26 +68,12 @@ class ImageTask(Task):
 
     def work(self, config: Config, parts: Parts, world: World, folder: RunFolder) -> dict[str, Any]:
         if not config.run.eval:
-            return self.train(
-                config, parts, world, folder, head_groups(parts.model, config.optim.head_lr_scale)
-            )
+            return self.train(config, parts, world, folder)
         torch.manual_seed(config.run.seed)
         folder.start()
         result = evaluate(parts.model, parts.data, world, amp_dtype(config.run.amp, world.device))
         folder.log("eval", {"epoch": 0, "step": 0}, result)
         return result
-
-
-def head_groups(model: nn.Module, scale: float) -> list[dict[str, Any]] | None:
-    """Parameter groups for another rate of the head, see `rmeeto.engine.optim.build_optimizer`; None for the same."""
-    if scale == 1:
-        return None
-    head = {id(parameter) for parameter in model.get_classifier().parameters()}
-    groups: tuple[list, list] = ([], [])
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[id(parameter) in head].append(parameter)
-    return [{"params": groups[0]}, {"params": groups[1], "lr_scale": scale}]
 
 
 TASK = ImageTask(COMMAND, "images")

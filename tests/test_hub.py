@@ -58,7 +58,7 @@ CFG = {
     "crop_pct": ("all", "crop_pct='all'; expected"),
 }
 TOP = {
-    "an architecture of timm": ({"architecture": "eva_giant_patch14_224"}, "which is not known here"),
+    "an architecture of timm": ({"architecture": "resnet50"}, "which is not known here"),
     "an architecture of a path": ({"architecture": "hf-hub:owner/name"}, "which is not known here"),
     "an architecture of a folder": ({"architecture": "local-dir:/tmp"}, "which is not known here"),
     "another architecture of ours": ({"architecture": "vim_base_patch16_224"}, "does not fit Vim"),

@@ -96,7 +96,7 @@ def training_notes(config: Any, data: Any, defaults: Mapping[str, Any]) -> list[
             f"of --batch_size {config.data.batch_size}"
         )
     needed, scale = defaults.get("lr", 0.0), defaults.get("head_lr_scale", 1.0)
-    if optim.lr * getattr(optim, "head_lr_scale", 1.0) * TOO_LOW <= needed * scale:
+    if optim.lr * optim.head_lr_scale * TOO_LOW <= needed * scale:
         what = "a new head" if config.model.delete_head else "weights from scratch"
         head = f" with --head_lr_scale {scale:g}" if scale != 1 else ""
         notes.append(f"--lr {optim.lr:g} re-trains trained weights; {what} would need about {needed:g}{head}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,6 +75,9 @@ class OptimConfig(Settings):
     model_ema_decay: float = setting(
         0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED
     )
+    head_lr_scale: float = setting(
+        1.0, "the head's rate as a multiple of the others': 20, say, for a new one", within="(0, inf)"
+    )
     elastic_r: tuple[int, ...] | None = setting(
         None,
         "one set of weights for many r, such as 0,5,11,16: each step at largest, smallest and one drawn between",
@@ -139,13 +142,24 @@ def build_optimizer(
         groups: instead of one group of everything: dicts with "params" and, where they differ, "weight_decay"
             and "lr_scale" (a factor on the schedule's rate, for layer decay).
     """
-    if groups is None:
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}] if groups is None else groups
+    if config.head_lr_scale != 1:
+        groups = _with_head(model, groups, config.head_lr_scale)
     groups = [{"lr_scale": 1.0, **group} for group in groups]
     # The rate is set before every step; fused: one call for all parameters instead of some ten for each.
     return AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
+
+
+def _with_head(model: nn.Module, groups: Iterable[dict[str, Any]], scale: float) -> Iterator[dict[str, Any]]:
+    """The groups, with the head's parameters in groups of their own."""
+    head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    for group in groups:
+        for at_head, factor in ((False, 1.0), (True, scale)):
+            params = [p for p in group["params"] if (id(p) in head) is at_head]
+            if params:
+                yield {**group, "params": params, "lr_scale": group.get("lr_scale", 1.0) * factor}
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

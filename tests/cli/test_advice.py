@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from image_task.config import Config, ImageOptimConfig
+from image_task.config import Config
 from image_task.flags import COMMAND, NEW_HEAD, UNTRAINED, parse
-from image_task.main import head_groups
 from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, summary, training_notes
+from rmeeto.engine.optim import OptimConfig, build_optimizer
 
 
 def config_of(line: str) -> Config:
@@ -25,18 +25,20 @@ def data_of(num_train: int, config: Config) -> SimpleNamespace:
 
 @pytest.mark.parametrize("line", ["", "--merge_method none"])
 def test_weights_from_scratch_get_settings_that_train(line):
-    assert config_of(line).optim == replace(ImageOptimConfig(), **UNTRAINED)
+    assert config_of(line).optim == replace(OptimConfig(), **UNTRAINED)
 
 
 def test_a_new_head_gets_a_rate_of_its_own():
     optim = config_of("--model_pth P --delete_head").optim
-    assert optim == replace(ImageOptimConfig(), **NEW_HEAD)
+    assert optim == replace(OptimConfig(), **NEW_HEAD)
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
     model.get_classifier = lambda: model[1]
-    body, head = head_groups(model, optim.head_lr_scale)
+    body, head = build_optimizer(model, optim).param_groups
     assert [p.shape[0] for p in head["params"]] == [3, 3] and head["lr_scale"] == 20
-    assert len(body["params"]) == 2 and "lr_scale" not in body
-    assert head_groups(model, 1.0) is None
+    assert len(body["params"]) == 2 and body["lr_scale"] == 1
+    slow = [{"params": [model[0].weight], "lr_scale": 0.5}, {"params": [model[1].weight], "lr_scale": 0.5}]
+    assert [g["lr_scale"] for g in build_optimizer(model, optim, slow).param_groups] == [0.5, 10]
+    assert len(build_optimizer(model, replace(optim, head_lr_scale=1.0)).param_groups) == 1
 
 
 @pytest.mark.parametrize(
@@ -49,16 +51,14 @@ def test_a_new_head_gets_a_rate_of_its_own():
     ],
 )
 def test_a_retraining_and_the_released_names_keep_the_papers(line):
-    assert config_of(line).optim == ImageOptimConfig()
+    assert config_of(line).optim == OptimConfig()
 
 
 def test_what_is_written_counts():
     written = config_of("--lr 3e-3 --epochs 8 --accumulation 2 --schedule released --batch_size 32").optim
-    assert written == ImageOptimConfig(
-        lr=3e-3, epochs=8, warmup_epochs=2, accumulation=2, schedule="released"
-    )
+    assert written == OptimConfig(lr=3e-3, epochs=8, warmup_epochs=2, accumulation=2, schedule="released")
     assert config_of("--epochs 1").optim.warmup_epochs == 0
-    assert config_of("--smoke").optim == replace(ImageOptimConfig(), epochs=1)
+    assert config_of("--smoke").optim == replace(OptimConfig(), epochs=1)
 
 
 def test_an_epoch_is_said():

@@ -111,6 +111,7 @@ def test_other_flags_of_the_released_recipes(line, section, field, value):
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, str: lambda v: v + "x"}
 CHOICES = {
     "reduce": "bf16",
+    "elastic_r": (2, 5),
     "model": "vim_tiny_patch16_224",
     "teacher": "vim_tiny_patch16_224",
     "min_lr": 1e-5,
@@ -140,6 +141,7 @@ COMPANY = {
     "warmup_lr": "--warmup_epochs 1",
     "weights": "--model_pth m.pth",
     "data_changed": "--resume",
+    "elastic_r": "--r 5",
     "delete_head": "--model_pth m.pth",
 }
 
@@ -154,6 +156,7 @@ def test_every_field_has_a_flag_that_reaches_it(section, field):
         kind = kinds.get(field, str) if default is None else type(default)
         value = (0.25, 0.5) if kind is tuple else OTHER[kind](kind() if default is None else default)
     words = [str(word) for word in value] if isinstance(value, tuple) else [str(value)]
+    words = [",".join(words)] if field == "elastic_r" else words
     config, _, _ = parse([f"--{field}", *words, *COMPANY.get(field, "").split()])
     assert value != default
     if not config.run.smoke:

@@ -109,6 +109,9 @@ def test_every_merge_option_reaches_the_model(line, expected):
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, str: lambda v: v + "x"}
 VALUES = {
+    "reduce": "bf16",
+    "processes": 2,
+    "elastic_r": (2, 5),
     "model": "videomamba_video_tiny_patch16_224",
     "teacher": "videomamba_video_tiny_patch16_224",
     "weights": "ema",
@@ -144,6 +147,7 @@ COMPANY = {
     "delete_head": "--model_pth m.pth",
     "fold": "--data_set UCF101",
     "data_changed": "--resume",
+    "elastic_r": "--r 5",
 }
 
 
@@ -154,6 +158,7 @@ def test_every_field_has_a_flag_that_reaches_it(section, field):
     if value is None:
         value = OTHER[str if default is None else type(default)]("" if default is None else default)
     words = [str(word) for word in value] if isinstance(value, tuple) else [str(value)]
+    words = [",".join(words)] if field == "elastic_r" else words
     config = config_of(" ".join([f"--{field}", *words, COMPANY.get(field, "")]))
     assert value != default
     if not config.run.smoke:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.warm import MEGABYTES, PYTHON
+
+TORCH = 2000  # megabytes of address space that a process with torch has before it does anything
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -20,12 +22,10 @@ def run_limited(code: str, *arguments: object, megabytes: int = 4000, seconds: f
         seconds: after which it is killed.
     """
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [PYTHON, "-c", code, *map(str, arguments)]
+    environment = os.environ | {MEGABYTES: str(megabytes - TORCH)}
     done = subprocess.run(
-        command, cwd=ROOT, preexec_fn=limit, timeout=seconds, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=environment, timeout=seconds, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -6,6 +6,7 @@ import array
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -13,6 +14,8 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+
+from tests.warm import MEGABYTES
 
 
 def main(folder: Path) -> None:
@@ -75,6 +78,10 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if MEGABYTES in environment:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (int(environment[MEGABYTES]) << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     random.seed()
     np.random.seed()
     sys.stdin, sys.stdout, sys.stderr = (

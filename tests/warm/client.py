@@ -33,7 +33,8 @@ def started():
             }
             subprocess.Popen(
                 [sys.executable, "-m", "tests.warm.server", folder],
-                cwd=os.environ["RMEETO_TESTS_ROOT"], env=plain | {"OMP_NUM_THREADS": "1", "RMEETO_TESTS_WARM": folder}, stdin=subprocess.DEVNULL,
+                cwd=os.environ["RMEETO_TESTS_ROOT"], stdin=subprocess.DEVNULL,
+                env=plain | {"OMP_NUM_THREADS": "1", "RMEETO_TESTS_WARM": folder},
                 stdout=open(os.path.join(folder, "log"), "a"), stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         while found is None:

@@ -12,7 +12,8 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, l
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rmeeto.description import check_depth, read_description
 from rmeeto.errors import UserError
@@ -132,7 +133,8 @@ def load(source: str | Path) -> nn.Module:
     with torch.device("meta"):  # takes no memory: the shapes are compared before any is taken
         sketch = _create(name, cfg, arguments, config_path)
     check_fit(header, sketch, weights_path)
-    model = _create(name, cfg, arguments, config_path)
+    with _Uninitialised():
+        model = _create(name, cfg, arguments, config_path)
     try:
         if merge is not None:
             apply(model, merge)
@@ -142,6 +144,16 @@ def load(source: str | Path) -> nn.Module:
     if (known := trained_on(weights_path)) is not None and known.label_names:
         model.pretrained_cfg = {**model.pretrained_cfg, "label_names": list(known.label_names)}
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the random numbers of weights that are replaced at once: they take longer than all else together."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.uniform_, Tensor.normal_, nn.init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _create(name: str, cfg: dict[str, Any] | None, arguments: dict[str, Any], path: Path) -> nn.Module:

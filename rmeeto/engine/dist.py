@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -152,12 +152,17 @@ def _meet(rank: int, size: int) -> dist.Store:
     store, *_ = next(iter(dist.rendezvous("env://", rank, size, timeout=PATIENCE)))
     sizes = dist.PrefixStore(f"sizes{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     sizes.set(str(rank), str(size))
-    for other in range(size):
-        if (told := int(sizes.get(str(other)))) != size:
-            raise RankError(
-                f"rank {rank} was told of {size} processes, rank {other} of {told}; start all with the same NNODES "
-                "and NPROC."
-            )
+    told = ((other, int(sizes.get(str(other)))) for other in range(size))
+    differs = next((found for found in told if found[1] != size), None)
+    sizes.set(f"{rank} has read", "")
+    if differs is not None:
+        if rank == 0:  # the others read from this process
+            with suppress(dist.DistError):
+                sizes.wait([f"{other} has read" for other in range(size)], timedelta(seconds=10))
+        raise RankError(
+            f"rank {rank} was told of {size} processes, rank {differs[0]} of {differs[1]}; start all with the same "
+            "NNODES and NPROC."
+        )
     return store
 
 

@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.weights:
         for kind in MODELS:
-            ship(kind, args.weights)
+            if (args.weights / "fashion" / f"{kind}-dense-seed0" / "result.json").exists():
+                ship(kind, args.weights)
     records = read_json(RECORDS) if RECORDS.exists() else {}
     if args.collect:
         found = collect(args.collect)

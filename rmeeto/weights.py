@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
@@ -260,22 +261,21 @@ def _check_kinds(state: dict[str, Tensor], model: nn.Module, path: Path) -> None
 
 def _check_finite(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     own = model.state_dict()
-    wrong = [
-        key
+    weights = {
+        key: value.to(own[key].dtype).flatten()
         for key, value in state.items()
-        if value.is_floating_point() and not value.is_meta and not is_finite(value.to(own[key].dtype))
-    ]
+        if value.is_floating_point() and not value.is_meta
+    }
+    # A product with itself takes a tenth of the time, and is finite unless a number is not, or it overflows.
+    products = [value.dot(value).float() for value in weights.values()]
+    if not products or torch.stack(products).isfinite().all():
+        return
+    wrong = [key for key, value in weights.items() if not value.isfinite().all()]
     if wrong:
         raise UserError(
             f"weights: {path} has numbers that are not finite (NaN or inf) in {len(wrong)} tensors: {_names(wrong)}",
             "its training diverged, or the file is damaged: fetch it again, or give another checkpoint",
         )
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether no number of a floating-point tensor is NaN or infinite."""
-    # A sum is ten times faster, and finite unless a number is not, or it overflows.
-    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _check(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:

@@ -108,7 +108,20 @@ def _conversion(path: Path) -> str:
 
 
 def _read_zip(data: mmap.mmap) -> Any:
-    records = _records(data)
+    records, checksums = _records(data)
+    view = memoryview(data)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        parts = (view[start : start + size] for start, size in records.values())
+        found = threads.map(zlib.crc32, parts) if any(checksums) else iter(checksums)  # they can be left out
+        try:
+            return _unpickle(data, records)  # meanwhile
+        finally:  # what is damaged is said to be that, whatever else came of it
+            for name, right, computed in zip(records, checksums, found, strict=True):
+                if right != computed:
+                    raise Unreadable(f"the checksum of its record {printable(name)} differs: it is damaged")
+
+
+def _unpickle(data: mmap.mmap, records: dict[str, tuple[int, int]]) -> Any:
     stem = next((name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")), None)
     if stem is None or f"{stem}constants.pkl" in records:
         raise Unreadable("it is a zip archive of another kind, such as a TorchScript program")
@@ -128,8 +141,8 @@ def _read_zip(data: mmap.mmap) -> Any:
     return Machine(io.BytesIO(data[start : start + size]), load).run()
 
 
-def _records(data: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Where each record of a zip archive begins and how long it is; all are stored as they are, and their CRCs hold."""
+def _records(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], list[int]]:
+    """Where each record of a zip archive begins and how long it is, all stored as they are; and their checksums."""
     end = data[-_END.size :]
     if len(end) < _END.size or not end.startswith(b"PK\5\6") or not end.endswith(b"\0\0"):
         raise Unreadable("it is cut, or has bytes behind its end")
@@ -141,7 +154,7 @@ def _records(data: mmap.mmap) -> dict[str, tuple[int, int]]:
     if index > _LARGEST_INDEX:
         raise Unreadable("it has more records than a checkpoint")
     infos = zipfile.ZipFile(data).infolist()
-    records, parts, view, total = {}, [], memoryview(data), 0
+    records, total = {}, 0
     for info in infos:
         if (
             info.compress_type != zipfile.ZIP_STORED
@@ -156,18 +169,10 @@ def _records(data: mmap.mmap) -> dict[str, tuple[int, int]]:
         start = info.header_offset + 30 + sum(lengths)
         if start + info.file_size > len(data):
             raise Unreadable("it is cut")
+        if info.filename in records:
+            raise Unreadable(f"it has two records {printable(info.filename)}")
         records[info.filename] = start, info.file_size
-        parts.append(view[start : start + info.file_size])
-    if any(
-        info.CRC for info in infos
-    ):  # torch can leave them out: torch.serialization.set_crc32_options(False)
-        with ThreadPoolExecutor(_THREADS) as threads:
-            for info, found in zip(infos, threads.map(zlib.crc32, parts)):
-                if info.CRC != found:
-                    raise Unreadable(
-                        f"the checksum of its record {printable(info.filename)} differs: it is damaged"
-                    )
-    return records
+    return records, [info.CRC for info in infos]
 
 
 def _read_legacy(data: mmap.mmap) -> Any:

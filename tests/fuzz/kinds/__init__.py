@@ -15,6 +15,7 @@ from tests.fuzz.kinds import (
     safetensors,
     settings,
     shards,
+    tools,
 )
 
 KINDS = {
@@ -31,5 +32,6 @@ KINDS = {
     "libraries": libraries.KIND,
     "commands": commands.KIND,
     "recipes": recipes.KIND,
+    "tools": tools.KIND,
 }
 FAULTS = {"faults": faults.KIND}  # what the runner has to find; only on request

@@ -20,7 +20,8 @@ OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 def on_config(config: Any) -> Any:
     """The pages that are there, in their order; others behind them."""
     there = {path.stem for path in (ROOT / "docs").glob("*.md")}
-    config.nav = [f"{name}.md" for name in [*(n for n in ORDER if n in there), *sorted(there - set(ORDER))]]
+    pages = [f"{name}.md" for name in [*(n for n in ORDER if n in there), *sorted(there - set(ORDER))]]
+    config.nav = [{"Start here": page} if page == "index.md" else page for page in pages]
     return config
 
 

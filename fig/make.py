@@ -11,7 +11,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fig import digits, evidence, merged, overview, rules, speed
+from fig import digits, evidence, information, merged, overview, rules, speed
 from fig.record import ROOT
 
 
@@ -33,6 +33,7 @@ FIGURES = {
         ROOT / "fig" / "digits_accuracy.png", digits.ACCURACIES, digits.digits_accuracy
     ),
     "rules": Drawing(rules.PICTURE, rules.data(), rules.draw),
+    "information": Drawing(information.PICTURE, information.data(), information.draw),
     "evidence": Drawing(evidence.PICTURE, [evidence.RECORDS], lambda path: evidence.main([])),
 }
 

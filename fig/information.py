@@ -1,0 +1,168 @@
+"""How much a block keeps: `python fig/information.py` draws docs/information.png, and writes docs/measure.md's table.
+
+`--measure NAME...` first measures some of the records in image_task/exp_sh/fashion/information/: `gaussians`, whose
+information is known; `vim` and `deit`, the dense models of the evidence (`--data` holds FashionMNIST/raw/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fig.record import save  # noqa: E402
+from image_task.information import measure  # noqa: E402
+from rmeeto.engine.dist import World  # noqa: E402
+from rmeeto.engine.record import environment  # noqa: E402
+from rmeeto.json_file import read_json, write_json  # noqa: E402
+from rmeeto.measure.mutual_information import ESTIMATORS, Settings, gaussians, mutual_information  # noqa: E402
+
+FASHION = ROOT / "image_task" / "exp_sh" / "fashion"
+RECORDS = FASHION / "information"
+DOCUMENT, PICTURE = ROOT / "docs" / "measure.md", ROOT / "docs" / "information.png"
+BEGIN, END = "<!-- table: written by fig/information.py -->", "<!-- end of table -->"
+MISSING = "not yet measured"
+NATS, DIMENSIONS, SAMPLES, SEEDS = (1.0, 4.0), 20, 50_000, (0, 1, 2)
+MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
+WORDS = {"mixer": "mixer", "forward": "scan forward", "backward": "scan backward", "both": "both scans"}
+
+
+def measure_gaussians(path: Path, steps: int) -> None:
+    """Both bounds on Gaussians of known information; a record."""
+    began, rows = time.perf_counter(), []
+    for nats in NATS:
+        for estimator in ESTIMATORS:
+            found = [
+                float(
+                    mutual_information(
+                        *gaussians(nats, DIMENSIONS, SAMPLES, seed),
+                        estimator,
+                        settings=Settings(steps=steps, seed=seed),
+                    )
+                )
+                for seed in SEEDS
+            ]
+            rows.append({"nats": nats, "estimator": estimator, "found": found})
+            print(rows[-1], flush=True)
+    about = {"what": "mutual information of Gaussians", **environment(World(torch.device("cpu")))}
+    about |= {"dimensions": DIMENSIONS, "samples": SAMPLES, "steps": steps, "seeds": SEEDS}
+    write_json(path, {**about, "results": rows, "seconds": time.perf_counter() - began})
+
+
+def measure_model(path: Path, name: str, weights: str, data: str, steps: int) -> None:
+    """I(X; Y) of every block of a dense model of the evidence; a record."""
+    flags = {
+        "--model": MODELS[name], "--model_pth": weights, "--data_set": "FASHION", "--data_path": data,
+        "--samples": "10000", "--num_workers": "0", "--steps": str(steps), "--output": str(path),
+    }  # fmt: skip
+    blocks = [str(number) for number in range(8)]
+    measure([*(word for flag in flags.items() for word in flag), "--blocks", *blocks, "--overwrite"])
+    path.with_suffix(".png").unlink()  # docs/information.png shows it
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """The records that there are, by name."""
+    return {path.stem: read_json(path) for path in sorted(RECORDS.glob("*.json"))}
+
+
+def data() -> list[Path]:
+    """The files of the records."""
+    return sorted(RECORDS.glob("*.json"))
+
+
+def table() -> str:
+    """What the bounds find of the Gaussians' information."""
+    found = records().get("gaussians", {"results": []})["results"]
+    lines = [
+        f"| on Gaussians of {DIMENSIONS} dimensions, {SAMPLES:,} samples, {len(SEEDS)} seeds | "
+        + " | ".join(f"{nats:g} nat{'s' * (nats > 1)}" for nats in NATS)
+        + " |",
+        "|---|" + "---|" * len(NATS),
+    ]
+    for estimator in reversed(ESTIMATORS):
+        cells = []
+        for nats in NATS:
+            values = [row["found"] for row in found if (row["nats"], row["estimator"]) == (nats, estimator)]
+            low, high = (min(values[0]), max(values[0])) if values else (None, None)
+            cells.append(
+                MISSING
+                if low is None
+                else f"{low:.2f} to {high:.2f} ({100 * (np.mean(values) / nats - 1):+.0f} %)"
+            )
+        lines.append(f"| `{estimator}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(path: Path) -> None:
+    """Nats against the block, an axis for each model and estimator; a line for each part, a band over the seeds."""
+    figure, axes = plt.subplots(
+        len(ESTIMATORS), len(MODELS), figsize=(8.5, 5.6), layout="constrained", sharey="row", sharex=True
+    )
+    found = records()
+    for column, (name, model) in enumerate(MODELS.items()):
+        for row, estimator in enumerate(ESTIMATORS):
+            ax = axes[row, column]
+            results = [r for r in found.get(name, {"results": []})["results"] if r["estimator"] == estimator]
+            for at, result in enumerate(results):
+                nats = np.array(result["nats"]).mean(2)  # (seeds, blocks): the tokens' mean
+                blocks = found[name]["blocks"]
+                ax.plot(blocks, nats.mean(0), marker="os^d"[at], color=f"C{at}", label=WORDS[result["part"]])
+                ax.fill_between(blocks, nats.min(0), nats.max(0), alpha=0.2, color=f"C{at}", lw=0)
+            if results:
+                ax.legend(fontsize=8)
+            else:
+                ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
+            ax.set_title(f"{model}\n{estimator}", fontsize=10)
+            ax.grid(alpha=0.3)
+            ax.set_ylim(bottom=0)
+            ax.set_ylabel("I(X; Y) (nats)" if column == 0 else "")
+            ax.set_xlabel("block" if row == len(ESTIMATORS) - 1 else "")
+    save(figure, path, data())
+    plt.close(figure)
+
+
+def renewed(text: str) -> str:
+    """A document with the table of today's records."""
+    head, found, rest = text.partition(BEGIN)
+    if not found:
+        raise SystemExit(f"{DOCUMENT} has no place for the table: {BEGIN}")
+    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, write, and measure before that what the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--measure", nargs="+", choices=("gaussians", *MODELS), default=[])
+    parser.add_argument("--data", default="data", help="folder of FashionMNIST/raw/ (default: data)")
+    parser.add_argument("--weights", help="of the model measured (default: those beside the recipes)")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="of each network (default: 1000, the paper's)"
+    )
+    options = parser.parse_args(argv)
+    RECORDS.mkdir(exist_ok=True)
+    for name in options.measure:
+        path = RECORDS / f"{name}.json"
+        if name == "gaussians":
+            measure_gaussians(path, options.steps)
+        else:
+            weights = options.weights or str(FASHION / f"{name}.safetensors")
+            measure_model(path, name, weights, options.data, options.steps)
+    DOCUMENT.write_text(renewed(DOCUMENT.read_text()))
+    draw(PICTURE)
+
+
+if __name__ == "__main__":
+    main()

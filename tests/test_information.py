@@ -1,0 +1,42 @@
+"""docs/measure.md: its table and picture are those of the records, and the records are of the script."""
+
+from __future__ import annotations
+
+from fig import information
+from rmeeto.json_file import read_json
+from rmeeto.measure.mutual_information import ESTIMATORS
+
+
+def test_the_table_is_that_of_the_records():
+    text = information.DOCUMENT.read_text()
+    assert information.renewed(text) == text, "run python fig/information.py"
+
+
+def test_records_are_whole_and_at_the_papers_settings():
+    for name, record in information.records().items():
+        assert record["steps"] == 1000 and record["seeds"] == [0, 1, 2]
+        if name == "gaussians":
+            rows = {(row["nats"], row["estimator"]): row["found"] for row in record["results"]}
+            assert set(rows) == {(nats, estimator) for nats in information.NATS for estimator in ESTIMATORS}
+            for (nats, estimator), found in rows.items():
+                assert len(found) == 3 and max(found) < 1.1 * nats
+                assert estimator != "infonce" or min(found) > 0.9 * nats  # "within 10 % of the truth"
+        else:
+            assert information.MODELS[name] in record["command"] and record["blocks"] == list(range(8))
+
+
+def test_the_script_measures_and_draws(tmp_path, monkeypatch):
+    document = tmp_path / "measure.md"
+    document.write_text(f"before\n\n{information.BEGIN}\nold\n{information.END}\nafter\n")
+    for name, value in {
+        "RECORDS": tmp_path / "records",
+        "DOCUMENT": document,
+        "PICTURE": tmp_path / "i.png",
+    }.items():
+        monkeypatch.setattr(information, name, value)
+    monkeypatch.setattr(information, "SAMPLES", 2000)
+    information.main(["--measure", "gaussians", "--steps", "1"])
+    assert read_json(tmp_path / "records" / "gaussians.json")["results"][0]["nats"] == 1.0
+    text = document.read_text()
+    assert "old" not in text and text.endswith("after\n") and text.count(" to ") == 4
+    assert (tmp_path / "i.png").stat().st_size > 10_000

@@ -119,6 +119,13 @@ class DataConfig(cli.DataConfig):
         only="training",
         needs=(AUGMENTED, PHOTOS, RESIZED),
     )
+    draft: str = setting(
+        "training",
+        "JPEGs that are larger than their crop needs are decoded at a half, a quarter or an eighth of their size: off, "
+        "training, or all (evaluation too, whose numbers it changes a little)",
+        one_of=("off", "training", "all"),
+        needs=STORED,
+    )
     repeated_aug: bool = setting(
         True,
         "three augmentations of each image, a third of the images an epoch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -31,6 +32,7 @@ def build_data(
     train: bool = True,
     labels: Sequence[str] | None = None,
     accumulation: int = 1,
+    device: torch.device | str = "cpu",
 ) -> ImageData:
     """Open a data set for training and evaluation on one rank; no image is read yet.
 
@@ -42,13 +44,14 @@ def build_data(
         train: False opens the evaluation images only.
         labels: names of the weights' outputs, where they are known.
         accumulation: micro-batches that a rank adds up to a step.
+        device: where the batches are wanted; bytes go there and become images there.
 
     Raises:
         UserError: the data set cannot be opened, or its training images do not fill one batch.
     """
     train_source, eval_source = load_sources(config, seed=seed, train=train, labels=labels)
     split = Split(rank, world_size, accumulation)
-    return ImageData(config, train_source, eval_source, img_size, split, seed)
+    return ImageData(config, train_source, eval_source, img_size, split, seed, device)
 
 
 class ImageData:
@@ -69,8 +72,9 @@ class ImageData:
         img_size: int,
         split: Split,
         seed: int,
+        device: torch.device | str = "cpu",
     ):
-        self.config, self.split, self.seed = config, split, seed
+        self.config, self.split, self.seed, self.device = config, split, seed, device
         self.class_names = eval_source.classes
         self.num_classes = len(self.class_names)
         self.num_train = len(train_source) if train_source else 0
@@ -81,8 +85,8 @@ class ImageData:
         self._train_source = train_source
         self.batches_per_epoch = 0
         if train_source:
-            self._mixup = build_mixup(config, self.num_classes, config.batch_size, img_size)
-            self._train_transform = train_transform(config, img_size)
+            mixup = build_mixup(config, self.num_classes, config.batch_size, img_size)
+            self._train_transform = train_transform(config, img_size, mixup)
             self.batches_per_epoch = self._count_batches()
         indices = shard_indices(self.num_eval, split.rank, split.world_size)
         self._eval = EvalBatches(eval_source, indices, config.batch_size, eval_transform(config, img_size))
@@ -103,14 +107,13 @@ class ImageData:
             self.split.share(self._order(epoch), self.config.batch_size),
             self.config.batch_size,
             self._train_transform,
-            self._mixup,
             key=(self.seed, epoch),
             split=self.split,
             max_skips=min(int(self.config.max_unreadable * self.num_train), self.num_train - 1),
         )
-        for images, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
-            self._unread.in_training(unreadable, stop=images is None)
-            yield images, targets
+        for batch, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
+            self._unread.in_training(unreadable, stop=batch is None)
+            yield self._train_transform.finish(batch, self.device)
 
     def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the evaluation: every sample exactly once over all ranks, none twice.
@@ -123,11 +126,11 @@ class ImageData:
         self.eval_order = []
         self._unread.start("eval")
         count = min(len(self._eval), self.config.max_eval_batches or len(self._eval))
-        for images, targets, indices, unreadable in self._load(self._eval, range(count)):
+        for batch, indices, unreadable in self._load(self._eval, range(count)):
             self._unread.in_evaluation("eval", unreadable)
             self.eval_order += indices
-            if indices:
-                yield images, targets
+            if batch is not None:
+                yield self._eval.transform.finish(batch, self.device)
 
     def contents(self) -> dict[str, list[Any]]:
         """What the training set is: by class, the number of images and a digest of their names and sizes."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from image_task.config import DataConfig
 from image_task.mapped import Mapped, load_own, load_torchvision, torchvision_name
-from image_task.shards import Shards
 from image_task.sources import Arrays, Files, Part, Reader, Source
+from image_task.tars import Shards
 from rmeeto.data.classes import (
     LeftOut,
     as_labelled,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
 from image_task.config import DataConfig
-from image_task.sources import Arrays, Source
+from image_task.sources import Arrays, Picture, Source
 from rmeeto.data.contents import by_class
 from rmeeto.errors import UserError
 from rmeeto.imports import find_object
@@ -24,7 +23,7 @@ ELSEWHERE = ("ImageNet",)  # torchvision unpacks it from its archives; IMNET rea
 
 
 @dataclass(frozen=True)
-class Mapped:
+class Mapped(Source):
     """A map-style data set of (PIL image, class) pairs."""
 
     dataset: Any
@@ -34,7 +33,7 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def open(self, index: int) -> tuple[Picture, int]:
         image, target = self.dataset[index]
         return image.convert("RGB"), int(target if self.targets is None else self.targets[index])
 

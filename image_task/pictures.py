@@ -29,9 +29,7 @@ class Preparation:
         self.transform = create_transform(self.size, **{**cfg, "crop_pct": cfg["crop_pct"] or 1.0})
         resized = self.transform.transforms[0].size
         self.resized = resized if isinstance(resized, int) else resized[0]
-        self.transform.transforms[0] = Resize(
-            self.resized, interpolation=InterpolationMode(cfg["interpolation"])
-        )
+        self.transform.transforms[0] = Resize(self.resized, InterpolationMode(cfg["interpolation"]))
 
     def _described(self, chosen: Chosen) -> dict[str, Any]:
         if chosen.of_run:

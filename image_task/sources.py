@@ -1,4 +1,4 @@
-"""Where labelled images lie: files, arrays, timm's readers; all with random access (tar files: shards.py)."""
+"""Where labelled images lie: files, arrays, timm's readers; all with random access (tar files: tars.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from rmeeto.data.contents import by_class, of_files
-from rmeeto.data.pictures import decode, read_file, read_open
+from rmeeto.data.pictures import Encoded, read_file, read_open
+
+Picture = Encoded | Image.Image
 
 
 class Source(Protocol):
@@ -20,8 +22,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, fully decoded to RGB, and its class. Raises what `rmeeto.data.pictures` raises."""
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The image, decoded to RGB or not yet, and its class. Raises what `rmeeto.data.pictures` raises."""
 
     def name(self, index: int) -> str:
         """What a message calls this image."""
@@ -29,9 +31,24 @@ class Source(Protocol):
     def contents(self, folder: str) -> dict[str, list[Any]]:
         """What there is of each class; see `rmeeto.data.contents`. `folder`: the data set's, which may move."""
 
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The image, fully decoded to RGB, and its class."""
+        picture, target = self.open(index)
+        return decoded(picture), target
+
+
+def decoded(picture: Picture, reduction: int = 1) -> Image.Image:
+    """A picture of a source as RGB; `reduction` as of `Encoded.decode`, of what is not decoded yet."""
+    return picture.decode(reduction) if isinstance(picture, Encoded) else picture
+
+
+def header(picture: Picture) -> Image.Image:
+    """Of a picture of a source, what tells its size."""
+    return picture.header if isinstance(picture, Encoded) else picture
+
 
 @dataclass(frozen=True)
-class Files:
+class Files(Source):
     """Images in files. The names are one NumPy array, so that workers share its memory with their parent."""
 
     paths: np.ndarray  # (n,) bytes
@@ -41,8 +58,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        return decode(read_file(self.name(index))), int(self.targets[index])
+    def open(self, index: int) -> tuple[Picture, int]:
+        return Encoded(read_file(self.name(index))), int(self.targets[index])
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
@@ -57,7 +74,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Arrays:
+class Arrays(Source):
     """Images in memory: (n, height, width) grey or (n, height, width, 3), uint8."""
 
     images: np.ndarray
@@ -67,7 +84,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def open(self, index: int) -> tuple[Picture, int]:
         return Image.fromarray(self.images[index]).convert("RGB"), int(self.targets[index])
 
     def name(self, index: int) -> str:
@@ -78,7 +95,7 @@ class Arrays:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Source):
     """Some of the images of another source."""
 
     source: Source
@@ -91,8 +108,8 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        return self.source.read(int(self.indices[index]))
+    def open(self, index: int) -> tuple[Picture, int]:
+        return self.source.open(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
@@ -102,7 +119,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Source):
     """A random-access reader of timm, which gives an open image file and a target for every index."""
 
     reader: Any
@@ -111,10 +128,10 @@ class Reader:
     def __len__(self) -> int:
         return len(self.reader)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def open(self, index: int) -> tuple[Picture, int]:
         file, target = self.reader[index]
         with file:
-            return decode(read_open(file)), int(target)
+            return Encoded(read_open(file)), int(target)
 
     def name(self, index: int) -> str:
         return str(self.reader.filename(index) or f"image {index}")

@@ -68,7 +68,7 @@ class Task(ABC):
         """The data of one process.
 
         Args:
-            where: img_size, rank, world_size, seed, whether to train, and accumulation.
+            where: img_size, rank, world_size, seed, whether to train, accumulation, and the device.
         """
 
     @abstractmethod
@@ -240,6 +240,7 @@ class Task(ABC):
             seed=config.run.seed,
             train=not config.run.eval,
             accumulation=config.optim.accumulation,
+            device=world.device,
         )
         classes = self._num_classes(config, data)
         model, weights = self._with_weights(config, config.merge, classes)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmeeto.engine.dist import RankError, World
+from rmeeto.engine.feed import on_device
 from rmeeto.engine.precision import autocast
 from rmeeto.engine.progress import Progress
 from rmeeto.errors import UserError
@@ -83,9 +84,7 @@ def evaluate(
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     with torch.inference_mode(), Progress(title, None, shown=world.is_main) as progress:
-        for images, targets in rank_errors(data.eval_batches(), world):
-            images = images.to(world.device, non_blocking=True)
-            targets = targets.to(world.device, non_blocking=True)
+        for images, targets in on_device(rank_errors(data.eval_batches(), world), world.device):
             with autocast(world.device, dtype):
                 logits = model(images).float()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]

@@ -16,6 +16,7 @@ from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import World
 from rmeeto.engine.elastic import Elastic, mean
 from rmeeto.engine.evaluate import Batch, Data, NotFinite, evaluate, rank_errors, unreadable
+from rmeeto.engine.feed import on_device
 from rmeeto.engine.optim import OptimConfig, build_optimizer, lr_at, set_lr
 from rmeeto.engine.parallel import parallel
 from rmeeto.engine.precision import amp_dtype, autocast
@@ -109,6 +110,7 @@ class Training:
         at, total = self.at, self.data.batches_per_epoch
         self.parallel.train()
         batches = rank_errors(self.data.train_batches(at.epoch, at.batch), self.world)
+        batches = on_device(batches, self.world.device)
         began, images, loss, first = time.perf_counter(), 0, "", at.batch
         self.saver.seconds = self.waited = 0.0
         title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
@@ -158,9 +160,8 @@ class Training:
             if self.world.size * self.optim.accumulation > 1:  # else there is nothing to split
                 seed_micro_batch(self.run.seed, self.at.step, index * self.world.size + self.world.rank)
             began = time.perf_counter()
-            batch = next(batches)
+            images, targets = next(batches)
             self.waited += time.perf_counter() - began
-            images, targets = (tensor.to(self.world.device, non_blocking=True) for tensor in batch)
             terms = []
             for r in rs:
                 left -= 1

@@ -62,8 +62,8 @@ def test_batches_do_not_depend_on_the_number_of_workers_nor_on_global_generators
 
 def test_skipped_samples_are_never_read(folder, monkeypatch):
     data = _build(_images(folder))
-    count, read = [], Files.read
-    monkeypatch.setattr(Files, "read", lambda self, index: count.append(index) or read(self, index))
+    count, read = [], Files.open
+    monkeypatch.setattr(Files, "open", lambda self, index: count.append(index) or read(self, index))
     list(data.train_batches(0, data.batches_per_epoch - 1))
     assert len(count) == 4
 
@@ -240,14 +240,15 @@ def test_evaluation_leaves_damaged_images_out_and_counts_them_in_every_pass(fold
 
 def test_a_picture_that_the_transform_cannot_take_is_unreadable(folder, caplog):
     data = _build(_images(folder, augment=False, repeated_aug=False, max_unreadable=0.1, batch_size=24))
-    run = eval_transform(_images(folder), 16)
+    run = eval_transform(_images(folder), 16).steps
 
-    def transform(image):
+    def steps(picture):
+        image = picture.decode()
         if image.getpixel((0, 0)) == odd:
             raise OverflowError("too thin")
         return run(image)
 
-    data._train_transform = data._eval.transform = transform
+    data._train_transform.steps = data._eval.transform.steps = steps
     train, val = load_sources(_images(folder), seed=0)
     odd = train.read(3)[0].getpixel((0, 0))
     images, _ = next(data.train_batches(0))
@@ -282,7 +283,7 @@ def test_the_engine_counts_damaged_images_as_wrong_in_every_evaluation(folder):
 
 @pytest.mark.parametrize("end", [lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGBUS)])
 def test_a_worker_that_is_gone_ends_the_epoch_with_one_line(folder, monkeypatch, end):
-    monkeypatch.setattr(Files, "read", lambda self, index: end())
+    monkeypatch.setattr(Files, "open", lambda self, index: end())
     with pytest.raises(UserError, match=r"that loads data is gone .*shared memory.*num_workers.*run.resume"):
         next(_build(_images(folder, num_workers=1)).train_batches(0))
 

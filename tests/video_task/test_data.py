@@ -180,7 +180,7 @@ def test_batches_can_be_sent_to_spawned_workers(videos):
     data = _build(_config(videos))
     for batches in (data._eval, data._test):
         _equal([pickle.loads(pickle.dumps(batches))[0][:4]], [batches[0][:4]])
-    pickle.loads(pickle.dumps((data._train_transform, data._mixup)))
+    pickle.loads(pickle.dumps((data._train_transform, data._finish)))
 
 
 # evaluation

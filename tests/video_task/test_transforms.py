@@ -9,8 +9,7 @@ import torch
 from rmeeto.data.sampler import preserved_globals, seed_globals
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
-from video_task.data import transforms
-from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
+from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform, build_finish
 
 CONFIG = VideoDataConfig()
 PLAIN = replace(CONFIG, aa="none", color_jitter=0.0, reprob=0.0)
@@ -151,10 +150,10 @@ def test_frames_cropped_one_by_one_equal_the_clip_cropped_at_once(interpolation)
             seed_globals([seed, seed, seed])
             expected = crop(stack)
         one_by_one = _draw(TrainTransform(config, 24, flip=False), frames, seed)
-        assert torch.equal(one_by_one, transforms._normalize(expected).transpose(0, 1))
+        assert torch.equal(one_by_one, build_finish().normalise(expected).transpose(0, 1))
         small = v2.functional.resize(stack, [24], antialias=True)
         top, left = ((side - 24) // 2 for side in small.shape[-2:])
-        middle = transforms._normalize(small[..., top : top + 24, left : left + 24]).transpose(0, 1)
+        middle = build_finish().normalise(small[..., top : top + 24, left : left + 24]).transpose(0, 1)
         assert torch.equal(ViewTransform(PLAIN, 24)(frames)[0], middle)
 
 

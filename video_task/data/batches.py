@@ -7,23 +7,24 @@ from random import Random
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
+from rmeeto.data.finish import Batch, Erased, batch_of
 from rmeeto.data.loading import Unreadable
 from rmeeto.data.sampler import Split, draw_seeds, preserved_globals, seed_globals
 from video_task.config import VideoDataConfig
 from video_task.data.decode import Indices, UnreadableVideo, read_frames
 from video_task.data.lists import Videos
 from video_task.data.sampling import dense_frames, dense_view, sparse_frames, sparse_view
-from video_task.data.transforms import ClipMixup, Shrink, TrainTransform, ViewTransform
+from video_task.data.transforms import Shrink, TrainTransform, View, ViewTransform
 
 
 class TrainBatches(Dataset):
     """The micro-batches of one epoch on one rank, each drawn from nothing but `key` and its place.
 
-    An item is (clips (B, 3, T, H, W), targets, the unreadable clips met), with the `num_sample` views of a decoded
-    clip next to each other. Clips drawn at random take the place of an unreadable one; if `max_redraws` of them are
-    unreadable too, the batch is None instead.
+    An item is (a `Batch`, the unreadable clips met), with the `num_sample` views of a decoded clip next to each
+    other. Clips drawn at random take the place of an unreadable one; if `max_redraws` of them are unreadable too,
+    the batch is None instead.
     """
 
     def __init__(
@@ -32,37 +33,30 @@ class TrainBatches(Dataset):
         indices: Tensor,
         config: VideoDataConfig,
         transform: TrainTransform | ViewTransform,
-        mixup: ClipMixup | None,
         key: tuple[int, ...],
         split: Split,
     ):
         self.videos, self.indices, self.config = videos, indices, config
-        self.transform, self.mixup, self.key, self.split = transform, mixup, key, split
+        self.transform, self.key, self.split = transform, key, split
 
-    def __getitem__(self, number: int) -> tuple[Tensor | None, Tensor | None, list[Unreadable]]:
+    def __getitem__(self, number: int) -> tuple[Batch | None, list[Unreadable]]:
         size, views = self.config.batch_size, self.config.num_sample
         indices = self.indices[number * size : (number + 1) * size].tolist()
         seeds = iter(draw_seeds((*self.key, *self.split.place(number)), size * (1 + views) + 1))
-        clips: list[Tensor] = []
-        targets: list[int] = []
+        samples: list[tuple[Tensor, list[Erased], int]] = []
         unreadable: list[Unreadable] = []
         with preserved_globals():
             for index in indices:
                 rng = Random(next(seeds)[0])
                 drawn = self._draw(index, rng, [next(seeds) for _ in range(views)], unreadable)
                 if drawn is None:
-                    return None, None, unreadable
-                clips += drawn[0]
-                targets += [drawn[1]] * views
-            batch, labels = torch.cat(clips), torch.tensor(targets)
-            if self.mixup:
-                seed_globals(next(seeds))
-                batch, labels = self.mixup(batch, labels)
-        return batch, labels, unreadable
+                    return None, unreadable
+                samples += [(*view, drawn[1]) for view in drawn[0]]
+        return batch_of(samples, next(seeds)), unreadable
 
     def _draw(
         self, index: int, rng: Random, seeds: list[list[int]], unreadable: list[Unreadable]
-    ) -> tuple[list[Tensor], int] | None:
+    ) -> tuple[list[View], int] | None:
         config = self.config
 
         def choose(length: int) -> list[int]:
@@ -82,8 +76,8 @@ class TrainBatches(Dataset):
 class ViewBatches(Dataset):
     """The evaluation batches of one rank: all views of a few videos at a time.
 
-    An item is (clips (V, 3, T, H, W), targets (V,), video numbers (V,), view numbers (V,), unreadable videos, which
-    have no views in it). The views of a video are `num_segments` x the transform's crops, segments outermost.
+    An item is (clips (V, 3, T, H, W) uint8, targets (V,), video numbers (V,), view numbers (V,), unreadable videos,
+    which have no views in it). The views of a video are `num_segments` x the transform's crops, segments outermost.
     """
 
     def __init__(
@@ -104,7 +98,7 @@ class ViewBatches(Dataset):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Unreadable]]:
         indices = self.indices[number * self.num_videos : (number + 1) * self.num_videos].tolist()
-        clips: list[Tensor] = []
+        clips: list[View] = []
         read: list[int] = []
         unreadable: list[Unreadable] = []
         for index in indices:
@@ -119,7 +113,7 @@ class ViewBatches(Dataset):
         ids = torch.tensor(read, dtype=torch.int64).repeat_interleave(views)
         targets = torch.from_numpy(self.videos.targets)[ids]
         return (
-            torch.cat(clips) if clips else torch.empty(0),
+            default_collate([clip for clip, _ in clips]) if clips else torch.empty(0),
             targets,
             ids,
             torch.arange(views).repeat(len(read)),
@@ -150,11 +144,11 @@ class _Augmented:
             self.crops = [self._crop(seed) for seed in self.seeds]
         return np.stack([crop(frame) for crop in self.crops])
 
-    def finish(self, frames: np.ndarray) -> list[Tensor]:
+    def finish(self, frames: np.ndarray) -> list[View]:
         views = []
         for number, seed in enumerate(self.seeds):
             self._crop(seed)  # drawn again, so that the draws after it follow
-            views.append(self.transform.finish(frames[:, number]))
+            views += self.transform.views(frames[:, number])
         return views
 
     def _crop(self, seed: list[int]) -> Shrink:
@@ -171,13 +165,14 @@ class _Segments:
     def keep(self, frame: np.ndarray) -> np.ndarray:
         return self.transform.shrink(*frame.shape[:2])(frame)
 
-    def finish(self, frames: np.ndarray) -> list[Tensor]:
-        return [self.transform.finish(segment) for segment in np.split(frames, self.num_segments)]
+    def finish(self, frames: np.ndarray) -> list[View]:
+        segments = np.split(frames, self.num_segments)
+        return [view for segment in segments for view in self.transform.views(segment)]
 
 
 def _read(
     videos: Videos, index: int, choose: Indices, config: VideoDataConfig, views: _Augmented | _Segments
-) -> list[Tensor] | Unreadable:
+) -> list[View] | Unreadable:
     """The views of a video: what the decoder or the transform cannot do makes it unreadable."""
     path = videos.path(index)
     limits = {"seconds": config.decode_seconds, "backend": config.decoder}

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from rmeeto.data.augment import allow_black, build_mixup
+from rmeeto.data.finish import Erased, Finish, Mix, batch_of, draw_erased
 from rmeeto.data.sampler import seed_globals
 from rmeeto.errors import UserError
 from video_task.config import VideoDataConfig
@@ -22,6 +23,18 @@ from video_task.data.decode import MAX_PIXELS
 from video_task.data.sampling import crop_corners
 
 Shrink = Callable[[np.ndarray], np.ndarray]
+View = tuple[Tensor, list[Erased]]  # (3, T, size, size) uint8, and what is to be erased of every frame
+
+
+def build_finish(mix: Mix | None = None) -> Finish:
+    """What makes float32 of mean 0 and deviation 1 (ImageNet's) of clips."""
+    mean, std = (255 * torch.tensor(of) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return Finish(mean, std, scale=1, mix=mix)
+
+
+def finished(views: list[View]) -> Tensor:
+    """Views as a model sees them: (n, 3, T, size, size) float32."""
+    return build_finish()(batch_of([(*view, 0) for view in views]))[0]
 
 
 class TrainTransform:
@@ -47,11 +60,12 @@ class TrainTransform:
             steps.append(_SameForAll(_RandAugment(config, size)))
         elif config.color_jitter:
             steps.append(v2.ColorJitter(*(config.color_jitter,) * 3))
-        steps.append(_normalize)
+        self.steps = v2.Compose([*steps, v2.Identity()])  # of nothing there is no Compose
+        self.erase = None
         if config.reprob:
-            erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
-            steps.append(_SameForAll(erase))
-        self.steps = v2.Compose(steps)
+            self.erase = RandomErasing(
+                config.reprob, mode=config.remode, max_count=config.recount, device="cpu"
+            )
 
     def shrink(self, height: int, width: int) -> Shrink:
         """Draw where frames of this size are cropped; gives what makes of one, (H, W, 3), what is kept of it."""
@@ -62,13 +76,17 @@ class TrainTransform:
 
         return crop
 
-    def finish(self, frames: np.ndarray) -> Tensor:
-        """From (T, size, size, 3) uint8, already cropped, to (1, 3, T, size, size) float32."""
-        return self.steps(_channels_first(frames)).transpose(0, 1)[None]
+    def views(self, frames: np.ndarray) -> list[View]:
+        """From (T, size, size, 3) uint8, already cropped, to one view and what is erased of its frames."""
+        clip = self.steps(_channels_first(frames)).transpose(0, 1)
+        if self.erase is None:
+            return [(clip, [])]
+        seed_globals([random.getrandbits(32) for _ in range(3)])
+        return [(clip, draw_erased(self.erase, (len(clip), *clip.shape[-2:])))]
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """From (T, H, W, 3) uint8 to (1, 3, T, size, size) float32."""
-        return self.finish(np.stack([*map(self.shrink(*frames.shape[1:3]), frames)]))
+        return finished(self.views(np.stack([*map(self.shrink(*frames.shape[1:3]), frames)])))
 
 
 class ViewTransform:
@@ -108,12 +126,16 @@ class ViewTransform:
 
         return resize
 
-    def finish(self, frames: np.ndarray) -> Tensor:
-        """From (T, h, w, 3) uint8, already resized, to (num_crops, 3, T, size, size) float32."""
+    def views(self, frames: np.ndarray) -> list[View]:
+        """From (T, h, w, 3) uint8, already resized, to its crops, of which nothing is erased."""
         small = _channels_first(frames)
         corners = crop_corners(*small.shape[-2:], self.size, self.num_crops)
         crops = [small[..., top : top + self.size, left : left + self.size] for top, left in corners]
-        return torch.stack([_normalize(crop).transpose(0, 1) for crop in crops])
+        return [(crop.transpose(0, 1), []) for crop in crops]
+
+    def finish(self, frames: np.ndarray) -> Tensor:
+        """From (T, h, w, 3) uint8, already resized, to (num_crops, 3, T, size, size) float32."""
+        return finished(self.views(frames))
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """From (T, H, W, 3) uint8 to (num_crops, 3, T, size, size) float32."""
@@ -172,9 +194,3 @@ def _channels_first(frames: np.ndarray) -> Tensor:
 
 def _channels_last(frame: Tensor) -> np.ndarray:
     return frame.movedim(-3, -1).numpy()
-
-
-def _normalize(frames: Tensor) -> Tensor:
-    """(T, 3, H, W) uint8 -> float32 of ImageNet's mean 0 and deviation 1."""
-    mean, std = (255 * torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return frames.float().sub_(mean).div_(std)

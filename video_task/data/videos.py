@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rmeeto.data.contents import by_class, of_files
@@ -18,7 +19,7 @@ from video_task.data.batches import TrainBatches, ViewBatches
 from video_task.data.decode import check_backend
 from video_task.data.lists import Videos, check_data_set, load_videos
 from video_task.data.sampling import view_order
-from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform
+from video_task.data.transforms import ClipMixup, TrainTransform, ViewTransform, build_finish
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def build_data(
     num_classes: int | None = None,
     labels: Sequence[str] | None = None,
     accumulation: int = 1,
+    device: torch.device | str = "cpu",
 ) -> VideoData:
     """Open a data set for training, validation and test on one rank; no video is read yet.
 
@@ -64,13 +66,14 @@ def build_data(
         num_classes: of lists whose classes have no names; None counts up to the largest number in them.
         labels: names of the weights' outputs, where they are known.
         accumulation: micro-batches that a rank adds up to a step.
+        device: where the batches are wanted; bytes go there and become clips there.
 
     Raises:
         UserError: the data set or the decoder cannot be opened, or its training videos do not fill one batch.
     """
     check_backend(config.decoder)
     videos = load_videos(config, train=train, num_classes=num_classes, labels=labels)
-    return VideoData(config, videos, img_size, Split(rank, world_size, accumulation), seed)
+    return VideoData(config, videos, img_size, Split(rank, world_size, accumulation), seed, device)
 
 
 class VideoData:
@@ -92,8 +95,9 @@ class VideoData:
         img_size: int,
         split: Split,
         seed: int,
+        device: torch.device | str = "cpu",
     ):
-        self.config, self.split, self.seed = config, split, seed
+        self.config, self.split, self.seed, self.device = config, split, seed, device
         self.class_names = videos["val"].classes
         self.num_classes = len(self.class_names)
         self.num_train = len(videos.get("train", ()))
@@ -104,7 +108,8 @@ class VideoData:
         self.batches_per_epoch = 0
         if self.num_train:
             self._train = videos["train"]
-            self._mixup = ClipMixup(config, self.num_classes, img_size) if config.mixes else None
+            mixup = ClipMixup(config, self.num_classes, img_size) if config.mixes else None
+            self._finish = build_finish(mixup)
             self._train_transform = (
                 TrainTransform(config, img_size, flip=self._flips())
                 if config.augment
@@ -133,13 +138,12 @@ class VideoData:
             self.split.share(order, self.config.batch_size),
             self.config,
             self._train_transform,
-            self._mixup,
             key=(self.seed, epoch),
             split=self.split,
         )
-        for clips, targets, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
-            self._unread.in_training(unreadable, stop=clips is None)
-            yield clips, targets
+        for batch, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
+            self._unread.in_training(unreadable, stop=batch is None)
+            yield self._finish(batch, self.device)
 
     def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation of this rank's share: one view of every video, each exactly once over all ranks.
@@ -180,10 +184,11 @@ class VideoData:
     def _views(self, batches: ViewBatches, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         self._unread.start(name)
         count = min(len(batches), self.config.max_eval_batches or len(batches))
-        for *views, unreadable in self._load(batches, range(count)):
+        normalise = build_finish().normalise
+        for clips, *numbers, unreadable in self._load(batches, range(count)):
             self._unread.in_evaluation(name, unreadable)
-            if len(views[0]):
-                yield tuple(views)
+            if len(clips):
+                yield normalise(clips.to(self.device, non_blocking=True)), *numbers
 
     def _view_batches(self, videos: Videos, transform: ViewTransform, *, num_segments: int) -> ViewBatches:
         indices = shard_indices(len(videos), self.split.rank, self.split.world_size)

@@ -11,11 +11,11 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
+from image_task.sources import Picture, Source
 from rmeeto.data.classes import LeftOut, in_order, numbered
 from rmeeto.data.contents import by_class
-from rmeeto.data.pictures import ENDINGS, MAX_BYTES, check_regular, decode, hidden
+from rmeeto.data.pictures import ENDINGS, MAX_BYTES, Encoded, check_regular, hidden
 from rmeeto.errors import UserError
 
 LABEL = 32  # bytes of a class number, spaces included
@@ -24,7 +24,7 @@ _MANY_DIGITS = re.compile(rb"\d{100}")
 
 
 @dataclass(frozen=True)
-class Shards:
+class Shards(Source):
     """Images in uncompressed tar files, addressed by their place in them."""
 
     shards: list[str]
@@ -36,14 +36,14 @@ class Shards:
     def __len__(self) -> int:
         return len(self.places)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def open(self, index: int) -> tuple[Picture, int]:
         shard, offset, size = self.places[index].tolist()
         check_regular(self.shards[shard])
         if size > MAX_BYTES:
             raise OSError(f"more than {MAX_BYTES >> 20} MiB")
         with open(self.shards[shard], "rb") as file:
             file.seek(offset)
-            return decode(file.read(size)), int(self.targets[index])
+            return Encoded(file.read(size)), int(self.targets[index])
 
     def name(self, index: int) -> str:
         return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"

@@ -6,17 +6,17 @@ so each name is looked up here, and each value is compared with its type, before
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from timm.models import is_model, model_entrypoint
 
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import RULES, MergeConfig
+from rmeeto.registry import arguments_of
 from rmeeto.settings import accepts, describe, from_plain
 
 _LARGEST = 2**20  # of a whole number: pixels, channels, blocks
@@ -87,9 +87,8 @@ def _arguments_of(name: str) -> dict[str, Any] | None:
     model_class, _ = getattr(sys.modules[module], "MODELS", {}).get(name, (None, None))
     if model_class is None:
         return None
-    hints = get_type_hints(model_class.__init__)
-    taken = {key: hints[key] for key in inspect.signature(model_class).parameters if key not in _OWN}
-    return {"global_pool": str, **taken}
+    taken = arguments_of(model_class)
+    return {"global_pool": str, **{key: taken[key] for key in taken if key not in _OWN}}
 
 
 def _check(values: Any, known: dict[str, Any], where: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, register_model
@@ -24,6 +23,19 @@ _FACTORY = (
 # What reading weights raises: safetensors, and torch's of a file that is cut or another kind of file.
 _UNREADABLE = (RuntimeError, OSError, EOFError, SafetensorError, UnpicklingError)
 _POOL = "token"  # the only global_pool of a model that does not take the argument
+# Of `VisionMamba`, what the classes of models say themselves, and what no argument is.
+_FIXED = ("patch_embed", "class_index", "average", "options", "return")
+
+
+def arguments_of(model_class: type[nn.Module]) -> dict[str, Any]:
+    """What a class of models takes, by name, and of which type: ``**options`` are those of the class above."""
+    found: dict[str, Any] = {}
+    for made in model_class.__mro__:
+        hints = get_type_hints(made.__init__) if "__init__" in vars(made) else {}
+        found = {**found, **hints, **found}
+        if hints and "options" not in hints:
+            break
+    return {name: hint for name, hint in found.items() if name not in _FIXED}
 
 
 def build(
@@ -90,7 +102,7 @@ def _known(model_class: type[nn.Module], name: str, arguments: dict[str, Any]) -
     Raises:
         UserError: one that neither the model nor timm's factory takes.
     """
-    taken = inspect.signature(model_class).parameters
+    taken = arguments_of(model_class)
     allowed = {*taken, *_FACTORY} - (set() if arguments.get("features_only") else {"out_indices"})
     known = {
         key: value
@@ -163,18 +175,36 @@ class ReleasedName:
         return merge if merge_para is None else MergeConfig.from_released(merge_para, **self.fixed)
 
 
-def register(module: str, names: Iterable[str], make: Callable[..., nn.Module]) -> None:
-    """Give timm's registry an entry for each name: a function of ``module`` that calls ``make(name, ...)``.
+def register(
+    module: str,
+    models: Mapping[str, tuple[type[nn.Module], dict[str, Any]]],
+    aliases: Mapping[str, ReleasedName],
+    adapt: Callable[..., Any],
+) -> None:
+    """Give timm's registry an entry for each name: a function of ``module`` that takes what `build` does.
+
+    Those of the released names take ``merge_para``, the released dict, as well; see `ReleasedName.merge`.
 
     Args:
         module: the caller's ``__name__``; timm reads its ``default_cfgs``.
-        names: of the models.
-        make: from a name, ``pretrained`` and keyword arguments to a model.
+        models: by name, class and arguments.
+        aliases: the released code's names.
+        adapt: as for `build`.
     """
-    for name in names:
+
+    def make(name: str, pretrained: bool = False, merge: Any = None, **kwargs: Any) -> nn.Module:
+        model_class, arguments = models[name]
+        return build(model_class, name, {**arguments, **kwargs}, adapt, pretrained, merge)
+
+    def make_released(name: str, merge_para: Any = None, merge: Any = None, **kwargs: Any) -> nn.Module:
+        released = aliases[name]
+        return make(released.model, merge=released.merge(name, merge_para, merge), **kwargs)
+
+    for name in (*models, *aliases):
 
         def entry(pretrained: bool = False, _name: str = name, **kwargs: Any) -> nn.Module:
-            return make(_name, pretrained=pretrained, **kwargs)
+            of = make if _name in models else make_released
+            return of(_name, pretrained=pretrained, **kwargs)
 
         entry.__name__ = entry.__qualname__ = name
         entry.__module__ = module

@@ -11,10 +11,9 @@ from torch import nn
 from image_task.models.deit import Deit
 from image_task.models.videomamba import VideoMamba
 from image_task.models.vim import Vim
-from image_task.models.weights import adapt_pos_embed
 from rmeeto import registry
-from rmeeto.merge import MergeConfig
 from rmeeto.registry import ReleasedName
+from rmeeto.weights import adapt_pos_embed
 
 # name -> (class, arguments)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -86,39 +85,4 @@ def _default_cfg(name: str) -> dict[str, Any]:
 
 
 default_cfgs = {name: _default_cfg(name) for name in MODELS}  # timm's registry reads this name
-
-
-def build(
-    name: str, pretrained: bool = False, merge: MergeConfig | dict[str, Any] | None = None, **kwargs: Any
-) -> nn.Module:
-    """A model by its name in `MODELS`.
-
-    Args:
-        pretrained: load the weights that its ``pretrained_cfg`` names: a hub model's or a folder's, or timm's DeiT.
-        merge: a `MergeConfig`, or its ``to_dict()``.
-        kwargs: to the model's class; ``features_only=True`` (with ``out_indices``) gives timm's feature extractor.
-
-    Raises:
-        UserError: an argument that the model does not take, or pre-trained weights that do not exist or cannot be
-            fetched or do not fit.
-        ValueError: arguments that the model refuses.
-    """
-    model_class, arguments = MODELS[name]
-    return registry.build(model_class, name, {**arguments, **kwargs}, adapt_pos_embed, pretrained, merge)
-
-
-def build_released(
-    alias: str, merge_para: dict[str, Any] | None = None, merge: MergeConfig | None = None, **kwargs: Any
-) -> nn.Module:
-    """A model by its released name, merged as the released ``merge_para`` dict (or ``merge``) says.
-
-    Raises:
-        UserError: merge settings for a dense teacher, or both forms at once.
-        ValueError: a ``merge_para`` that is not understood.
-    """
-    released = ALIASES[alias]
-    return build(released.model, merge=released.merge(alias, merge_para, merge), **kwargs)
-
-
-registry.register(__name__, MODELS, build)
-registry.register(__name__, ALIASES, build_released)
+registry.register(__name__, MODELS, ALIASES, adapt_pos_embed)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from torch import nn
-
-from rmeeto.merge import MergeConfig
 from rmeeto.nn import VisionMamba
-from rmeeto.nn.layers import PatchEmbed
+from rmeeto.nn.layers import PatchEmbed, sides
 
 
 class Vim(VisionMamba):
@@ -20,12 +17,8 @@ class Vim(VisionMamba):
         stride: step between patches; 8 with 16-pixel patches is the fine-stride form.
         embed_dim: channels C.
         depth: number of blocks.
-        d_state: states per channel.
-        num_classes: outputs of the head; 0 for none.
-        drop_path_rate: of the last block.
-        merge: how to merge, or None for the dense model.
         in_chans: channels of the image.
-        mixer: makes another mixer than `BiMamba` from the channels of a block, see `VisionMamba`.
+        options: d_state, num_classes, drop_path_rate, merge and mixer, as of `VisionMamba`.
 
     Source: Vision Mamba, arXiv 2401.09417.
 
@@ -42,25 +35,9 @@ class Vim(VisionMamba):
         stride: int = 16,
         embed_dim: int = 192,
         depth: int = 24,
-        d_state: int = 16,
-        num_classes: int = 1000,
-        drop_path_rate: float = 0.0,
-        merge: MergeConfig | None = None,
         in_chans: int = 3,
-        mixer: Callable[[int], nn.Module] | None = None,
+        **options: Any,
     ) -> None:
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        patch_embed = PatchEmbed(size, patch_size, stride, embed_dim, in_chans)
-        patches = patch_embed.grid_size[0] * patch_embed.grid_size[1]
-        super().__init__(
-            patch_embed,
-            class_index=patches // 2,
-            embed_dim=embed_dim,
-            depth=depth,
-            d_state=d_state,
-            num_classes=num_classes,
-            drop_path_rate=drop_path_rate,
-            average=True,
-            merge=merge,
-            mixer=mixer,
-        )
+        patch_embed = PatchEmbed(sides(img_size), patch_size, stride, embed_dim, in_chans)
+        rows, columns = patch_embed.grid_size
+        super().__init__(patch_embed, rows * columns // 2, embed_dim, depth, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -40,6 +41,11 @@ class PatchEmbed(nn.Module):
                 f"{expected[2]}); make the model with the img_size and in_chans of the images, or resize them"
             )
         return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def sides(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, of both or of the one that both are."""
+    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)  # type: ignore[return-value]
 
 
 def check_drop_path(name: str, rate: float) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmeeto.merge import MergeConfig
 from rmeeto.nn import VisionMamba
-from rmeeto.nn.layers import grid_size
+from rmeeto.nn.layers import grid_size, sides
 
 
 class TubeletEmbed(nn.Module):
@@ -74,14 +73,11 @@ class VideoMamba(VisionMamba):
         patch_size: side of a patch.
         embed_dim: channels C.
         depth: number of blocks.
-        d_state: states per channel.
         num_classes: outputs of the head; 0 for none.
-        drop_path_rate: of the last block.
-        merge: how to merge, or None for the dense model.
         num_frames: frames of a clip.
         tubelet_size: frames that a token covers.
         in_chans: channels of a frame.
-        mixer: makes another mixer than `BiMamba` from the channels of a block, see `VisionMamba`.
+        options: d_state, drop_path_rate, merge and mixer, as of `VisionMamba`.
 
     Source: VideoMamba, arXiv 2403.06977.
 
@@ -97,28 +93,14 @@ class VideoMamba(VisionMamba):
         patch_size: int = 16,
         embed_dim: int = 192,
         depth: int = 24,
-        d_state: int = 16,
         num_classes: int = 400,
-        drop_path_rate: float = 0.0,
-        merge: MergeConfig | None = None,
         num_frames: int = 8,
         tubelet_size: int = 1,
         in_chans: int = 3,
-        mixer: Callable[[int], nn.Module] | None = None,
+        **options: Any,
     ) -> None:
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        super().__init__(
-            TubeletEmbed(num_frames, size, tubelet_size, patch_size, embed_dim, in_chans),
-            class_index=0,
-            embed_dim=embed_dim,
-            depth=depth,
-            d_state=d_state,
-            num_classes=num_classes,
-            drop_path_rate=drop_path_rate,
-            average=False,
-            merge=merge,
-            mixer=mixer,
-        )
+        embed = TubeletEmbed(num_frames, sides(img_size), tubelet_size, patch_size, embed_dim, in_chans)
+        super().__init__(embed, 0, embed_dim, depth, num_classes=num_classes, average=False, **options)
         # Zero: the frames of a model that starts from an image model look like images to it.
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, self.patch_embed.grid_size[0], embed_dim))
 

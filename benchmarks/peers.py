@@ -69,19 +69,9 @@ def upstream_kernels(folder: Path | None) -> Kernels:
 def stand_ins() -> Kernels:
     """Plain PyTorch with upstream's signatures, for a run without a GPU."""
 
-    def scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        delta_bias: Tensor,
-        **_: bool,
-    ) -> Tensor:
-        u, delta, B, C, z = (t.transpose(1, 2) for t in (u, delta, B, C, z))
-        return eager_selective_scan(u, delta, A, B, C, D, z, delta_bias).transpose(1, 2)
+    def scan(*tensors: Tensor, z: Tensor, delta_softplus: bool, **vectors: Tensor) -> Tensor:
+        u, delta, A, B, C = (t.transpose(1, 2) if t.ndim == 3 else t for t in tensors)
+        return eager_selective_scan(u, delta, A, B, C, z=z.mT, **vectors).mT
 
     def conv(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
         return naive_causal_conv1d(x.transpose(1, 2), weight.unsqueeze(1), bias).transpose(1, 2)

@@ -34,6 +34,7 @@ from rmeeto.ops.selective_scan.direction import (
     SCHEMA,
     Direction,
     flatten,
+    of_tensors,
     unflatten,
 )
 
@@ -75,22 +76,12 @@ def load() -> tuple[Callable, Callable]:
     return selective_scan, bidirectional_scan
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    reverse: bool = False,
-) -> Tensor:
+@of_tensors
+def selective_scan(d: Direction, z: Tensor | None, softplus: bool, reverse: bool) -> Tensor:
     """Same function as `naive_selective_scan`; float64 and empty tensors go to the eager loop."""
-    if u.dtype == torch.float64 or u.numel() == 0:
-        return eager.eager_selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    return _scan([Direction(u, delta, A, B, C, D, delta_bias)], z, delta_softplus, reverse, False)
+    if d.u.dtype == torch.float64 or d.u.numel() == 0:
+        return d.scan(eager.eager_selective_scan, z, reverse, softplus)
+    return _scan([d], z, softplus, reverse, False)
 
 
 def bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, average: bool = False) -> Tensor:

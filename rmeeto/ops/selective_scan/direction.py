@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -42,10 +43,24 @@ class Direction(NamedTuple):
             A = -torch.exp(A.float() if A.dtype.itemsize < 4 else A)
         return Direction(self.u, delta, A, self.B, self.C, self.D, self.delta_bias)
 
-    def scan(self, selective_scan: Callable, z: Tensor | None = None, reverse: bool = False) -> Tensor:
+    def scan(
+        self, selective_scan: Callable, z: Tensor | None = None, reverse: bool = False, softplus: bool = True
+    ) -> Tensor:
         """(B, L, D) of a function with the arguments of `naive_selective_scan`."""
         u, delta, A, B, C, D, bias, *_ = self.plain()
-        return selective_scan(u, delta, A, B, C, D, z, bias, reverse=reverse)
+        return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse)
+
+
+def of_tensors(scan: Callable[[Direction, Tensor | None, bool, bool], Tensor]) -> Callable[..., Tensor]:
+    """From a scan ``(direction, z, softplus, reverse)`` a function with the arguments of `naive_selective_scan`."""
+
+    @functools.wraps(scan)
+    def selective_scan(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=True, reverse=False
+    ):
+        return scan(Direction(u, delta, A, B, C, D, delta_bias), z, delta_softplus, reverse)
+
+    return selective_scan
 
 
 PER_DIRECTION = 8  # tensors

@@ -10,46 +10,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rmeeto.autocast import full_precision
-from rmeeto.ops.selective_scan.direction import Direction
+from rmeeto.ops.selective_scan.direction import Direction, of_tensors
 
 
-def eager_selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    reverse: bool = False,
-) -> Tensor:
+@of_tensors
+def eager_selective_scan(d: Direction, z: Tensor | None, softplus: bool, reverse: bool) -> Tensor:
     """Same function as `naive_selective_scan`."""
-    out_dtype = u.dtype
-    with full_precision(u.device):
-        y = _scan(u, delta, A, B, C, delta_bias, delta_softplus, reverse)
-        if D is not None:
-            y = torch.addcmul(y, u.to(y.dtype), D.to(y.dtype))
+    with full_precision(d.u.device):
+        y = _scan(d, softplus, reverse)
+        if d.D is not None:
+            y = torch.addcmul(y, d.u.to(y.dtype), d.D.to(y.dtype))
         if z is not None:
             y = y * F.silu(z.to(y.dtype))
-    return y.to(out_dtype)
+    return y.to(d.u.dtype)
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    bias: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-) -> Tensor:
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
-    if bias is not None:
-        delta = delta + bias.to(dtype)
+def _scan(d: Direction, softplus: bool, reverse: bool) -> Tensor:
+    dtype = torch.promote_types(d.u.dtype, torch.float32)
+    u, delta, A, B, C = (tensor.to(dtype) for tensor in (d.u, d.delta, d.A, d.B, d.C))
+    if d.delta_bias is not None:
+        delta = delta + d.delta_bias.to(dtype)
     if softplus:
         delta = F.softplus(delta)
     if torch.compiler.is_exporting():

@@ -5,6 +5,8 @@ Shapes: B batch, L tokens, D channels, N states. u, delta, z (B, L, D); A (D, N)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,8 +56,12 @@ def naive_selective_scan(
 
 
 def naive_bidirectional_scan(
-    forward: Direction, backward: Direction, z: Tensor, average: bool = False
+    forward: Direction,
+    backward: Direction,
+    z: Tensor,
+    average: bool = False,
+    scan: Callable[..., Tensor] = naive_selective_scan,
 ) -> Tensor:
     """Sum (or mean) of a forward and a backward scan that share the gate z (B, L, D)."""
-    y = forward.scan(naive_selective_scan, z) + backward.scan(naive_selective_scan, z, reverse=True)
+    y = forward.scan(scan, z) + backward.scan(scan, z, reverse=True)
     return y / 2 if average else y

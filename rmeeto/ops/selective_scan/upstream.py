@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from rmeeto.ops.backend import BackendUnavailable
-from rmeeto.ops.selective_scan.direction import Direction
+from rmeeto.ops.selective_scan.direction import Direction, of_tensors
+from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan
 
 
 def load() -> tuple[Callable, Callable]:
@@ -26,36 +28,17 @@ def load() -> tuple[Callable, Callable]:
     except Exception as error:  # a broken extension can raise anything
         raise BackendUnavailable(f"mamba_ssm's compiled scan does not import: {error}") from error
 
-    def selective_scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None = None,
-        z: Tensor | None = None,
-        delta_bias: Tensor | None = None,
-        delta_softplus: bool = True,
-        reverse: bool = False,
-    ) -> Tensor:
+    @of_tensors
+    def selective_scan(d: Direction, z: Tensor | None, softplus: bool, reverse: bool) -> Tensor:
         """Same function as `naive_selective_scan`; upstream is channel-major and knows one direction: flips."""
-        dtype = u.dtype
-        u, delta, B, C = (_channel_major(t.to(dtype), reverse) for t in (u, delta, B, C))
+        dtype = d.u.dtype
+        u, delta, B, C = (_channel_major(t.to(dtype), reverse) for t in (d.u, d.delta, d.B, d.C))
         z = None if z is None else _channel_major(z.to(dtype), reverse)
-        D, delta_bias = (None if t is None else t.float() for t in (D, delta_bias))
-        y = selective_scan_fn(
-            u, delta, A.float(), B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus
-        )
+        D, bias = (None if t is None else t.float() for t in (d.D, d.delta_bias))
+        y = selective_scan_fn(u, delta, d.A.float(), B, C, D=D, z=z, delta_bias=bias, delta_softplus=softplus)
         return (y.flip(-1) if reverse else y).transpose(1, 2)
 
-    def bidirectional_scan(
-        forward: Direction, backward: Direction, z: Tensor, average: bool = False
-    ) -> Tensor:
-        """Same function as `naive_bidirectional_scan`."""
-        y = forward.scan(selective_scan, z) + backward.scan(selective_scan, z, reverse=True)
-        return y / 2 if average else y
-
-    return selective_scan, bidirectional_scan
+    return selective_scan, partial(naive_bidirectional_scan, scan=selective_scan)
 
 
 def _channel_major(x: Tensor, reverse: bool) -> Tensor:

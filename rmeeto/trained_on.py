@@ -51,11 +51,6 @@ class TrainedOn:
         del cfg["data_set"]
         return {**cfg, "num_classes": len(self.label_names)}
 
-    @property
-    def is_numbered(self) -> bool:
-        """Whether the classes have no names but their numbers."""
-        return self.label_names == tuple(map(str, range(len(self.label_names))))
-
 
 def trained_on(weights: str | Path | None, content: Mapping[str, Any] | None = None) -> TrainedOn | None:
     """What the weights of a file were trained on, where the file, or the config.json beside it, says so.

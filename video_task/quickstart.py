@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from rmeeto import MergeConfig
-from rmeeto.cli.quickstart import (
-    make_folder,
-    measure_speed,
-    one_thread,
-    run_arms,
-    run_quickstart,
-    write_summary,
-)
+from rmeeto.cli.quickstart import measure_speed, one_thread, run_quickstart, run_steps
 from rmeeto.errors import shown
 from rmeeto.measure import draw_merged, trace
 from rmeeto.measure.visualize import paint
-from rmeeto.weights import read_checkpoint
 from video_task.data import build_data
 from video_task.data.digits import EMBEDDED, write_digits
 from video_task.flags import parse
@@ -54,54 +45,27 @@ NUM_DRAWN, GIF_MS, GIF_EDGE = 4, 250, 192
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all steps and write ``summary.json``.
-
-    Returns:
-        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
-    """
+    """Run the command line; see `run_quickstart`."""
     return run_quickstart(argv, __doc__, "runs/quickstart-video", WEIGHTS, quickstart)
 
 
 def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict[str, Any]:
-    """Encode the clips, test dense and merged, re-train, train the control arm, measure, draw.
+    """All steps; see `run_steps`. Top-1 is that of 4 x 3 views."""
+    return run_steps(
+        folder, seed, weights, prepare=encode, merged=MERGED, train=TRAIN,
+        run=lambda flags: run(parse(flags)[0]), speed=speed, draw=draw, views="4 x 3",
+    )  # fmt: skip
 
-    Args:
-        folder: where the clips, the runs and ``summary.json`` go; an older quick start's is moved aside.
-        seed: of the re-training.
-        weights: of the dense model.
 
-    Returns:
-        The summary: top-1 in percent of each arm on 4 x 3 views, token counts, throughput, seconds.
-    """
-    began = time.perf_counter()
-    read_checkpoint(Path(weights))  # before anything is moved or written
-    make_folder(folder, seed)
+def encode(folder: Path) -> list[str]:
+    """Encode the clips into a folder; the flags of model and data."""
     clips = folder / "clips"
     write_digits(clips, **EMBEDDED)
     print(f"  {len(list(clips.rglob('*.mp4')))} clips of moving digits encoded to {shown(clips)}", flush=True)
-    common = [*MODEL, "--data_path", str(clips), "--seed", str(seed), "--output_dir", str(folder)]
-    dense = [*common, "--model_pth", weights]
-    arms = {
-        "dense": ("dense", [*dense, "--eval"]),
-        "training_free": (f"merged (r = {R}), training-free", [*dense, *MERGED, "--eval"]),
-        "retrained": (f"merged, re-trained {EPOCHS} epochs", [*dense, *MERGED, *TRAIN]),
-        "control": (f"control: dense, {EPOCHS} more epochs", [*dense, *TRAIN]),
-    }
-    with one_thread():
-        top1 = run_arms(arms, lambda flags: run(parse(flags)[0]), folder / "log.txt")
-        throughput = speed()
-    counts = draw(folder, [*common, "--model_pth", str(folder / "retrained" / "last.pt"), *MERGED])
-    summary = {
-        **top1,
-        "r": R,
-        "token_counts": counts,
-        "views": "4 x 3",
-        "throughput": throughput,
-        "seed": seed,
-    }
-    return write_summary(folder, summary, began)
+    return [*MODEL, "--data_path", str(clips)]
 
 
+@one_thread()
 def speed() -> dict[str, Any]:
     """Clips per second of a full-size model, dense and merged."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -124,7 +88,7 @@ def draw(folder: Path, flags: list[str]) -> list[int]:
     Returns:
         The model's token counts.
     """
-    config, _, _ = parse([*flags, "--eval"])
+    config, _, _ = parse(flags)
     num_classes = len(list(Path(config.data.data_path, "val").iterdir()))
     model = build_model(config, config.merge, num_classes=num_classes).eval()
     size = model.patch_embed.input_size[-1]

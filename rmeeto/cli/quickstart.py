@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import read_json
 from rmeeto.measure import benchmark
+from rmeeto.weights import read_checkpoint
 
 SUMMARY = "summary.json"
 MARK = "quickstart"  # of a summary whose figures are not there yet
@@ -102,26 +103,57 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run_arms(
-    arms: Mapping[str, tuple[str, list[str]]], run: Callable[[list[str]], dict[str, Any]], log: Path
-) -> dict[str, float]:
-    """Run each arm and print a line of it.
+def run_steps(
+    folder: Path,
+    seed: int,
+    weights: str,
+    *,
+    prepare: Callable[[Path], list[str]],
+    merged: list[str],
+    train: list[str],
+    run: Callable[[list[str]], dict[str, Any]],
+    speed: Callable[[], dict[str, Any]],
+    draw: Callable[[Path, list[str]], list[int]],
+    **more: Any,
+) -> dict[str, Any]:
+    """Evaluate dense, merge, re-train, train the control arm, measure, draw; a line is printed of each arm.
 
     Args:
-        arms: by name: a title, and flags of the task's command line.
+        folder: where the runs and ``summary.json`` go; an older quick start's is moved aside.
+        seed: of the re-training.
+        weights: of the dense model.
+        prepare: makes the data ready in the folder; returns the flags of model and data.
+        merged, train: flags of merging and of training.
         run: the task's, from flags to a result with ``top1``.
-        log: takes what the runs print.
+        speed: measures a full-size model, dense and merged.
+        draw: draws the re-trained model of the flags into the folder; its token counts.
+        more: of the summary.
 
     Returns:
-        Top-1 in percent of each arm.
+        The summary: top-1 in percent of each arm, r, token counts, throughput, seed, seconds.
     """
     began = time.perf_counter()
-    top1: dict[str, float] = {}
+    read_checkpoint(Path(weights))  # before anything is moved or written
+    make_folder(folder, seed)
+    common = [*prepare(folder), "--seed", str(seed), "--output_dir", str(folder)]
+    r, epochs = (
+        int(flags[flags.index(name) + 1]) for flags, name in ((merged, "--num_prune"), (train, "--epochs"))
+    )
+    arms = {
+        "dense": ("dense", ["--eval"]),
+        "training_free": (f"merged (r = {r}), training-free", [*merged, "--eval"]),
+        "retrained": (f"merged, re-trained {epochs} epochs", [*merged, *train]),
+        "control": (f"control: dense, {epochs} more epochs", train),
+    }
+    top1, start = dict[str, float](), time.perf_counter()
     for arm, (title, flags) in arms.items():
-        with log.open("a") as file, contextlib.redirect_stdout(file):
-            top1[arm] = run([*flags, "--name", arm])["top1"]
-        print(f"  {title:<34} {top1[arm]:6.2f} % top-1   {time.perf_counter() - began:5.0f} s", flush=True)
-    return top1
+        with one_thread(), (folder / "log.txt").open("a") as file, contextlib.redirect_stdout(file):
+            top1[arm] = run([*common, "--model_pth", weights, *flags, "--name", arm])["top1"]
+        print(f"  {title:<34} {top1[arm]:6.2f} % top-1   {time.perf_counter() - start:5.0f} s", flush=True)
+    throughput = speed()
+    counts = draw(folder, [*common, "--model_pth", str(folder / "retrained" / "last.pt"), *merged, "--eval"])
+    summary = {**top1, "r": r, "token_counts": counts, **more, "throughput": throughput, "seed": seed}
+    return write_summary(folder, summary, began)
 
 
 def measure_speed(dense: nn.Module, merged: nn.Module, batch: Tensor, described: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from image_task.flags import COMMAND, parse
 from image_task.main import build_model
-from rmeeto.cli.parser import Parser
+from rmeeto.cli.parser import Parser, run_small
 from rmeeto.errors import UserError, shown
 from rmeeto.export import to_onnx
 from rmeeto.hub import export
@@ -29,25 +29,19 @@ ONNX = "model.onnx"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
-
-    Returns:
-        The exit code: 0, 2 for a user error.
-    """
+    """Run a command line; the exit code of `run_small`."""
     parser = Parser(prog="python -m image_task.export", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", help="folder of a run that trained")
     parser.add_argument("folder", help="a new folder, for model.safetensors and config.json")
     parser.add_argument("--onnx", action="store_true", help=f"write {ONNX} as well")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         model, _ = load_run(Path(args.run))
         for file in write(model, Path(args.folder), onnx=args.onnx):
             print(shown(file))
-    except (UserError, OSError) as error:
-        text = COMMAND.in_flags(str(error)) if isinstance(error, UserError) else shown(error)
-        print(f"error: {text}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_small(work, COMMAND.in_flags)
 
 
 def load_run(run: Path) -> tuple[nn.Module, TrainedOn]:

@@ -31,6 +31,7 @@ from image_task.main import TASK, check, run
 from image_task.split import make_split
 from rmeeto.cli.flags import FlagParser
 from rmeeto.cli.merging import add_merge_flags, merge_settings
+from rmeeto.cli.parser import run_small
 from rmeeto.cli.quickstart import write_summary
 from rmeeto.engine.dist import DEVICES
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
@@ -90,12 +91,9 @@ def parser() -> FlagParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
+    """Run a command line; the exit code of `run_small`, or 75 after SIGTERM or SIGUSR1."""
 
-    Returns:
-        The exit code: 0, 2 for a user error, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
-    """
-    try:
+    def work() -> None:
         given, notices = parser().read(sys.argv[1:] if argv is None else argv)
         folder = given["command"].values.get("folder")
         if not folder:
@@ -108,17 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for notice in notices:
             print(f"note: {shown(notice)}", file=sys.stderr)
         finetune(Path(folder), given["way"].over(Way()), merge)
+
+    try:
+        return run_small(work, COMMAND.in_flags, "interrupted; the same command with --resume goes on")
     except Preempted as error:
         print(f"stopped by {shown(str(error))}", file=sys.stderr)
         return EXIT_CODE
-    except (UserError, OSError) as error:
-        text = COMMAND.in_flags(str(error)) if isinstance(error, UserError) else shown(error)
-        print(f"error: {text}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)
-        return 130
-    return 0
 
 
 def finetune(pictures: Path, way: Way, merge: MergeConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from image_task.data import build_data
 from image_task.main import TASK
 from rmeeto.cli.chosen import Chosen, choose
 from rmeeto.cli.flags import normalise
+from rmeeto.cli.parser import OneLineParser, run_small
 from rmeeto.cli.speed_plot import COLOURS, MARKERS
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
@@ -34,20 +35,9 @@ PROG = "python -m image_task.information"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
-
-    Returns:
-        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
-    """
-    try:
-        measure(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {TASK.command.in_flags(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    """Run a command line; the exit code of `run_small`."""
+    given = sys.argv[1:] if argv is None else argv
+    return run_small(lambda: measure(given), TASK.command.in_flags, "interrupted; nothing was written")
 
 
 def measure(argv: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +97,7 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog=PROG,
         usage=f"{PROG} [--model_pth RUN_OR_MODEL_FOLDER] [--flag value ...]",
         description=(__doc__ or "").partition("\n")[0],
@@ -126,11 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path("runs/information.json"), help="(default: runs/information.json)")
     add("--overwrite", action="store_true", help="replace files that are there")
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; --help lists the flags.")
 
 
 def _batches(chosen: Chosen, samples: int) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmeeto.cli.parser import Parser
+from rmeeto.cli.parser import Parser, run_small
 from rmeeto.engine.progress import clock
 from rmeeto.engine.record import differences
 from rmeeto.errors import UserError, shown
@@ -150,16 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--plot", type=Path, metavar="FILE", help="draw accuracy and loss by epoch, such as runs.png"
     )
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         runs = [Run.read(path) for path in options.runs]
         print(*map(shown, table(runs)), sep="\n")
         if options.plot:
             draw(runs, options.plot)
             print(shown(f"drawn: {options.plot}"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_small(work)
 
 
 if __name__ == "__main__":

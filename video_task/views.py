@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rmeeto.cli.parser import Parser
+from rmeeto.cli.parser import Parser, run_small
 from rmeeto.engine import World
 from rmeeto.engine.evaluate import rank_errors
 from rmeeto.engine.precision import autocast
@@ -207,22 +206,11 @@ def _read(path: str | Path) -> tuple[Origin, Views]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Merge files of views and print the accuracy as JSON.
-
-    Returns:
-        The exit code: 0, 2 for a user error, 1 where nobody reads the output any more.
-    """
+    """Merge files of views and print the accuracy as JSON; the exit code of `run_small`."""
     parser = Parser(prog="video_task.views", description="Merge a test's files of views again.")
     parser.add_argument("files", nargs="+", type=Path, help="a run folder's views/rank*.npz")
-    try:
-        print(json.dumps(merge_views(parser.parse_args(argv).files), indent=2), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    files = parser.parse_args(argv).files
+    return run_small(lambda: print(json.dumps(merge_views(files), indent=2), flush=True))
 
 
 if __name__ == "__main__":

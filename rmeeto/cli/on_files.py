@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rmeeto.cli.chosen import Chosen, choose
 from rmeeto.cli.flags import normalise
+from rmeeto.cli.parser import OneLineParser, run_small
 from rmeeto.cli.task import Task
 from rmeeto.data.classes import files_below
 from rmeeto.errors import UserError, shown
@@ -41,28 +42,15 @@ class OnFiles:
     random: bool = False
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run a command line.
-
-        Returns:
-            The exit code: 0, 2 for a user error or a file that could not be used, 130 after Ctrl-C.
-        """
-        try:
-            unusable = self.run(sys.argv[1:] if argv is None else argv)
-        except UserError as error:
-            print(f"error: {self.task.command.in_flags(str(error))}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # who read the output, such as head, has left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except OSError as error:
-            print(f"error: {shown(error)}", file=sys.stderr)
-            return 2
+        """Run a command line; the exit code of `run_small`, 2 also for a file that could not be used."""
+        unusable: list[tuple[Path, str]] = []
+        code = run_small(
+            lambda: unusable.extend(self.run(sys.argv[1:] if argv is None else argv)),
+            self.task.command.in_flags,
+        )
         for path, reason in unusable:
             print(f"error: {shown(path)}: {shown(reason)}", file=sys.stderr)
-        return 2 if unusable else 0
+        return 2 if unusable else code
 
     def run(self, argv: Sequence[str]) -> list[tuple[Path, str]]:
         """What `main` does, its errors raised.
@@ -88,7 +76,7 @@ class OnFiles:
     def parser(self) -> argparse.ArgumentParser:
         """The command's own flags."""
         main = self.task.command.prog
-        parser = _Parser(
+        parser = OneLineParser(
             prog=self.prog,
             usage=f"{self.prog} FILE_OR_FOLDER ... [--model_pth RUN_OR_MODEL_FOLDER] [--flag value ...]",
             description=self.description,
@@ -120,11 +108,6 @@ class OnFiles:
                     f"{name} holds no {self.samples}; known endings are {' '.join(self.endings)}."
                 )
             yield from map(Path, found)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags.")
 
 
 def output_paths(

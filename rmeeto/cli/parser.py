@@ -1,11 +1,14 @@
-"""The argument parser of the small commands, which shows what it cannot read without obeying it."""
+"""What the small commands share: their argument parser, which shows what it cannot read, and how they end."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-from rmeeto.errors import shown
+from rmeeto.errors import UserError, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,3 +16,40 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(shown(message))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` whose complaints are a `UserError`, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags.")
+
+
+def run_small(
+    work: Callable[[], Any], in_flags: Callable[[str], str] = str, interrupted: str = "interrupted"
+) -> int:
+    """Do a command's work; what a user can mend is one or two lines on stderr.
+
+    Args:
+        work: the command.
+        in_flags: puts a message of the library into flags.
+        interrupted: what Ctrl-C is answered with.
+
+    Returns:
+        The exit code: 0, 1 when nobody reads the output any more, 2 for a user error or a file that the disk does not
+        take, 130 after Ctrl-C.
+    """
+    try:
+        work()
+        return 0
+    except UserError as error:
+        print(f"error: {in_flags(str(error))}", file=sys.stderr)
+    except BrokenPipeError:  # who read the output, such as head, has left; the exit flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {shown(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    return 2

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmeeto.cli.parser import Parser
+from rmeeto.cli.parser import Parser, run_small
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import read_json
@@ -38,7 +37,7 @@ def run_quickstart(
         work: called with the folder, the seed and the weights.
 
     Returns:
-        The exit code: 0, 2 for a user error, 130 after Ctrl-C.
+        The exit code of `run_small`.
     """
     parser = Parser(prog="quickstart", description=description)
     parser.add_argument(
@@ -47,18 +46,14 @@ def run_quickstart(
     parser.add_argument("--seed", type=int, default=0, help="of the re-training")
     parser.add_argument("--weights", default=str(weights), help="of the dense model")
     args = parser.parse_args(argv)
-    try:
+
+    def checked() -> None:
         RunConfig(seed=args.seed)
         if not args.output_dir:
             raise UserError("--output_dir is empty; give a folder.")
         work(Path(os.path.abspath(args.output_dir)), args.seed, args.weights)
-    except (UserError, OSError) as error:  # such as a full disk
-        print(f"error: {error if isinstance(error, UserError) else shown(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts anew and keeps what is there", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_small(checked, interrupted="interrupted; the same command starts anew and keeps what is there")
 
 
 def make_folder(folder: Path, seed: int) -> None:

@@ -19,11 +19,13 @@ def shown(text: object) -> str:
 class UserError(ValueError):
     """An input that cannot be used; the message says what was got, what was expected and what to do.
 
-    Which error is raised: `UserError` where the cause is what a user brought, a run's settings, files, data or the
-    machine; `ValueError` where an argument of a function or model is refused (`MergeConfig`, `match`, `Vim`, a
-    decoder's reason for its caller). Every UserError is a ValueError, and the commands make one of a ValueError that a
-    setting has caused. Both name sections and fields (`OptimConfig: lr=-1`, `run.name`); a command puts them into
-    flags, prints them and leaves with exit code 2, without a traceback.
+    Which error is raised: `ValueError` in `rmeeto.merge`, `rmeeto.nn`, `rmeeto.ops` and the classes of models, which
+    know of no run: an argument is refused (`MergeConfig`, `match`, `Vim`, the settings that a model is merged by);
+    and where a decoder or a reader gives its caller a reason, which the caller says of a file. `UserError` everywhere
+    else: the cause is what a user brought, settings, files, data, a model or the machine. Every UserError is a
+    ValueError, and the commands make one of a ValueError that a setting has caused. Both name sections and fields
+    (`OptimConfig: lr=-1`, `run.name`); a command puts them into flags, prints them and leaves with exit code 2,
+    without a traceback.
 
     Args:
         lines: of the message, each `shown`: a line end within one, such as a file's name has, starts no line.

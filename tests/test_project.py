@@ -172,6 +172,32 @@ def test_lines_of_an_error_are_arguments_of_their_own():
     assert not found
 
 
+# `rmeeto.errors.UserError` says which error is raised; these give their callers a reason, or refuse an argument.
+VALUE_ERRORS = {
+    "rmeeto.merge", "rmeeto.nn", "rmeeto.ops", "rmeeto.patch", "image_task.models", "video_task.models",
+    "rmeeto.imports", "rmeeto.json_file", "rmeeto.reader", "rmeeto.data.pictures", "rmeeto.engine.verify",
+    "image_task.datasets", "video_task.data.decode", "video_task.data.lists", "video_task.data.pyav",
+    "video_task.data.transforms",
+}  # fmt: skip
+USER_ERRORS = {"rmeeto.ops.backend"}  # of the lower layers: what the machine and its environment allow
+
+
+@pytest.mark.parametrize(
+    ("error", "outside"),
+    [("ValueError", VALUE_ERRORS), ("UserError", {"rmeeto.merge", "rmeeto.nn", "rmeeto.ops"})],
+)
+def test_one_rule_says_which_error_is_raised(error, outside):
+    raising = {
+        module_name(path)
+        for path in project_files()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in PACKAGES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise) and getattr(getattr(node.exc, "func", None), "id", "") == error
+    }
+    found = {name for name in raising if within(name, outside)}
+    assert (raising - found if error == "ValueError" else found - USER_ERRORS) == set()
+
+
 def requirements() -> dict[str, Requirement]:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]

@@ -15,6 +15,7 @@ import torch
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor, nn
 
+from rmeeto.errors import UserError
 from rmeeto.measure.speed import seconds_of
 from rmeeto.measure.unmerged import first_tokens
 from rmeeto.merge import MergeConfig
@@ -60,7 +61,7 @@ def measure_latency(
         timer: seconds of a function of no arguments; None for wall-clock time, synchronised.
 
     Raises:
-        ValueError: a model with too few tokens to merge before every block.
+        UserError: a model with too few tokens to merge before every block.
     """
     timer = partial(seconds_of, batch.device) if timer is None else timer
     depth, tokens = len(model.layers), _dense_tokens(model)
@@ -68,8 +69,8 @@ def measure_latency(
     counts = sorted({max(least, round(share * tokens)) for share in SHARES})
     merging = [count for count in counts if count - depth >= least]
     if not merging:
-        raise ValueError(
-            f"fit: {tokens} tokens are too few to time a merge before each of {depth} blocks; "
+        raise UserError(
+            f"fit_schedule: {tokens} tokens are too few to time a merge before each of {depth} blocks; "
             f"expected {depth + least} or more"
         )
     one_each = dataclasses.replace(config, r=1, interval=1, odd=False, final_tokens=None)

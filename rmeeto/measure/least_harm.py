@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rmeeto.errors import UserError
 from rmeeto.measure.latency import Latency
 
 UNITS = 2000  # that the time is divided into; each merge is rounded up by up to two of them
@@ -25,15 +26,15 @@ def least_harm(latency: Latency, target: float, depth: int, blocks: Sequence[int
         blocks: those that merge.
 
     Raises:
-        ValueError: no schedule is fast enough.
+        UserError: no schedule is fast enough.
     """
     tokens = len(latency.block) - 1
     spans = [end - start for start, end in zip(blocks, [*blocks[1:], depth])]
     budget = target - latency.dense + sum(spans) * float(latency.block[tokens])
     fastest = latency.dense - sum(spans) * float(latency.block[tokens]) + _least_time(latency, spans)
     if fastest > target:
-        raise ValueError(
-            f"fit: a latency of {target * 1e3:.4g} ms cannot be reached: {len(blocks)} merges bring the dense "
+        raise UserError(
+            f"fit_schedule: a latency of {target * 1e3:.4g} ms cannot be reached: {len(blocks)} merges bring the dense "
             f"{latency.dense * 1e3:.4g} ms to {fastest * 1e3:.4g} ms; ask for less, or merge more often (interval)"
         )
     if latency.dense <= target:

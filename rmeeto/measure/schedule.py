@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rmeeto.errors import UserError
 from rmeeto.measure.latency import Timer, measure_latency
 from rmeeto.measure.least_harm import least_harm
 from rmeeto.merge import MergeConfig, merging_blocks
@@ -49,26 +50,26 @@ def fit_schedule(
         model is left as it was.
 
     Raises:
-        ValueError: no or two targets, one that cannot be reached, no runs, or a model that cannot be measured or
+        UserError: no or two targets, one that cannot be reached, no runs, or a model that cannot be measured or
             whose blocks never merge.
 
     Example:
         >>> model.merge_config = fit_schedule(model, 224, "cpu", target_ratio=1.3)
     """
     if (target_ratio is None) == (target_latency is None):
-        raise ValueError(f"fit: {target_ratio=}, {target_latency=}; give one of the two")
+        raise UserError(f"fit_schedule: {target_ratio=}, {target_latency=}; give one of the two")
     if target_ratio is not None and not 1 <= target_ratio < float("inf"):
-        raise ValueError(f"fit: {target_ratio=}; expected a speed-up over the dense model, 1 or more")
+        raise UserError(f"fit_schedule: {target_ratio=}; expected a speed-up over the dense model, 1 or more")
     if target_latency is not None and not 0 < target_latency < float("inf"):
-        raise ValueError(f"fit: {target_latency=}; expected seconds, more than 0")
+        raise UserError(f"fit_schedule: {target_latency=}; expected seconds, more than 0")
     if runs < 1:
-        raise ValueError(f"fit: {runs=}; expected 1 or more rounds of measuring")
+        raise UserError(f"fit_schedule: {runs=}; expected 1 or more rounds of measuring")
     config, depth = _check_measurable(model, torch.device(device)), len(model.layers)
     blocks = merging_blocks(depth, config.interval, config.odd)
     if not blocks:
-        raise ValueError(
-            f"fit: none of {depth} blocks merges with interval={config.interval}, odd={config.odd}; expected a "
-            "model of 2 blocks or more, and an interval that reaches one after the first"
+        raise UserError(
+            f"fit_schedule: none of {depth} blocks merges with interval={config.interval}, odd={config.odd}; expected "
+            "a model of 2 blocks or more, and an interval that reaches one after the first"
         )
     size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     batch = torch.randn(batch_size, *((3, *size) if len(size) == 2 else size), device=device)
@@ -81,15 +82,17 @@ def fit_schedule(
 
 def _check_measurable(model: Any, device: torch.device) -> MergeConfig:
     if not all(hasattr(model, name) for name in ("layers", "num_tokens", "merge_config")):
-        raise ValueError(f"fit: got a {type(model).__name__}; expected a Vision Mamba of this package")
+        raise UserError(
+            f"fit_schedule: got a {type(model).__name__}; expected a Vision Mamba of this package"
+        )
     if model.training:
-        raise ValueError("fit: the model is in training mode; call .eval() on it first")
+        raise UserError("fit_schedule: the model is in training mode; call .eval() on it first")
     found = next(model.parameters()).device
     if found.type != device.type:
-        raise ValueError(f"fit: the model is on {found}, device={device}; move one of them")
+        raise UserError(f"fit_schedule: the model is on {found}, device={device}; move one of them")
     config = model.merge_config or MergeConfig()
     if config.final_tokens is not None:
-        raise ValueError(
-            f"fit: final_tokens={config.final_tokens} fixes the last merge, which fit is to choose; leave it out"
+        raise UserError(
+            f"fit_schedule: final_tokens={config.final_tokens} fixes the last merge, too; leave it out"
         )
     return config

@@ -4,7 +4,7 @@ from image_task.models.deit import Deit
 from image_task.models.registry import ALIASES, MODELS
 from image_task.models.videomamba import VideoMamba
 from image_task.models.vim import Vim
-from image_task.models.weights import load_weights
 from rmeeto.hub import export, load
+from rmeeto.weights import load_weights
 
 __all__ = ["ALIASES", "MODELS", "Deit", "VideoMamba", "Vim", "export", "load", "load_weights"]

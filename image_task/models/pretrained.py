@@ -8,10 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from image_task.models.weights import LoadReport, load_weights
 from rmeeto.errors import UserError
 from rmeeto.hub import fetch
-from rmeeto.weights import HEAD
+from rmeeto.weights import HEAD, LoadReport, load_weights
 
 ENVIRONMENT = "RMEETO_WEIGHTS"  # the local folder; unset: weights
 

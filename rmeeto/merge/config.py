@@ -80,38 +80,33 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if (plain := _plain(value)) is not value:
-                object.__setattr__(self, field.name, plain)
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         self._check_r()
         self._check_window()
         for name in ("odd", "prune", "keep_order", "released_flip"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"MergeConfig: {name}={getattr(self, name)!r}; expected True or False")
-        for name, least in (("interval", 1), ("neighbour", 1), ("final_tokens", 1)):
+                self._refuse(name, "True or False")
+        for name in ("interval", "neighbour", "final_tokens"):
             value = getattr(self, name)
-            if name == "final_tokens" and value is None:
-                continue
-            if not _is_int(value) or value < least:
-                raise ValueError(f"MergeConfig: {name}={value!r}; expected an integer >= {least}")
-        for name, known in (
-            ("metric", METRICS),
-            ("distance", DISTANCES),
-            ("mode", MODES),
-            ("class_position", CLASS_POSITIONS),
-            ("shuffle", (None, *SHUFFLES)),
-        ):
+            if not (_is_int(value) and value >= 1) and (name, value) != ("final_tokens", None):
+                self._refuse(name, "an integer >= 1")
+        known: dict[str, Collection[str | None]] = {"metric": METRICS, "distance": DISTANCES, "mode": MODES}
+        known |= {"class_position": CLASS_POSITIONS, "shuffle": (None, *SHUFFLES)}
+        for name, values in known.items():
             value = getattr(self, name)
-            if not isinstance(value, str | None) or value not in known:
-                raise ValueError(f"MergeConfig: {name}={getattr(self, name)!r}; expected one of {known}")
+            if not isinstance(value, str | None) or value not in values:
+                self._refuse(name, f"one of {values}")
         if not _is_number(self.shuffle_rate) or not 0.0 <= self.shuffle_rate <= 1.0:
-            raise ValueError(f"MergeConfig: shuffle_rate={self.shuffle_rate!r}; expected a share in [0, 1]")
+            self._refuse("shuffle_rate", "a share in [0, 1]")
         if self.shuffle_rate and self.shuffle != "random":
             raise ValueError(
                 f"MergeConfig: shuffle_rate={self.shuffle_rate} has no effect with shuffle={self.shuffle!r}; "
                 'set shuffle="random"'
             )
         self._check_rule()
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise ValueError(f"MergeConfig: {name}={getattr(self, name)!r}; expected {expected}")
 
     def _check_rule(self) -> None:
         if self.rule == "window" and self.window is None:
@@ -150,40 +145,31 @@ class MergeConfig:
         return {name: getattr(self, name) for name in self.matching.options}
 
     def _check_r(self) -> None:
-        r = self.r
-        if isinstance(r, int) and not isinstance(r, bool):
-            if r < 0:
-                raise ValueError(f"MergeConfig: r={r}; expected the number of tokens to remove, 0 or more")
-            return
-        if isinstance(r, float):
-            if not 0.0 <= r <= 0.5:
-                raise ValueError(f"MergeConfig: r={r}; expected a share of the tokens, 0.0 to 0.5")
-            return
-        if not isinstance(r, tuple) or not r:
-            raise ValueError(
-                f"MergeConfig: r={r!r}; expected an int, a share (0.05), one int per merging block, or (r, inflection)"
-            )
+        r, many = self.r, isinstance(self.r, tuple)
         if self.inflection is not None:
-            if not _is_int(r[0]) or r[0] < 0 or not -1.0 <= self.inflection <= 1.0:
-                raise ValueError(f"MergeConfig: r={r}; expected (r >= 0, inflection in [-1.0, 1.0])")
-        elif not all(_is_int(value) and value >= 0 for value in r):
-            raise ValueError(
-                f"MergeConfig: r={r}; expected integers of 0 or more, one per merging block "
-                "(an inflection is written as a float: (8, -1.0))"
-            )
+            if not (_is_int(r[0]) and r[0] >= 0 and -1.0 <= self.inflection <= 1.0):  # type: ignore[index]
+                self._refuse("r", "(r >= 0, inflection in [-1.0, 1.0])")
+        elif many and r:
+            if not all(_is_int(value) and value >= 0 for value in r):  # type: ignore[union-attr]
+                self._refuse(
+                    "r",
+                    "integers of 0 or more, one per merging block (an inflection is written as a float: (8, -1.0))",
+                )
+        elif isinstance(r, float):
+            if not 0.0 <= r <= 0.5:
+                self._refuse("r", "a share of the tokens, 0.0 to 0.5")
+        elif not _is_int(r):
+            self._refuse("r", "an int, a share (0.05), one int per merging block, or (r, inflection)")
+        elif r < 0:  # type: ignore[operator]
+            self._refuse("r", "the number of tokens to remove, 0 or more")
 
     def _check_window(self) -> None:
         window = self.window
         if window is None:
             return
-        if (
-            not isinstance(window, tuple)
-            or len(window) != 3
-            or not all(_is_int(n) and n >= 1 for n in window)
-        ):
-            raise ValueError(
-                f"MergeConfig: window={window!r}; expected frames, rows and columns, each 1 or more, such as (2, 3, 3)"
-            )
+        sides = window if isinstance(window, tuple) else ()
+        if len(sides) != 3 or not all(_is_int(n) and n >= 1 for n in sides):
+            self._refuse("window", "frames, rows and columns, each 1 or more, such as (2, 3, 3)")
         if window == (1, 1, 1):
             raise ValueError("MergeConfig: window=(1, 1, 1) holds no token but the source; make it larger")
         if self.shuffle is not None or self.keep_order is not True or self.neighbour != 1:

@@ -31,30 +31,18 @@ def match(
 ) -> MergePlan:
     """Choose the r sources most similar to a destination.
 
-    The class token is set aside; of the others (patches), even positions are sources and odd positions
-    destinations. Each source picks its ``neighbour``-th most similar destination; the r best pairs merge. Ties go to
-    the lower position.
+    The class token is set aside; of the others (patches), even positions are sources and odd positions destinations
+    (see `Tokens`). Each source picks a destination; the r best pairs merge. Ties go to the lower position.
 
     Args:
         metric: (B, L, C) tensor to measure similarity on, the class token included.
         r: tokens to remove; clamped to half of the tokens, 0 or less removes none.
-        class_index: where the class token is: an int or a (B,) tensor. None: no token is protected. Then token 0 is
-            set aside all the same, as the released code does, and r may reach half of all the tokens.
-        distance: ``cosine``, ``l1`` or ``l2``, all on the L2-normalised metric.
-        neighbour: 1 pairs each source with its best destination, 3 with its third best.
-        keep_order: survivors in their original order; else unmerged sources by falling score, then destinations.
-        prune: make a plan that drops the sources.
-        class_position: ``proportional`` or ``exact``, see `MergeConfig`.
-        prefix: the layout of Transformers instead of that of scans: no token is set aside; the first ``prefix`` tokens
-            (class, distillation, registers) are sources and destinations that never merge, and stay first. Unordered,
-            unmerged sources then keep their order. Takes no ``class_index``.
-        window: t, h, w: a source looks only at destinations fewer than t frames, h rows and w columns away; one with
-            none in its window comes last, and if it has to go all the same, goes into the token next to it in the
-            sequence. None, and a window as large as the grid: at all of them. Needs ``keep_order`` and
-            ``neighbour=1``.
+        class_index, prefix: as in `Tokens`.
+        distance, neighbour, keep_order, prune, class_position: as in `MergeConfig`.
+        window: as in `MergeConfig`: a source with no destination in it comes last, and if it has to go all the same,
+            goes into the token next to it in the sequence. As large as the grid: at all of them.
         grid: T, H, W of the tokens before any merge, which ``window`` counts in.
-        position: (B, L) cell of that grid, counted frame by frame and row by row, that each token has; None: the tokens
-            fill it. After a merge it is ``position.gather(1, plan.keep)``. The class token's entry is not read.
+        position: (B, L) the ``cell`` of `Tokens`; after a merge it is ``position.gather(1, plan.keep)``.
         rule: another rule, by name or as a function; it takes ``distance``, ``neighbour`` and ``window`` where it asks
             for them. None: ``exact``, or with a window ``window``.
         features: (B, L, ...) tensors that such a rule asks for (`rmeeto.merge.rules.FEATURES`), by name.

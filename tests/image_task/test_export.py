@@ -16,10 +16,10 @@ from torch import nn
 
 import rmeeto
 from image_task.models import Vim
-from image_task.models.hub import CONFIG, WEIGHTS, export, fetch, load
 from rmeeto import MergeConfig
 from rmeeto.errors import UserError
 from rmeeto.export import to_onnx
+from rmeeto.hub import CONFIG, WEIGHTS, export, fetch, load
 from rmeeto.merge import RULES
 from tests.golden_data import assert_near, fill, randn
 

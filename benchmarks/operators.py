@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -207,21 +207,11 @@ def variants(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> 
     case = bidirectional(shape, device, dtype)
     shipped = case.ways["triton"]
 
-    @contextmanager
-    def setting(values: Sequence[Any]) -> Iterator[None]:
-        before = [getattr(triton_scan, name) for name in KNOBS]
-        try:
-            for name, value in zip(KNOBS, values):
-                setattr(triton_scan, name, value)
-            yield
-        finally:
-            for name, value in zip(KNOBS, before):
-                setattr(triton_scan, name, value)
-
-    ways = {
-        ", ".join(f"{name} {value}" for name, value in zip(KNOBS, values)): setting(values)(shipped)
-        for values in VARIANTS
-    }
+    ways = {}
+    for values in VARIANTS:
+        setting = dict(zip(KNOBS, values))
+        way = mock.patch.multiple(triton_scan, **setting)(shipped)
+        ways[", ".join(f"{name} {value}" for name, value in setting.items())] = way
     return dataclasses.replace(case, what="bidirectional scan, settings", ways=ways, differentiable=False)
 
 

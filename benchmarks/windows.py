@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import timm
@@ -118,11 +119,8 @@ def _compared() -> Iterator[dict[tuple[int, int, int], list[tuple[float, ...]]]]
             )
         return plan
 
-    block.plan_merge = both
-    try:
+    with mock.patch.object(block, "plan_merge", both):
         yield found
-    finally:
-        block.plan_merge = exact
 
 
 def _pairs(plan: MergePlan) -> Tensor:

@@ -115,17 +115,10 @@ def _forward(
     return normed, total
 
 
-def _backward_kernel(
-    dnormed: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    dtype: torch.dtype,
-    has_residual: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dnormed, dtotal, total, weight, _, has_residual, eps = arguments
+    dhidden, dresidual, dweight = _backward_fake(*arguments)
     total, channels = total.contiguous(), total.shape[-1]
-    dhidden, dresidual, dweight = _backward_fake(dnormed, dtotal, total, weight, dtype, has_residual, eps)
     num_rows = total.numel() // channels
     rows_each = -(-num_rows // (4 * num_sms(total.device) * ROWS)) * ROWS
     programs = -(-num_rows // rows_each)
@@ -148,21 +141,11 @@ def _forward_fake(
     return hidden.new_empty(hidden.shape, dtype=dtype), hidden.new_empty(shape, dtype=torch.float32)
 
 
-def _backward_fake(
-    dnormed: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    dtype: torch.dtype,
-    has_residual: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, _, total, weight, dtype, has_residual, _ = arguments
     dresidual = total.new_empty(total.shape if has_residual else (0,), dtype=torch.float32)
-    return (
-        total.new_empty(total.shape, dtype=dtype),
-        dresidual,
-        weight.new_empty(weight.shape, dtype=torch.float32),
-    )
+    dweight = weight.new_empty(weight.shape, dtype=torch.float32)
+    return total.new_empty(total.shape, dtype=dtype), dresidual, dweight
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

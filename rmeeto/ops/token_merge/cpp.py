@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,57 +79,36 @@ def _match(
 
 
 def _merge(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
+    hidden: Tensor, residual: Tensor | None, size: Tensor | None, *plan: Tensor
 ) -> tuple[Tensor, Tensor]:
-    merged, new_size = merge_fake(hidden, residual, size, keep, source, destination)
+    merged, new_size = merge_fake(hidden, residual, size, *plan)
     hidden = rows(hidden)
     residual = None if residual is None else rows(residual)
     task = MergeStruct()
     task.hidden, task.hidden_batch, task.hidden_token = spread(hidden)
     task.residual, task.residual_batch, task.residual_token = spread(residual)
     task.merged, task.new_size = merged.data_ptr(), new_size.data_ptr()
-    _run(f"forward{suffix(hidden.dtype, merged.dtype)}", task, hidden.shape, size, keep, source, destination)
+    _run(f"forward{suffix(hidden.dtype, merged.dtype)}", task, hidden.shape, size, *plan)
     return merged, new_size
 
 
 def _merge_backward(
-    dmerged: Tensor,
-    size: Tensor | None,
-    new_size: Tensor,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-    dtype: torch.dtype,
-    has_residual: bool,
+    dmerged: Tensor, size: Tensor | None, new_size: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    dhidden, dresidual = merge_backward_fake(
-        dmerged, size, new_size, keep, source, destination, dtype, has_residual
-    )
+    *plan, dtype, has_residual = arguments
+    dhidden, dresidual = merge_backward_fake(dmerged, size, new_size, *arguments)
     dmerged = dmerged.contiguous()
     task = MergeStruct()
     task.new_size, task.dmerged = new_size.data_ptr(), dmerged.data_ptr()
     task.dhidden, task.dresidual = dhidden.data_ptr(), dresidual.data_ptr() if has_residual else 0
-    _run(f"backward{suffix(dtype, dmerged.dtype)}", task, dhidden.shape, size, keep, source, destination)
+    _run(f"backward{suffix(dtype, dmerged.dtype)}", task, dhidden.shape, size, *plan)
     return dhidden, dresidual
 
 
-def _run(
-    name: str,
-    task: MergeStruct,
-    shape: torch.Size,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-) -> None:
+def _run(name: str, task: MergeStruct, shape: torch.Size, size: Tensor | None, *plan: Tensor) -> None:
     """Run a kernel on tokens of a shape (B, L, C)."""
     size = None if size is None else size.contiguous()
-    keep, source, destination = keep.contiguous(), source.contiguous(), destination.contiguous()
+    keep, source, destination = (positions.contiguous() for positions in plan)
     task.batch, task.tokens, task.channels = shape
     task.r = source.shape[1]
     task.size = pointer(size)

@@ -103,12 +103,7 @@ def match_fake(
 
 
 def merge_fake(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
+    hidden: Tensor, residual: Tensor | None, size: Tensor | None, keep: Tensor, *_: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Empty results of a merging kernel."""
     dtype = hidden.dtype if residual is None else torch.float32
@@ -116,18 +111,9 @@ def merge_fake(
     return hidden.new_empty(shape, dtype=dtype), hidden.new_empty((*keep.shape, 1), dtype=torch.float32)
 
 
-def merge_backward_fake(
-    dmerged: Tensor,
-    size: Tensor | None,
-    new_size: Tensor,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-    dtype: torch.dtype,
-    has_residual: bool,
-) -> tuple[Tensor, Tensor]:
+def merge_backward_fake(dmerged: Tensor, size: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     """Empty gradients of hidden and residual; the latter has no elements where there is none."""
-    batch, kept, channels = dmerged.shape
+    (batch, kept, channels), (*_, source, _, dtype, has_residual) = dmerged.shape, arguments
     shape = batch, kept + source.shape[1], channels
     dresidual = dmerged.new_empty(shape if has_residual else (0,), dtype=torch.float32)
     return dmerged.new_empty(shape, dtype=dtype), dresidual

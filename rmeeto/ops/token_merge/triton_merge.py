@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -129,49 +128,37 @@ def merge_bwd_kernel(
 
 
 def _forward(
-    hidden: Tensor,
-    residual: Tensor | None,
-    size: Tensor | None,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
+    hidden: Tensor, residual: Tensor | None, size: Tensor | None, *plan: Tensor
 ) -> tuple[Tensor, Tensor]:
     check_batch(hidden)
     (hidden,) = contiguous_rows(hidden)
     (stream,) = contiguous_rows(hidden if residual is None else residual)
-    merged, new_size = merge_fake(hidden, residual, size, keep, source, destination)
+    merged, new_size = merge_fake(hidden, residual, size, *plan)
+    keep, source, destination = (positions.contiguous() for positions in plan)
     if merged.numel() == 0:
         return merged, new_size
     with on_device(hidden):
         merge_fwd_kernel[_grid(merged)](
-            hidden, stream, _contiguous(size, new_size), keep.contiguous(), source.contiguous(),
-            destination.contiguous(), merged, new_size, hidden.shape[1], source.shape[1],
+            hidden, stream, _contiguous(size, new_size), keep, source, destination, merged, new_size,
+            hidden.shape[1], source.shape[1],
             *hidden.stride()[:2], *stream.stride()[:2], **_constants(hidden, residual is not None, size, source),
         )  # fmt: skip
     return merged, new_size
 
 
 def _backward(
-    dmerged: Tensor,
-    size: Tensor | None,
-    new_size: Tensor,
-    keep: Tensor,
-    source: Tensor,
-    destination: Tensor,
-    dtype: torch.dtype,
-    has_residual: bool,
+    dmerged: Tensor, size: Tensor | None, new_size: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
+    *plan, dtype, has_residual = arguments
+    keep, source, destination = (positions.contiguous() for positions in plan)
     dmerged = dmerged.contiguous()
-    dhidden, dresidual = merge_backward_fake(
-        dmerged, size, new_size, keep, source, destination, dtype, has_residual
-    )
+    dhidden, dresidual = merge_backward_fake(dmerged, size, new_size, *arguments)
     if dmerged.numel() == 0:
         return dhidden, dresidual
     with on_device(dmerged):
         merge_bwd_kernel[_grid(dmerged)](
-            dmerged, _contiguous(size, new_size), new_size, keep.contiguous(), source.contiguous(),
-            destination.contiguous(), dhidden, dresidual, dhidden.shape[1], source.shape[1],
-            **_constants(dhidden, has_residual, size, source),
+            dmerged, _contiguous(size, new_size), new_size, keep, source, destination, dhidden, dresidual,
+            dhidden.shape[1], source.shape[1], **_constants(dhidden, has_residual, size, source),
         )  # fmt: skip
     return dhidden, dresidual
 

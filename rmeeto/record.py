@@ -1,4 +1,4 @@
-"""Compare runs: `python -m rmeeto.record RUN... [--plot FILE]` shows a table, and draws their epochs."""
+"""Compare runs: `python -m rmeeto.record RUN... [--plot FILE]` shows a table, and draws their curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmeeto.engine.record import differences
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import open_regular, parse_json, read_json
 
-COLUMNS = ("run", "epoch", "top-1", "best", "loss", "images/s", "waits", "time")
+COLUMNS = ("run", "epoch", "top-1", "best", "loss", "tokens", "images/s", "waits", "time", "left")
 APART = ("run.output_dir", "run.name", "run.resume")  # that every two runs differ in
 MANY = 6  # differences that are named
 
@@ -28,6 +28,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+    steps: list[dict[str, Any]]
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
 
@@ -42,10 +43,11 @@ class Run:
             raise UserError(f"{path} holds no config.json, so it is no run folder; give such as log/<run>.")
         lines = list(_lines(path / "log.jsonl"))
         events = {
-            event: [line for line in lines if line["event"] == event] for event in ("train", "eval", "test")
+            event: [line for line in lines if line["event"] == event]
+            for event in ("step", "train", "eval", "test")
         }
         evals = [line for line in events["eval"] + events["test"] if line.get("weights", "model") == "model"]
-        return cls(path, read_json(path / "config.json"), events["train"], evals)
+        return cls(path, read_json(path / "config.json"), events["step"], events["train"], evals)
 
     def cells(self) -> list[str]:
         """Its row of the table: accuracy in percent, images per second of training, the share of time without data."""
@@ -55,15 +57,20 @@ class Run:
         waited = sum(_number(part, "wait_s") for part in process)
         rate = sum(_number(part, "images_per_s") * _number(part, "seconds") for part in process)
         epochs = self.config.get("optim", {}).get("epochs", "?")
+        step = self.steps[-1] if self.steps else {}
+        left = _number(step.get("process"), "left_s")
+        ended = (self.path / "result.json").exists() or not self.steps
         return [
             self.path.name,
             f"{self.train[-1]['epoch']}/{epochs}" if self.train else "-",
             f"{last['top1']:.2f}" if "top1" in last else "-",
             f"{max(line['top1'] for line in self.evals):.2f}" if self.evals else "-",
             f"{last['loss']:.4f}" if "loss" in last else "-",
+            f"{_number(step, 'tokens'):.4g}" if "tokens" in step else "-",
             f"{rate / seconds:.0f}" if seconds else "-",
             f"{waited / seconds:.0%}" if seconds else "-",
             clock(seconds) if seconds else "-",
+            "-" if ended else clock(left),
         ]
 
 
@@ -82,8 +89,13 @@ def _lines(path: Path) -> Any:
 
 
 def _is_plain(line: Mapping[str, Any]) -> bool:
-    numbers = all(isinstance(line[name], int | float) for name in ("top1", "loss") if name in line)
-    return isinstance(line.get("event"), str) and numbers and ("top1" in line or line["event"] == "train")
+    shown = ("step", "top1", "loss", "lr", "grad_norm", "tokens")
+    numbers = all(isinstance(line[name], int | float) for name in shown if name in line)
+    return (
+        isinstance(line.get("event"), str)
+        and numbers
+        and ("top1" in line or line["event"] in ("step", "train"))
+    )
 
 
 def _number(values: Any, name: str) -> float:
@@ -114,24 +126,26 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Accuracy and loss by epoch, a line a run.
+    """Accuracy and loss by epoch, rate and gradient norm by step, a line a run.
 
     Raises:
         UserError: the file cannot be written, or its ending is none of matplotlib's.
     """
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    (left, right), below = figure.subplots(2, 2)
     for run in runs:
-        left.plot(
-            [line["epoch"] for line in run.evals],
-            [line["top1"] for line in run.evals],
-            ".-",
-            label=run.path.name,
-        )
-        losses = [(line["epoch"], line["loss"]) for line in run.train if "loss" in line]
-        right.plot([epoch for epoch, _ in losses], [loss for _, loss in losses], ".-", label=run.path.name)
-    for axes, title in ((left, "top-1 in evaluation, %"), (right, "loss in training")):
-        axes.set(xlabel="epoch", title=title)
+        curves = [
+            (left, run.evals, "epoch", "top1"),
+            (right, run.train, "epoch", "loss"),
+            (below[0], run.steps, "step", "lr"),
+            (below[1], run.steps, "step", "grad_norm"),
+        ]
+        for axes, lines, over, name in curves:
+            points = [(line[over], line[name]) for line in lines if over in line and name in line]
+            axes.plot([x for x, _ in points], [y for _, y in points], ".-", label=run.path.name)
+    titles = ("top-1 in evaluation, %", "loss in training", "learning rate", "norm of the gradient")
+    for axes, title in zip((left, right, *below), titles):
+        axes.set(xlabel="epoch" if axes in (left, right) else "step", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(fontsize="small")
     try:
@@ -146,9 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare the runs of a command line; the exit code."""
     parser = Parser(prog="python -m rmeeto.record", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, such as log/first")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw accuracy and loss by epoch, such as runs.png"
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw their curves, such as runs.png")
     options = parser.parse_args(argv)
 
     def work() -> None:

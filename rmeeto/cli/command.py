@@ -12,6 +12,7 @@ from typing import Any
 from rmeeto.cli.config import TaskConfig
 from rmeeto.cli.flags import Flag, FlagParser, Given, Ignored, in_flags
 from rmeeto.cli.merging import ACTIVE, NEEDS, add_merge_flags, merge_settings
+from rmeeto.cli.teacher_cache import name_cache
 from rmeeto.cli.timms import is_timms, unknown
 from rmeeto.cli.trained import open_folders
 from rmeeto.errors import UserError
@@ -115,6 +116,7 @@ class Command:
         for name in given["refused"].values:
             raise UserError(f"--{name} is not supported ({self.refused[name]}); leave the flag out.")
         start = open_folders(given, self._starting_point(given))
+        name_cache(given, start)
         released = self._our_names(given["model"].values, start.model.model)
         if "config" not in given["command"].values and released is not None:
             start = dataclasses.replace(start, merge=released.start)

@@ -19,12 +19,14 @@ from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
 from rmeeto.cli.split import split_over
+from rmeeto.cli.teacher_cache import open_cache, say_cached
 from rmeeto.cli.timms import create_model
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
 from rmeeto.engine.agree import agree, code_digest
 from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.progress import clock, wrapped
+from rmeeto.engine.teacher_cache import TeacherCache
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
@@ -41,6 +43,7 @@ class Parts(NamedTuple):
     teacher: nn.Module | None
     data: Any
     weights: str  # where they come from
+    cache: TeacherCache | None = None  # of the teacher's answers
 
 
 class Task(ABC):
@@ -147,6 +150,7 @@ class Task(ABC):
                 if world.size > 1:
                     numbers = {"train": parts.data.num_train, "eval": parts.data.num_eval}
                     agree(world, {"weights": digest(parts.model.state_dict()), "data": numbers})
+                parts = parts._replace(cache=open_cache(ready, parts, world))
                 if not config.run.resume:  # after the data, whose errors weigh more than a folder's name
                     state()
                 trained_on = None if config.run.eval else self.trained_on(config, parts).to_dict()
@@ -334,9 +338,10 @@ class Task(ABC):
         groups: Iterable[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Train as the settings say; what `rmeeto.engine.fit` returns."""
-        criterion = DistillLoss(parts.teacher, config.distill.distill_weight, config.data.smoothing)
+        weight, smoothing = config.distill.distill_weight, config.data.smoothing
+        criterion = DistillLoss(parts.teacher, weight, smoothing, parts.cache)
         peak = self.peak_lr(config, world)
-        return fit(
+        result = fit(
             parts.model,
             parts.data,
             criterion,
@@ -347,6 +352,8 @@ class Task(ABC):
             peak_lr=peak,
             groups=groups,
         )
+        say_cached(parts.cache, world)
+        return result
 
     def _amount(self, config: Any, data: Any) -> str:
         """Which data there is, and how much."""
@@ -377,6 +384,8 @@ class Task(ABC):
             lowest = optim.min_lr * (peak / optim.lr if optim.schedule == "iteration" else 1)
             rises = " (it rises: --min_lr lies above)" if peak < lowest else ""
             teacher = "a dense teacher" if config.distill.distill else "no teacher"
+            if config.distill.teacher_cache:
+                teacher += f" (answers in {config.distill.teacher_cache})"
             if optim.elastic_r:
                 teacher += f", each step at 2 or 3 of r = {', '.join(map(str, sorted(optim.elastic_r)))}"
             lines += [

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 
 from rmeeto.engine import checkpoint
+from rmeeto.engine.compiled import compile_blocks, eager
 from rmeeto.engine.dist import World
 from rmeeto.engine.elastic import Elastic, mean
 from rmeeto.engine.evaluate import Batch, Data, NotFinite, evaluate, rank_errors, unreadable
@@ -28,6 +30,17 @@ from rmeeto.engine.split import seed_micro_batch
 from rmeeto.engine.watch import Means, Watch
 from rmeeto.engine.watchdog import Watchdog
 from rmeeto.errors import UserError
+
+
+class Pace(NamedTuple):
+    """How fast a training is."""
+
+    images_per_s: float
+    left_s: float
+
+    def __str__(self) -> str:
+        return f"{self.images_per_s:.0f}/s, {clock(self.left_s)} left"
+
 
 # (images, logits, targets) -> {"loss": ..., and its terms}
 Criterion = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
@@ -50,7 +63,8 @@ def fit(
     Args:
         model: from images to (B, K) logits, on `world.device`; the same weights on every process.
         data: see `Data`.
-        criterion: such as `DistillLoss`; "loss" is minimised, every entry is logged.
+        criterion: such as `DistillLoss`; "loss" is minimised, every entry is logged. Its method `place`, if there is
+            one, is called before each micro-batch: epoch, number over all processes, images.
         run: seed, amp, log_every and checkpoint_every are read.
         peak_lr: the full learning rate, `optim.lr` scaled for the batch; None for `optim.lr` itself.
         groups: parameter groups, see `build_optimizer`.
@@ -94,11 +108,17 @@ class Training:
         self.optimizer = build_optimizer(model, optim, groups)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
         self.ema = ModelEmaV3(model, decay=optim.model_ema_decay) if optim.model_ema else None
+        if optim.compile_blocks:  # behind the average, which is a copy
+            teacher = getattr(criterion, "teacher", None)
+            for compiled in (model, *([] if teacher is None else [teacher])):
+                compile_blocks(compiled)
         self.parallel: Any = parallel(model, world, optim)
         self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
         self.means, self.watch = Means(world), Watch(world)
         self.saver, self.watchdog = Saver(self), Watchdog(world, folder.path)
+        self.place = getattr(criterion, "place", lambda *_: None)
         self.waited = 0.0  # seconds of this epoch, for data
+        self.norm: Tensor | None = None  # of the latest gradient that was measured
         self.accuracy: dict[str, Any] = {}  # after the last epoch, by weights ("model", "ema")
         self.best: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
@@ -114,20 +134,21 @@ class Training:
         began, images, loss, first = time.perf_counter(), 0, "", at.batch
         self.saver.seconds = self.waited = 0.0
         title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
-        with Progress(title, total, at.batch, self.world.is_main) as progress:
+        with Progress(title, total, at.batch, self.world.is_main, self.run.line_every) as progress:
             while at.batch < total:
                 group = min(self.optim.accumulation, total - at.batch)  # fewer at the end of an epoch
                 set_lr(self.optimizer, self.lr(at.batch))
                 images += self.step(batches, group)
                 at.batch += group
                 at.step += 1
+                seconds = time.perf_counter() - began
+                pace = Pace(images * self.world.size / seconds, self.left(seconds, at.batch - first))
                 if at.step % self.run.log_every == 0:
                     means = self.means.all()
-                    self.log("step", {"lr": self.lr(at.batch - 1), **means})
+                    values = {"lr": self.lr(at.batch - 1), **means, **self.measured()}
+                    self.log("step", values, **pace._asdict(), wait_share=self.waited / seconds)
                     loss = f"loss {means['loss']:.3f}, "
-                progress.update(
-                    group, loss + self.pace(images, time.perf_counter() - began, at.batch - first)
-                )
+                progress.update(group, f"{loss}{pace}", f", data {self.waited / seconds:.0%}")
                 self.saver.after_step()
         seconds = time.perf_counter() - began
         process = {
@@ -141,10 +162,23 @@ class Training:
         self.trained = snapshot(self)  # what an evaluation that is told to leave saves
         self.log("train", {"lr": self.lr(at.batch - 1), **self.means.all()}, **process)
 
-    def pace(self, images: int, seconds: float, batches: int) -> str:
-        """How fast this epoch is, and what is left of the training at this pace, without its evaluations."""
+    def left(self, seconds: float, batches: int) -> float:
+        """Seconds that are left of the training at the pace of these of this epoch, without its evaluations."""
         left = (self.optim.epochs - self.at.epoch) * self.data.batches_per_epoch - self.at.batch
-        return f"{images * self.world.size / seconds:.0f}/s, {clock(left * seconds / batches)} left"
+        return left * seconds / batches
+
+    def measured(self) -> dict[str, float]:
+        """What the latest step had beside its losses: the gradient's norm before it was clipped, the last block's
+        tokens (the mean over the step's r). Waits for the GPU."""
+        norm = math.nan if self.norm is None else self.norm.item()
+        found = {"grad_norm": norm} if math.isfinite(norm) else {}
+        if hasattr(self.model, "num_tokens"):
+            tokens = []
+            for r in self.elastic.draw(self.at.step - 1):
+                with self.elastic.at(r):
+                    tokens.append(self.model.num_tokens[-1])
+            found["tokens"] = sum(tokens) / len(tokens)
+        return found
 
     def lr(self, batch: int) -> float:
         """The learning rate of the optimizer step that a micro-batch of this epoch is part of."""
@@ -162,6 +196,7 @@ class Training:
             began = time.perf_counter()
             images, targets = next(batches)
             self.waited += time.perf_counter() - began
+            self.place(self.at.epoch, (self.at.batch + index) * self.world.size + self.world.rank, images)
             terms = []
             for r in rs:
                 left -= 1
@@ -175,9 +210,13 @@ class Training:
             count += len(images)
         # The sums keep what is not finite: every later step is skipped too.
         self.optimizer.found_inf = self.watch.see(self.means.sums, self.at.step)
+        logged = (self.at.step + 1) % self.run.log_every == 0
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_grad)
+            self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_grad)
+        elif logged:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.norm = nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -203,7 +242,10 @@ class Training:
         for name, model in weights.items():
             title = f"evaluating {name}"
             try:
-                self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, title, after_batch)
+                with eager():
+                    self.accuracy[name] = evaluate(
+                        model, self.data, self.world, self.dtype, title, after_batch
+                    )
             except NotFinite:
                 raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
                     f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged.",

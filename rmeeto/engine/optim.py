@@ -71,6 +71,10 @@ class OptimConfig(Settings):
         "what gradients travel as between processes: fp32, or bf16 for half the bytes",
         one_of=("fp32", "bf16"),
     )
+    compile_blocks: bool = setting(
+        False,
+        "compile each block with torch.compile: minutes at the start, then faster steps; evaluation is not compiled",
+    )
     model_ema: bool = setting(False, "keep and evaluate an exponential moving average of the weights as well")
     model_ema_decay: float = setting(
         0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED

@@ -9,7 +9,7 @@ import time
 from tqdm import tqdm
 
 WIDTH = 80  # columns
-SECONDS_BETWEEN_LINES = 30.0
+LINE_EVERY = 30.0  # seconds between two lines
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 
 
@@ -38,28 +38,36 @@ class Progress:
         total: rounds, or None where it is not known.
         start: rounds that an earlier process has done.
         shown: False on all processes but the main one.
+        line_every: seconds between two lines where there is no terminal.
     """
 
-    def __init__(self, title: str, total: int | None, start: int = 0, shown: bool = True) -> None:
-        self._title, self._total, self._count = title, total, start
+    def __init__(
+        self,
+        title: str,
+        total: int | None,
+        start: int = 0,
+        shown: bool = True,
+        line_every: float = LINE_EVERY,
+    ) -> None:
+        self._title, self._total, self._count, self._every = title, total, start, line_every
         self._bar = None
         if shown and sys.stderr.isatty():
             form = None if total is None else BAR
             self._bar = tqdm(
                 desc=title, total=total, initial=start, leave=False, dynamic_ncols=True, bar_format=form
             )
-        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES if shown else float("inf")
+        self._next_line = time.monotonic() + line_every if shown else float("inf")
 
-    def update(self, rounds: int = 1, note: str = "") -> None:
-        """Some more rounds are done; `note` stands beside the count."""
+    def update(self, rounds: int = 1, note: str = "", more: str = "") -> None:
+        """Some more rounds are done; `note` stands beside the count, and `more` behind it where there is the room."""
         self._count += rounds
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(rounds)
         elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self._next_line = time.monotonic() + self._every
             total = "" if self._total is None else f"/{self._total}"
-            print(f"{self._title} {self._count}{total} {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self._title} {self._count}{total} {note}{more}".rstrip(), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -20,6 +20,7 @@ import torch
 from rmeeto import __version__
 from rmeeto.engine.dist import DEVICES, World
 from rmeeto.engine.precision import AMP
+from rmeeto.engine.progress import LINE_EVERY
 from rmeeto.errors import UserError
 from rmeeto.json_file import open_new, parse_json, read_json, write_json
 from rmeeto.settings import Need, Settings, refuse, setting
@@ -55,6 +56,13 @@ class RunConfig(Settings):
     amp: str = setting("auto", "auto (bf16 on a GPU), bf16, fp16 or off", one_of=AMP)
     log_every: int = setting(
         50, "optimizer steps between two train lines of log.jsonl", within="[1, inf)", only="training"
+    )
+    line_every: float = setting(
+        LINE_EVERY,
+        "seconds between two lines on how far an epoch is, where no terminal shows a bar",
+        within="[0, inf)",
+        only="training",
+        harmless=True,
     )
     checkpoint_every: float = setting(
         2.0,

@@ -117,6 +117,25 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert free > 0.1 and max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_the_gradients_norm_is_logged_as_it_was_before_it_is_clipped(tmp_path):
+    for name, clip in (("free", None), ("clipped", 0.01)):
+        train(tmp_path / name, OptimConfig(epochs=1, clip_grad=clip))
+    free, clipped = (
+        [line["grad_norm"] for line in log_of(tmp_path / name) if line["event"] == "step"]
+        for name in ("free", "clipped")
+    )
+    assert len(free) == 3 and min(free) > 0.1
+    assert clipped[0] == pytest.approx(free[0], rel=0.1)
+
+
+def test_a_step_says_how_fast_it_is_and_what_is_left(tmp_path):
+    train(tmp_path, OptimConfig(epochs=2, accumulation=1))
+    lines = [json.loads(line) for line in (tmp_path / "toy" / "log.jsonl").read_text().splitlines()]
+    steps = [line["process"] for line in lines if line["event"] == "step"]
+    assert all(step["images_per_s"] > 0 and 0 <= step["wait_share"] < 1 for step in steps)
+    assert [step["left_s"] == 0 for step in steps] == [False] * 11 + [True]
+
+
 class Cut(Exception):
     """The power failed."""
 

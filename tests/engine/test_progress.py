@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from rmeeto.engine import progress
 from rmeeto.engine.progress import Progress, clock
 
 
@@ -21,23 +20,23 @@ class Stream(io.StringIO):
 def output(monkeypatch, terminal: bool, seconds: float, shown: bool = True) -> str:
     stream = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", seconds)
-    with Progress("epoch 1/3", 10, start=4, shown=shown) as bar:
+    with Progress("epoch 1/3", 10, start=4, shown=shown, line_every=seconds) as bar:
         for _ in range(3):
-            bar.update(2)
+            bar.update(2, "8/s", ", data 5%")
     return stream.getvalue()
 
 
 def test_lines_without_a_terminal(monkeypatch):
     assert (
-        output(monkeypatch, terminal=False, seconds=0) == "epoch 1/3 6/10\nepoch 1/3 8/10\nepoch 1/3 10/10\n"
+        output(monkeypatch, terminal=False, seconds=0)
+        == "epoch 1/3 6/10 8/s, data 5%\nepoch 1/3 8/10 8/s, data 5%\nepoch 1/3 10/10 8/s, data 5%\n"
     )
     assert output(monkeypatch, terminal=False, seconds=60) == ""
 
 
 def test_a_bar_on_a_terminal(monkeypatch):
     text = output(monkeypatch, terminal=True, seconds=0)
-    assert "\r" in text and "epoch 1/3  40%" in text
+    assert "\r" in text and "epoch 1/3  40%" in text and "data" not in text
 
 
 def test_time_is_shown_as_a_clock():

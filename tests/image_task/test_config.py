@@ -135,6 +135,8 @@ COMPANY = {
     "teacher_pth": "--distill",
     "distill": "--model_pth m.pth",
     "distill_weight": "--distill --model_pth m.pth",
+    "teacher_cache": "--distill --model_pth m.pth",
+    "teacher_top": "--distill --model_pth m.pth --teacher_cache c",
     "data_ratio": "--data_set SUBIMNET",
     "inat_category": "--data_set INAT",
     "class_map": "--data_set IMNET",

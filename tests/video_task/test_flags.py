@@ -143,6 +143,8 @@ COMPANY = {
     "teacher_pth": "--distill",
     "distill": "--model_pth m.pth",
     "distill_weight": "--distill --model_pth m.pth",
+    "teacher_cache": "--distill --model_pth m.pth",
+    "teacher_top": "--distill --model_pth m.pth --teacher_cache c",
     "head_map": "--model_pth m.pth",
     "delete_head": "--model_pth m.pth",
     "fold": "--data_set UCF101",

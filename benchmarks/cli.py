@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 import timm
 import torch
 
-from benchmarks import front, report, results, targets
+from benchmarks import front, report, results, sizes, targets
 from benchmarks.results import Unit
 from benchmarks.suites import APART, SUITES
 from image_task.models import MODELS
@@ -28,15 +30,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("eager", "compiled", "graphed", "compiled-graphed")
 CHOSEN = ("vim_tiny", "vim_small", "vim_base", "videomamba_tiny")
 QUICK = ("vim_nano_patch2_16",)
+ON_CPU = ("targets", "deploy", "formats")
+DRAWN = {"front": front.draw, "sizes": sizes.draw}
 USED_BY = {
     "dtype": ("operators", "models", "training"),
     "models": ("models", "training", "front"),
     "backends": ("models", "training"),
     "batch": ("models", "front"),
     "r": ("models", "front"),
-    "modes": ("models",),
+    "modes": ("models", "front"),
     "max_pass": ("models",),
     "upstream": ("operators", "models", "training"),
+    "data": ("formats",),
 }
 
 
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 if anything was refused because it failed its parity test or otherwise, 2 for a user error,
-        130 after Ctrl-C.
+        3 if the time was up before all was measured, 130 after Ctrl-C.
     """
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
@@ -75,7 +80,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"--{name} has no effect on {options.suite}; it belongs to {', '.join(suites)}.")
     if options.runs < 5:
         raise UserError(f"--runs is {options.runs}; expected 5 or more, for a median and its spread.")
-    on_gpu = torch.cuda.is_available() and options.device != "cpu" and options.suite != "targets"
+    if options.minutes is not None and not options.minutes > 0:
+        raise UserError(f"--minutes is {options.minutes}; expected more than 0, or leave it out.")
+    on_gpu = torch.cuda.is_available() and options.device != "cpu" and options.suite not in ON_CPU
     if options.device == "cuda" and not on_gpu:
         raise UserError(
             "--device cuda: torch sees no GPU (python -m rmeeto.doctor says why), or the suite is the CPU's; use cpu."
@@ -83,8 +90,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for mode in options.modes or ():
         if "graphed" in mode and not on_gpu:
             raise UserError(f"--modes {mode} needs a GPU, and this runs on cpu.")
+        if options.suite == "front" and mode not in front.MODES:
+            raise UserError(f"--modes {mode}; the suite front takes {' and '.join(front.MODES)}.")
     options.device = torch.device("cuda" if on_gpu else "cpu")
-    options.modes = options.modes or ["eager", "graphed" if on_gpu else "compiled"]
+    options.modes = options.modes or (
+        list(front.MODES) if options.suite == "front" else ["eager", "graphed" if on_gpu else "compiled"]
+    )
     chosen = options.models or (
         QUICK if options.quick else front.DEFAULT if options.suite == "front" else MODELS
     )
@@ -96,6 +107,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     options.backends = options.backends or ["auto", *(["peer"] if options.upstream else [])]
     options.max_pass = 5.0 if options.max_pass is None else options.max_pass
+    options.data = options.data or ROOT / "data"
     options.out = options.out or (ROOT / "runs" / "benchmarks" if options.quick else results.FOLDER)
     return options
 
@@ -130,8 +142,10 @@ def _flags() -> argparse.ArgumentParser:
     add("--backends", choices=(*NAMES, "peer"), **several,
         help="of models and training; peer: the model as it runs on upstream's kernels; default: auto")  # fmt: skip
     add("--upstream", type=Path, help="folder of upstream's kernels, built by benchmarks.build: adds peer")
+    add("--data", type=Path, help="folder of FashionMNIST/raw, for formats; default: data")
     add("--max_pass", type=float, help="seconds; batches that take the models longer are left out")
     add("--runs", type=int, default=11, help="timed runs of each, 5 or more")
+    add("--minutes", type=float, help="start nothing new after so many; --resume goes on; default: no limit")
     add("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing of use")
     add("--out", type=Path, default=None, help="folder; default: benchmarks/results (quick: runs/benchmarks)")
     add("--force", action="store_true", help="replace results that exist")
@@ -145,6 +159,7 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    end = time.monotonic() + 60 * (options.minutes or math.inf)
     names = [name for name in SUITES if name not in APART] if options.suite == "all" else [options.suite]
     if options.device.type == "cuda" and options.suite == "all":
         names.remove("targets")
@@ -156,7 +171,7 @@ def run(options: argparse.Namespace) -> int:
             settings = {"quick": options.quick, "runs": options.runs}
             reopen = options.force, options.resume
             opened.append((name, path, results.begin(path, what, dtype, options.device, *reopen, **settings)))
-    sound = True
+    sound = complete = True
     for name, path, result in opened:
         print(f"{name}, {result['dtype']}, {result['device']}, {result['threads']} threads", flush=True)
         if results.is_busy(result):
@@ -164,27 +179,38 @@ def run(options: argparse.Namespace) -> int:
             print(
                 f"note: load {load:.1f} on {cores} cores: the machine is busy, figures are rough", flush=True
             )
-        sound &= measure(path, result, SUITES[name].units(options, DTYPES[result["dtype"]], result["rows"]))
+        units = SUITES[name].units(options, DTYPES[result["dtype"]], result["rows"])
+        sound &= measure(path, result, units, end)
+        complete &= "stopped" not in result
         print(f"{os.path.relpath(path)}\n", flush=True)
     if options.suite == "targets":
         print(targets.table(result["rows"]))
         print(json.dumps({"suite": "targets", "rows": result["rows"]}))
-    if options.suite == "front":
-        print(os.path.relpath(front.draw(result, path)))
-    return 0 if sound else 1
+    if options.suite in DRAWN and result["rows"]:
+        print(os.path.relpath(DRAWN[options.suite](result, path)))
+    if not complete:
+        print(f"{options.minutes:g} minutes are over; --resume goes on")
+    return 1 if not sound else 0 if complete else 3
 
 
-def measure(path: Path, result: dict[str, Any], units: Iterable[Unit]) -> bool:
+def measure(path: Path, result: dict[str, Any], units: Iterable[Unit], end: float = math.inf) -> bool:
     """Measure the units that a result lacks, and write it behind each; what fails is written, too, and tried again by
     a run that goes on.
+
+    Args:
+        end: of the monotonic clock; no unit starts behind it, and the result is then marked as stopped.
 
     Returns:
         Whether nothing failed and nothing was refused.
     """
     result["failed"] = []
+    result.pop("stopped", None)
     for unit in units:
         if unit.name in result["units"]:
             continue
+        if time.monotonic() > end:
+            result["stopped"] = True
+            break
         try:
             found = []
             for row in unit.rows():

@@ -161,17 +161,18 @@ def _verified(
             parity["bf16"] = agree("logits in bf16", got, expected, TOLERANCE_BF16)
     if not mode.startswith("compiled"):
         return timed, parity
-    compiled = _compiled(timed)
+    compiled = in_one_graph(timed)
     # The graph of a merged model in bf16 is tested in fp32, as above.
     tested, eager, limit = (compiled, timed, TOLERANCE_BF16 if half else TOLERANCE)
     if half and r:
-        tested, eager, limit = _compiled(exact), exact, TOLERANCE
+        tested, eager, limit = in_one_graph(exact), exact, TOLERANCE
     x = x.to(setting.dtype) if half and not r else x
     parity["compiled"] = agree("compiled logits", _logits(tested, x), _logits(eager, x), limit)
     return compiled, parity
 
 
-def _compiled(way: Callable) -> Callable:
+def in_one_graph(way: Callable) -> Callable:
+    """The function compiled for the shapes that it is first given."""
     return torch.compile(_own_code(way), fullgraph=True, dynamic=False)
 
 

@@ -79,6 +79,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "pass": row.get("pass"),
         "batch": row.get("batch"),
         "mode": row.get("mode"),
+        "size": row.get("size"),
         "way": row.get("way") or row.get("backend"),
         "r": row.get("r"),
         "workers": row.get("workers"),

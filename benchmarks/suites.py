@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import front, models, operators, peers, targets, training
+from benchmarks import front, models, operators, peers, sizes, targets, training
 from benchmarks.results import Unit
 
 TRAINING_BATCH = {"cpu": 4, "cuda": 128}
@@ -97,6 +97,12 @@ def _deploy(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     return deploy.units(options.device, options.runs, options.quick)
 
 
+def _formats(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import formats
+
+    return formats.units(options.device, options.runs, options.data, options.quick)
+
+
 def _long(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     from benchmarks import long
 
@@ -113,6 +119,10 @@ def _front(options: argparse.Namespace, _: torch.dtype, rows: list[dict[str, Any
     return front.units(options, rows)
 
 
+def _sizes(options: argparse.Namespace, _: torch.dtype, rows: list[dict[str, Any]]) -> Iterator[Unit]:
+    return sizes.units(options, rows)
+
+
 SUITES = {
     "targets": Suite("targets", _targets),
     "operators": Suite("operators", _operators, dtypes=True),
@@ -123,11 +133,10 @@ SUITES = {
     "windows": Suite("window", _windows),
     "long": Suite("long", _long),
     "deploy": Suite("deploy", _deploy),
+    "formats": Suite("formats", _formats),
     "checks": Suite("checks", _checks),
     "front": Suite("front", _front),
+    "sizes": Suite("sizes", _sizes),
 }
-APART = (
-    "checks",
-    "front",
-    "deploy",
-)  # not of `all`: measures nothing; takes hours; is the CPU's, and compiles
+# Not of `all`: measures nothing; takes long, twice; is the CPU's, and compiles; is the CPU's, and needs data.
+APART = ("checks", "front", "sizes", "deploy", "formats")

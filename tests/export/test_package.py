@@ -69,6 +69,14 @@ def program(tmp_path_factory):
     return built
 
 
+def run(program, package, x) -> subprocess.CompletedProcess:
+    """The program on a batch; its folder holds the library."""
+    images = package.with_name("images.bin")
+    x.numpy().tofile(images)
+    command = [program, package.with_name(LIBRARY), package, images, *map(str, x.shape)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "merge", [None, MergeConfig(r=3, class_position="exact"), MergeConfig(r=3, metric="delta", mode="amax")]
@@ -81,14 +89,23 @@ def test_a_program_without_python_gives_the_models_logits(merge, program, tmp_pa
     in_python = torch._inductor.aoti_load_package(str(package))
     for batch in (1, 4):
         x = randn(batch, (batch, 3, 16, 16))
-        x.numpy().tofile(tmp_path / "images.bin")
-        files = (tmp_path / LIBRARY, package, tmp_path / "images.bin")
-        ran = subprocess.run(
-            [program, *files, *map(str, x.shape)], capture_output=True, text=True, check=True, timeout=100
-        )
+        ran = run(program, package, x)
         logits = torch.tensor([float(line) for line in ran.stdout.split()]).view(batch, 7)
         expected = model(x).detach().numpy()
         assert_near(logits, expected, 1e-5)
         assert_near(in_python(x), expected, 1e-5)
-    ran = subprocess.run([program, tmp_path / "none.so", *files[1:], "1"], capture_output=True, text=True)
+    ran = subprocess.run([program, tmp_path / "none.so", package, tmp_path / "images.bin", "1"],
+                         capture_output=True, text=True)  # fmt: skip
     assert ran.returncode == 2 and "none.so" in ran.stderr
+
+
+@pytest.mark.slow
+def test_a_package_of_a_fixed_batch_size_takes_that_one_alone(program, tmp_path):
+    model = nano(MergeConfig(r=3))
+    package = to_package(model, tmp_path / "vim.pt2", batch_size=3)
+    x = randn(3, (3, 3, 16, 16))
+    logits = torch.tensor([float(line) for line in run(program, package, x).stdout.split()]).view(3, 7)
+    assert_near(logits, model(x).detach().numpy(), 1e-5)
+    for other in (x[:2], torch.cat([x, x])):
+        ran = run(program, package, other.contiguous())
+        assert ran.returncode == 1 and ran.stderr.startswith("error: ") and not ran.stdout

@@ -14,6 +14,7 @@
 
 int main(int argc, char** argv) {
     if (argc < 5) return std::fprintf(stderr, "usage: run LIBRARY PACKAGE INPUT SHAPE...\n"), 2;
+    setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 0);  // another shape than the package takes is an error, not a wrong read
     if (!dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL)) return std::fprintf(stderr, "error: %s\n", dlerror()), 2;
     try {
         torch::inductor::AOTIModelPackageLoader model(argv[2]);

@@ -87,6 +87,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "IQR": _number(row.get("spread_ms", row.get("spread"))),
         "images/s": _number(row.get("images_per_s")),
         "images/s a core": _number(row.get("images_per_s_core")),
+        "waits": None if row.get("waits") is None else f"{row['waits']:.0%}",
         "ratio": _number(row.get("ratio")),
         "correlation": _number(row.get("correlation")),
         "top-1": _number(row.get("top1")),

@@ -14,7 +14,6 @@ from benchmarks.results import Unit
 
 TRAINING_BATCH = {"cpu": 4, "cuda": 128}
 RECIPE_R = {"tiny": 5}  # of the paper's main table; the larger models' is 11
-LOADER_IMAGES, LOADER_EPOCHS = 512, 5
 
 
 class Suite(NamedTuple):
@@ -75,8 +74,7 @@ def _training(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Itera
 def _loader(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     from benchmarks import loader
 
-    sizes = (8, 2, 32, (64, 48)) if options.quick else (LOADER_IMAGES, LOADER_EPOCHS)
-    yield Unit("loader", partial(loader.loader_rows, *sizes))
+    return loader.units(options.device, options.quick)
 
 
 def _schedules(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:

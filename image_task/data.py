@@ -102,7 +102,13 @@ class ImageData:
         Raises:
             UserError: more unreadable images than `max_unreadable` allows.
         """
-        batches = TrainBatches(
+        for batch, unreadable in self._load(self.batches(epoch), range(start, self.batches_per_epoch)):
+            self._unread.in_training(unreadable, stop=batch is None)
+            yield self._train_transform.finish(batch, self.device)
+
+    def batches(self, epoch: int) -> TrainBatches:
+        """What a worker makes of an epoch on this rank, by number."""
+        return TrainBatches(
             self._train_source,
             self.split.share(self._order(epoch), self.config.batch_size),
             self.config.batch_size,
@@ -111,9 +117,6 @@ class ImageData:
             split=self.split,
             max_skips=min(int(self.config.max_unreadable * self.num_train), self.num_train - 1),
         )
-        for batch, unreadable in self._load(batches, range(start, self.batches_per_epoch)):
-            self._unread.in_training(unreadable, stop=batch is None)
-            yield self._train_transform.finish(batch, self.device)
 
     def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the evaluation: every sample exactly once over all ranks, none twice.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,7 +21,35 @@ from rmeeto.errors import UserError
 
 LABEL = 32  # bytes of a class number, spaces included
 _LONGEST_HEADER = 2**15  # bytes of a name, or of the fields that follow a header; a path has 4,096
+_CRC = re.compile("crc32 ([0-9a-f]{8})")
 _MANY_DIGITS = re.compile(rb"\d{100}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image lies in a tar file: offset and size in bytes, and its CRC-32, -1 where none is known."""
+
+    shard: str
+    offset: int
+    size: int
+    crc: int = -1
+
+    def read(self) -> bytes:
+        """Its content.
+
+        Raises:
+            OSError: it is too large, or the tar file is gone.
+            ValueError: it is not what was written.
+        """
+        check_regular(self.shard)
+        if self.size > MAX_BYTES:
+            raise OSError(f"more than {MAX_BYTES >> 20} MiB")
+        with open(self.shard, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if self.crc >= 0 and zlib.crc32(data) != self.crc:
+            raise ValueError("damaged: its checksum differs")
+        return data
 
 
 @dataclass(frozen=True)
@@ -28,7 +57,7 @@ class Shards(Source):
     """Images in uncompressed tar files, addressed by their place in them."""
 
     shards: list[str]
-    places: np.ndarray  # (n, 3): shard, offset in bytes, size in bytes
+    places: np.ndarray  # (n, 4): shard, offset in bytes, size in bytes, CRC-32 or -1
     names: np.ndarray  # (n,) bytes
     targets: np.ndarray  # (n,)
     classes: list[str]
@@ -36,14 +65,13 @@ class Shards(Source):
     def __len__(self) -> int:
         return len(self.places)
 
+    def place(self, index: int) -> Place:
+        """Where an image lies."""
+        shard, *rest = self.places[index].tolist()
+        return Place(self.shards[shard], *rest)
+
     def open(self, index: int) -> tuple[Picture, int]:
-        shard, offset, size = self.places[index].tolist()
-        check_regular(self.shards[shard])
-        if size > MAX_BYTES:
-            raise OSError(f"more than {MAX_BYTES >> 20} MiB")
-        with open(self.shards[shard], "rb") as file:
-            file.seek(offset)
-            return Encoded(file.read(size)), int(self.targets[index])
+        return Encoded(self.place(index).read()), int(self.targets[index])
 
     def name(self, index: int) -> str:
         return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"
@@ -68,13 +96,13 @@ class Shards(Source):
         places, names, labels, left_out = [], [], [], LeftOut()
         for number, shard in enumerate(shards):
             top = PurePosixPath(shard).stem if stem_is_class else ""
-            for path, offset, size in _members(shard):
+            for path, *where in _members(shard):
                 if path.suffix.lower() not in ENDINGS:
                     left_out.add(f"{shard}:{path}", "other endings")
                     continue
                 if not (label := path.parent.name or top):
                     raise UserError(f"{shard}: {path} lies in no class folder; expected <class>/<image>.")
-                places.append((number, offset, size))
+                places.append((number, *where))
                 names.append(os.fsencode(path))
                 labels.append(label)
         left_out.say(os.path.dirname(shards[0]))
@@ -98,7 +126,7 @@ class Shards(Source):
         places, names, targets, left_out = [], [], [], LeftOut()
         for number, shard in enumerate(shards):
             images, labels = _samples(shard, left_out)
-            places += [(number, offset, size) for offset, size in images.values()]
+            places += [(number, *where) for where in images.values()]
             names += map(os.fsencode, images)
             targets += [labels[key] for key in images]
         left_out.say(os.path.dirname(shards[0]))
@@ -106,16 +134,17 @@ class Shards(Source):
         return cls(shards, np.array(places), np.array(names), np.array(targets), classes)
 
 
-def _samples(shard: str, left_out: LeftOut) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """Of each key: offset and size of its image; its class number."""
-    images: dict[str, dict[str, tuple[int, int]]] = {}  # by key and ending
+def _samples(shard: str, left_out: LeftOut) -> tuple[dict[str, tuple[int, int, int]], dict[str, int]]:
+    """Of each key: offset, size and CRC-32 of its image; its class number."""
+    images: dict[str, dict[str, tuple[int, int, int]]] = {}  # by key and ending
     labels: dict[str, int] = {}
     others: dict[str, str] = {}
     with _opened(shard) as file:
-        for path, offset, size in _members(shard):
+        for path, offset, size, crc in _members(shard):
             key, ending = str(path.with_suffix("")), path.suffix.lower()
             if ending in ENDINGS:
-                twice = images.setdefault(key, {}).setdefault(ending, (offset, size)) != (offset, size)
+                where = offset, size, crc
+                twice = images.setdefault(key, {}).setdefault(ending, where) != where
             elif ending == ".cls":
                 file.seek(offset)
                 number = _class_number(file.read(min(size, LABEL + 1)), f"{shard}: {path}")
@@ -172,10 +201,14 @@ class _Header(tarfile.TarInfo):
         return super()._proc_gnulong(tar)  # type: ignore[misc]
 
 
-def _members(shard: str) -> Iterator[tuple[PurePosixPath, int, int]]:
-    """Path, offset and size in bytes of every file in a tar; a tar inside it counts as a folder.
+Member = tuple[PurePosixPath, int, int, int]
 
-    Hidden files are left out. A damaged header would end a tar in silence: so it must end as tar files do, with a
+
+def _members(shard: str) -> Iterator[Member]:
+    """Path, offset, size in bytes and CRC-32 of every file in a tar; a tar inside it counts as a folder.
+
+    The checksum is what `image_task.shards` has put in the place of a group's name; of others' files it is -1. Hidden
+    files are left out. A damaged header would end a tar in silence: so it must end as tar files do, with a
     block of zeros and nothing after it.
     """
     try:
@@ -197,9 +230,7 @@ def _opened(shard: str) -> BinaryIO:
         raise UserError(f"{shard} cannot be read ({error}); expected a tar file.") from None
 
 
-def _walk(
-    tar: tarfile.TarFile, folder: PurePosixPath, start: int, size: int
-) -> Iterator[tuple[PurePosixPath, int, int]]:
+def _walk(tar: tarfile.TarFile, folder: PurePosixPath, start: int, size: int) -> Iterator[Member]:
     while (member := tar.next()) is not None:
         tar.members = []  # would otherwise hold a kilobyte per image
         holds_data = member.isfile() or member.type not in tarfile.SUPPORTED_TYPES
@@ -212,7 +243,8 @@ def _walk(
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:", tarinfo=_Header) as inner:
                 yield from _walk(inner, path.with_suffix(""), start + member.offset_data, member.size)
         else:
-            yield path, start + member.offset_data, member.size
+            crc = _CRC.fullmatch(member.gname)
+            yield path, start + member.offset_data, member.size, int(crc[1], 16) if crc else -1
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no end at byte {tar.offset}, where a header is damaged or the file is cut")

@@ -176,7 +176,7 @@ def test_lines_of_an_error_are_arguments_of_their_own():
 VALUE_ERRORS = {
     "rmeeto.merge", "rmeeto.nn", "rmeeto.ops", "rmeeto.patch", "image_task.models", "video_task.models",
     "rmeeto.imports", "rmeeto.json_file", "rmeeto.reader", "rmeeto.data.pictures", "rmeeto.engine.verify",
-    "image_task.datasets", "video_task.data.decode", "video_task.data.lists", "video_task.data.pyav",
+    "image_task.datasets", "image_task.tars", "video_task.data.decode", "video_task.data.lists", "video_task.data.pyav",
     "video_task.data.transforms",
 }  # fmt: skip
 USER_ERRORS = {"rmeeto.ops.backend"}  # of the lower layers: what the machine and its environment allow

@@ -24,6 +24,16 @@ SUBSET = Need(
 INAT = Need(
     lambda config: config.data.data_set.startswith("INAT"), "it belongs to data_set='INAT'", fatal=True
 )
+SHARDED = Need(
+    lambda config: config.data.data_set in ("tar", "wds"),
+    "it belongs to data_set='tar' and 'wds'",
+    fatal=True,
+)
+UNREPEATED = Need(
+    lambda config: not (config.data.repeated_aug and config.data.augment),
+    "data.repeated_aug is on, whose repeats of an image go to several processes",
+    fatal=True,
+)
 PHOTOS = Need(lambda config: not config.data.digits, "the digits have an augmentation of their own")
 CROPPED = (
     Need(lambda config: not config.data.digits, "the digits are not cropped"),
@@ -125,6 +135,13 @@ class DataConfig(cli.DataConfig):
         "training, or all (evaluation too, whose numbers it changes a little)",
         one_of=("off", "training", "all"),
         needs=STORED,
+    )
+    local_shards: bool = setting(
+        False,
+        "each process reads tar files of its own, a few at a time, for storage that is slow at random; else all images "
+        "are shuffled",
+        only="training",
+        needs=(SHARDED, UNREPEATED),
     )
     repeated_aug: bool = setting(
         True,

@@ -16,7 +16,13 @@ from image_task.sources import Source
 from image_task.transforms import eval_transform, train_transform
 from rmeeto.data.augment import build_mixup
 from rmeeto.data.loading import Unread, load_batches
-from rmeeto.data.sampler import Split, repeated_augmentation_indices, shard_indices, shuffled_indices
+from rmeeto.data.sampler import (
+    Split,
+    local_indices,
+    repeated_augmentation_indices,
+    shard_indices,
+    shuffled_indices,
+)
 from rmeeto.errors import UserError
 
 ROUND = 256  # repeated augmentation cuts an epoch to a multiple of this, unless the data set is smaller
@@ -85,6 +91,7 @@ class ImageData:
         self._train_source = train_source
         self.batches_per_epoch = 0
         if train_source:
+            _check_order(config, train_source)
             mixup = build_mixup(config, self.num_classes, config.batch_size, img_size)
             self._train_transform = train_transform(config, img_size, mixup)
             self.batches_per_epoch = self._count_batches()
@@ -145,6 +152,9 @@ class ImageData:
 
     def _order(self, epoch: int) -> Tensor:
         """The images of an epoch, over all ranks."""
+        if self.config.local_shards:
+            micro_batches = self.split.world_size * self.split.accumulation
+            return local_indices(self._train_source.files(), micro_batches, epoch, seed=self.seed)
         if self.config.repeated_aug and self.config.augment:
             rounded = min(ROUND, self.num_train)
             return repeated_augmentation_indices(
@@ -165,3 +175,17 @@ class ImageData:
     def _load(self, batches: TrainBatches | EvalBatches, numbers: range) -> DataLoader:
         workers, pinned = self.config.num_workers, self.config.pin_mem
         return load_batches(batches, numbers, num_workers=workers, pin_memory=pinned)
+
+
+def _check_order(config: DataConfig, source: Source) -> None:
+    """Refuse an order that these images do not have."""
+    if not config.local_shards:
+        return
+    if source.files() is None:
+        raise UserError(
+            f"data.local_shards, but the images of {config.data_set!r} are no tar files' (tar, wds); leave it out."
+        )
+    if config.repeated_aug and config.augment:
+        raise UserError(
+            "data.local_shards and data.repeated_aug, whose repeats of an image go to several processes; choose one."
+        )

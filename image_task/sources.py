@@ -31,6 +31,10 @@ class Source(Protocol):
     def contents(self, folder: str) -> dict[str, list[Any]]:
         """What there is of each class; see `rmeeto.data.contents`. `folder`: the data set's, which may move."""
 
+    def files(self) -> np.ndarray | None:
+        """(n,) the number of the file that each image lies in, where a file holds many of them."""
+        return None
+
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The image, fully decoded to RGB, and its class."""
         picture, target = self.open(index)
@@ -113,6 +117,10 @@ class Part(Source):
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+    def files(self) -> np.ndarray | None:
+        found = self.source.files()
+        return None if found is None else found[self.indices]
 
     def contents(self, folder: str) -> dict[str, list[Any]]:
         return {**self.source.contents(folder), "images left out": [len(self.source) - len(self)]}

@@ -76,6 +76,9 @@ class Shards(Source):
     def name(self, index: int) -> str:
         return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"
 
+    def files(self) -> np.ndarray:
+        return self.places[:, 0]
+
     def contents(self, folder: str) -> dict[str, list[Any]]:
         samples = (
             b"%s %d" % (name, size) for name, size in zip(self.names.tolist(), self.places[:, 2].tolist())

@@ -57,6 +57,36 @@ def shuffled_indices(
     return _permutation(length, epoch, seed)[rank : length // world_size * world_size : world_size]
 
 
+def local_indices(
+    files: np.ndarray, parts: int, epoch: int, *, seed: int = 0, at_once: int = 8
+) -> torch.Tensor:
+    """An epoch in which each of several readers has files of its own and reads a few of them at a time.
+
+    The files stand in a random order, one behind the other, and are cut into `parts` of equally many samples; within a
+    part, those of `at_once` files in a row are shuffled. Readers take turns: sample i is that of reader i % parts.
+
+    Args:
+        files: (n,) the file that each sample lies in.
+        parts: readers; for `Split.share`, the micro-batches of a step. Their number alone counts, not who reads them.
+        epoch, seed: of the order.
+        at_once: files that a reader mixes.
+
+    Returns:
+        (n // parts * parts,) int64, every sample at most once.
+    """
+    rank = _permutation(int(files.max()) + 1, epoch, seed)[
+        torch.from_numpy(files)
+    ]  # place of a sample's file
+    order = torch.sort(rank, stable=True).indices
+    size = len(order) // parts
+    cut = order[: size * parts].view(parts, size)
+    place = rank[cut]
+    window = (place - place[:, :1]) // at_once
+    mixed = _permutation(cut.numel(), epoch, seed).view(parts, size)  # any numbers without a tie
+    within = torch.argsort(window * cut.numel() + mixed, dim=1)
+    return cut.gather(1, within).T.flatten()
+
+
 @dataclass(frozen=True)
 class Split:
     """One rank's part of every optimizer step: the steps are the same however they are split.

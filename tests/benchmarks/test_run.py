@@ -15,7 +15,6 @@ import torch
 from benchmarks import (
     cli,
     front,
-    loader,
     operators,
     peers,
     report,
@@ -315,19 +314,6 @@ def test_every_operator_passes_its_parity_test_and_is_timed(dtype):
     }
     assert {row["way"] for row in rows if row["what"] == "merge"} >= {"torch", operators.RELEASED}
     assert all(row["share_of_floor"] > 0 for row in rows if row["pass"] == operators.FORWARD)
-
-
-def test_rows_of_the_loader():
-    found = {unit.name: list(unit.rows()) for unit in loader.units(CPU, quick=True)}
-    small, large, cores, training = found.values()
-    for rows in (small, large):
-        assert rows[0]["way"] == loader.FLOOR and rows[0]["share_of_floor"] == 1.0
-        assert {row["way"] for row in rows} >= {"training", "training, draft off", "training, shards"}
-    assert all(row["images_per_s"] >= row["images_per_s_core"] > 0 for row in (*small, *large, *cores))
-    assert {row["workers"] for row in cores} == {os.cpu_count()}
-    assert [row["workers"] for row in training] == sorted({0, os.cpu_count()})
-    assert all(0 < row["waits"] < 1 for row in training)
-    assert "waits" in report.cells(training[0])
 
 
 def test_the_harm_orders_schedules_better_than_the_tokens_removed():

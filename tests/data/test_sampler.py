@@ -123,6 +123,34 @@ def test_a_steps_micro_batches_are_the_same_however_they_are_split(world_size):
     assert found == expected
 
 
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(1, 9), st.integers(0, 2), st.integers(1, 4))
+def test_readers_have_files_of_their_own_and_every_sample_is_some_readers(
+    length, num_files, parts, seed, at_once
+):
+    files = np.sort(np.random.default_rng(length).integers(0, num_files, length))
+    order = sampler.local_indices(files, parts, 3, seed=seed, at_once=at_once)
+    assert len(order) == length // parts * parts and len(set(order.tolist())) == len(order)
+    read = [files[order[part::parts].numpy()] for part in range(parts)]
+    for other in range(1, parts):  # a file that is cut lies on the edge of two readers
+        shared = set(read[other]) & set(read[other - 1])
+        assert len(shared) <= 1 or length < parts
+    for seen in read:  # at no time are more than `at_once` files begun and not yet done
+        spans = [np.flatnonzero(seen == file)[[0, -1]] for file in set(seen)]
+        for place in range(len(seen)):
+            assert sum(first <= place <= last for first, last in spans) <= at_once
+
+
+def test_readers_orders_are_shuffled_and_others_in_every_epoch():
+    files = np.repeat(np.arange(40), 25)
+    first, second = (sampler.local_indices(files, 4, epoch, at_once=5) for epoch in (0, 1))
+    assert not torch.equal(first, second) and sorted(first.tolist()) == sorted(second.tolist())
+    part = first[::4]
+    assert len(set(files[part[:125].numpy()])) == 5  # a window of five files, mixed
+    assert len(set(files[part[:25].numpy()])) > 2
+    assert not torch.equal(part[:125], part[:125].sort().values)
+    assert torch.equal(first, sampler.local_indices(files, 4, 0, at_once=5))
+
+
 def test_data_that_do_not_fill_a_step_give_what_every_rank_can_fill():
     order = torch.arange(11)
     shares = [sampler.Split(rank, 2, 8).share(order, 2) for rank in range(2)]

@@ -141,6 +141,7 @@ COMPANY = {
     "inat_category": "--data_set INAT",
     "class_map": "--data_set IMNET",
     "draft": "--data_set IMNET",
+    "local_shards": "--data_set tar --repeated_aug False",
     "download": "--data_set FASHION",
     "warmup_lr": "--warmup_epochs 1",
     "weights": "--model_pth m.pth",

@@ -63,6 +63,22 @@ finish() {
 }
 [[ $DRY_RUN == 0 ]] || trap finish EXIT
 
+show() { # a command as a shell reads it, in lines of 80 columns
+    local line="" word
+    for word in "$@"; do
+        LC_ALL=C printf -v word %q "$word"
+        if [[ -z $line ]]; then
+            line=$word
+        elif ((${#line} + ${#word} + 3 > 80)); then
+            printf "%s \\\n" "$line"
+            line="    $word"
+        else
+            line+=" $word"
+        fi
+    done
+    printf "%s\n" "$line"
+}
+
 num_runs=0
 released=() # set by recipes: what RELEASED=1 adds to the commands that follow
 run() {
@@ -86,12 +102,10 @@ run() {
     [[ $MAX_RESTARTS == 0 || -n $MOST_NODES ]] || processes+=(--max_restarts "$MAX_RESTARTS")
     num_runs=$((num_runs + 1))
 
-    local shown
-    shown=$(LC_ALL=C printf "%q " "${processes[@]}" "${task[@]}")
     if [[ $DRY_RUN == 1 ]]; then
-        launch_commands+=(-- "${shown% }" "${task[@]}" "$launch_mode")
+        launch_commands+=(-- "$(show "${processes[@]}" "${task[@]}")" "${task[@]}" "$launch_mode")
     else
-        echo "${shown% }"
+        show "${processes[@]}" "${task[@]}"
         "${processes[@]}" "${task[@]}" ||
             fail "the command above ended with exit code $?; the recipe stops here (RESUME=1 goes on)." $?
     fi

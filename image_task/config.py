@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from image_task.models.pretrained import OFFICIAL
 from image_task.models.registry import default_cfgs
 from rmeeto.cli import config as cli
-from rmeeto.cli.config import AUGMENTED
+from rmeeto.cli.config import AUGMENTED, short_path
 from rmeeto.cli.timms import input_size
 from rmeeto.engine.optim import OptimConfig
 from rmeeto.settings import Need, refuse, setting
@@ -186,6 +188,12 @@ class Config(cli.TaskConfig):
         data_set = "" if self.data.data_set in usual else re.sub(r"[^\w.]+", ".", self.data.data_set)
         size = f"{self.img_size}px" if self.img_size != own else ""
         return "-".join(filter(None, (data_set, size)))
+
+    @property
+    def weights_name(self) -> str:
+        """The name of weights that are not the official ones."""
+        path, entry = self.model.model_pth, OFFICIAL.get(self.model.model)
+        return "" if path is None or (entry and Path(path).name == entry.file) else short_path(path)
 
 
 def own_size(name: str) -> int:

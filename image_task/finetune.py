@@ -37,7 +37,7 @@ from rmeeto.engine.dist import DEVICES
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
 from rmeeto.engine.progress import WIDTH
 from rmeeto.errors import UserError, shown
-from rmeeto.measure import benchmark, draw_merged, trace
+from rmeeto.measure import benchmark, draw_merged, not_patches, trace
 from rmeeto.merge import MergeConfig
 from rmeeto.settings import Settings, setting
 
@@ -244,7 +244,7 @@ def finish(config: Config, folder: Path, onnx: bool = False) -> dict[str, Any]:
     speed = benchmark({"dense": dense, "merged": model}, images[:TIMED], runs=5)
     rates = {f"{name}_images_per_s": round(timing.images_per_s, 1) for name, timing in speed.items()}
     chosen = images[:DRAWN]
-    picture = draw_merged(chosen, trace(model, chosen), model.class_index, mean=known.mean, std=known.std)
+    picture = draw_merged(chosen, trace(model, chosen), not_patches(model), mean=known.mean, std=known.std)
     picture.savefig(folder / "merged.png", dpi=200)
     if not (folder / "model").exists():
         write(model, folder / "model", onnx)

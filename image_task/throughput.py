@@ -7,7 +7,12 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as `python image_task/throughput.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before torch is imported
+    from rmeeto.cli.interrupt import answer_interrupts
 
+    answer_interrupts()
+
+from image_task.config import Config
 from image_task.models import ALIASES, MODELS
 from rmeeto.cli.speed_plot import draw
 from rmeeto.cli.throughput import Throughput
@@ -17,6 +22,7 @@ __all__ = ["draw", "main", "parse", "resolve"]
 COMMAND = Throughput(
     prog="python -m image_task.throughput",
     description=__doc__,
+    config=Config,
     models=MODELS,
     aliases=ALIASES,
     prefixes=("rmeeto_",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,6 +161,20 @@ class _MergingMamba:
         """Number of tokens that each block's mixer sees, the class token counted."""
         return token_counts(self.merge_config, len(self.layers), self.layers.num_input_tokens)
 
+    @property
+    def class_index(self) -> int:
+        """Where the class token is among the tokens before any merge."""
+        return self.layers.class_index
+
+    def states(self, x: Tensor, trace: bool = True) -> list[TokenState]:
+        """The state after each layer of a forward pass; where each original token went is always recorded."""
+        self.layers.record = record = list[TokenState]()
+        try:
+            self(x)
+        finally:
+            self.layers.record = None
+        return record
+
 
 class _MergingLayers:
     """Mixin of a foreign model's ``layers``: its forward, iterating over them, gets one that runs them all.
@@ -173,6 +188,7 @@ class _MergingLayers:
     class_index: int = 0
     num_input_tokens: int = 0
     running: int = 0  # forward passes of the model that are under way
+    record: list[TokenState] | None = None  # takes the state after each layer, where somebody asks for it
 
     def __iter__(self) -> Iterator[Callable]:
         return iter((self.run,)) if self.running else super().__iter__()
@@ -195,6 +211,8 @@ class _MergingLayers:
             if r > 0:
                 state = plan_merge(state, r, config).carry(state, config.mode, merge_precisely)
             state.hidden, state.residual = layer(state.hidden, state.residual, *args, **kwargs)
+            if self.record is not None:
+                self.record.append(dataclasses.replace(state))
         if state.hidden.shape[1] == first:
             return state.hidden, state.residual
         return unmerge(state.hidden, state.target), unmerge(state.residual, state.target)

@@ -88,7 +88,8 @@ def build(
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{name}: pre-trained weights could not be loaded: {reason}",
-            "fetch the file and load it with the task's models.load_weights(model, path)",
+            "fetch the file and load it with the task's models.load_weights(model, path); official weights of image "
+            "models: image_task.models.load_official(model, name), or --pretrained auto",
         ) from None
     # timm takes three numbers to make a model from, so a clip's four are put in afterwards.
     inner = model.model if arguments.get("features_only") else model

@@ -48,9 +48,13 @@ def test_dry_run_prints_exactly_what_is_run(launch):
     env = {"DATA": "/data/image net", "NPROC": "2"}
     dry, _ = launch(TINY, DRY_RUN="1", **env)
     real, commands = launch(TINY, **env)
-    printed = [shlex.split(line) for line in dry.stdout.splitlines()]
+    printed = [shlex.split(line) for line in dry.stdout.replace(" \\\n", " ").splitlines()]
     assert printed == commands
     assert real.stdout == dry.stdout
+    long = {word for line in commands for word in line if len(word) > 70}
+    assert all(
+        len(line) <= 80 or long & set(shlex.split(line.rstrip(" \\"))) for line in dry.stdout.splitlines()
+    )
 
 
 def test_paths_from_the_user_are_relative_to_where_the_user_is(launch, tmp_path):
@@ -365,6 +369,11 @@ def test_python_without_torch_is_named(launch, tmp_path):
     assert "cannot import torch" in process.stderr
 
 
+def told(process: subprocess.CompletedProcess) -> list[str]:
+    """What a recipe prints, each command in one line."""
+    return process.stdout.replace(" \\\n", " ").splitlines()
+
+
 def test_smoke_and_dry_run_really_run(launch, tmp_path):
     real = {"PYTHON": PYTHON, "NPROC": "1", "CUDA_VISIBLE_DEVICES": ""}
     process, _ = launch(DENSE, SMOKE="1", **real)
@@ -372,11 +381,11 @@ def test_smoke_and_dry_run_really_run(launch, tmp_path):
     assert len(list((tmp_path / "runs" / "smoke").rglob("result.json"))) == 1
     process, _ = launch(DENSE, DRY_RUN="1", **real)
     assert process.returncode == 0, process.stderr
-    assert len(process.stdout.splitlines()) == 1, "only the command is shown"
+    assert len(told(process)) == 1, "only the command is shown"
     process, _ = launch(DENSE, CHECK="1", SEED="2147483647", **real)
-    command, ready = process.stdout.splitlines()
+    command, ready = told(process)
     assert command.startswith(PYTHON) and ready.startswith("ready: digits: 1437 images to train")
     process, _ = launch(DENSE.with_name("retrain.sh"), CHECK="1", **real)
     assert process.returncode == 2
-    assert len(process.stdout.splitlines()) == 1, "the first that would fail"
+    assert len(told(process)) == 1, "the first that would fail"
     assert "last.pt does not exist" in process.stderr

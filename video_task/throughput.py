@@ -13,11 +13,17 @@ from typing import Any
 
 if __package__ in (None, ""):  # started as `python video_task/throughput.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before torch is imported
+    from rmeeto.cli.interrupt import answer_interrupts
+
+    answer_interrupts()
 
 import numpy as np
 
+from rmeeto.cli.flags import FlagParser, converter
 from rmeeto.cli.throughput import Throughput
 from rmeeto.errors import UserError
+from video_task.config import VideoConfig
 from video_task.data.decode import BACKENDS, UnreadableVideo, check_backend, num_frames, read_frames
 from video_task.data.digits import encode
 from video_task.data.sampling import sparse_view
@@ -27,16 +33,24 @@ from video_task.models import ALIASES, MODELS
 MADE_UP = 300, 256, 340
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_frames", type=int, default=None, help="frames of a clip; default: the model's")
-    parser.add_argument(
+OWN = {"num_frames": None, "tubelet_size": None, "decode": None, "decoder": "pyav"}
+
+
+def _add_flags(parser: FlagParser) -> None:
+    group = parser.add_argument_group("clips", "for example --num_frames 16 --decode")
+    for name, what in (("num_frames", "frames of a clip"), ("tubelet_size", "frames that a token covers")):
+        text = f"{what}; none: the model's"
+        group.add_argument(
+            f"--{name}", dest=f"own.{name}", type=converter(int), metavar=name.upper(), help=text
+        )
+    group.add_argument(
         "--decode",
+        dest="own.decode",
         nargs="*",
-        default=None,
         metavar="FILE",
         help="time the decoder as well, on these videos (none: a made-up one of ten seconds)",
     )
-    parser.add_argument("--decoder", choices=BACKENDS, default="pyav", help="what decodes")
+    group.add_argument("--decoder", dest="own.decoder", choices=BACKENDS, help="what decodes (default: pyav)")
 
 
 def _more(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -109,6 +123,7 @@ def measure_decoder(
 COMMAND = Throughput(
     prog="python -m video_task.throughput",
     description=__doc__,
+    config=VideoConfig,
     models=MODELS,
     aliases=ALIASES,
     prefixes=("videomamba_video_", "videomamba_"),
@@ -117,7 +132,8 @@ COMMAND = Throughput(
     batch_size=(1, 8),
     samples="clips",
     add_flags=_add_flags,
-    arguments=lambda options: {"num_frames": options.num_frames},
+    own=OWN,
+    arguments=lambda options: {"num_frames": options.num_frames, "tubelet_size": options.tubelet_size},
     more=_more,
 )
 main, parse, resolve = COMMAND.main, COMMAND.parse, COMMAND.resolve

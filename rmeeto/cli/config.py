@@ -91,7 +91,7 @@ class DataConfig(Settings):
         2, "loader processes of each process", within="[0, 1024]", smoke=0, harmless=True
     )
     input_size: int | None = setting(
-        None, "edge of the input in pixels; none: the model's", within="[1, 16384]"
+        None, "edge of the input in pixels; none: the model's", "img_size", within="[1, 16384]"
     )
     reprob: float = setting(
         0.25, "share of samples with an erased rectangle", within="[0, 1]", only="training", needs=AUGMENTED
@@ -224,9 +224,15 @@ class TaskConfig:
         return ""
 
     @property
+    def weights_name(self) -> str:
+        """What an evaluation's run folder says of the weights, where they are not those that the model is for."""
+        return ""
+
+    @property
     def folder(self) -> Path:
-        """The run folder: `<output_dir>/<name, or model-setting-data>`."""
-        parts = (self.model.model, self.setting, self.data_name, "eval" if self.run.eval else "")
+        """The run folder: `<output_dir>/<name, or model-setting-data>`, of an evaluation also after its weights."""
+        evaluated = [self.weights_name, "eval"] if self.run.eval else []
+        parts = (self.model.model, self.setting, self.data_name, *evaluated)
         name = self.run.name or "-".join(filter(None, parts))
         return Path(self.run.output_dir) / (name + ("-smoke" if self.run.smoke else ""))
 
@@ -274,6 +280,13 @@ def setting_name(merge: MergeConfig | None) -> str:
     return "-".join(
         ["r" + _short(values["r"]), *(names[name].format(_short(v)) for name, v in differs.items())]
     )
+
+
+def short_path(weights: str | None) -> str:
+    """What tells weights from others: their file's name, or their folder's where that is a usual one."""
+    path = Path(weights or "")
+    name = path.parent.name if path.stem in ("best", "last", "model", "pytorch_model") else path.stem
+    return re.sub(r"[^\w.]+", ".", name)[:40].strip(".")
 
 
 def _short(value: Any) -> str:

@@ -7,9 +7,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -92,6 +93,7 @@ class FlagParser(argparse.ArgumentParser):
         title: str,
         aliases: Mapping[str, Sequence[str]] | None = None,
         example: str = "",
+        left_out: Collection[str] = (),
     ) -> None:
         """One flag for each field of a dataclass.
 
@@ -101,10 +103,13 @@ class FlagParser(argparse.ArgumentParser):
             title: of the flags in the help.
             aliases: more names by field.
             example: of its flags in use.
+            left_out: fields that have no flag here.
         """
         group = self.add_argument_group(title, example and f"for example {example}")
         hints, texts = get_type_hints(config_class), documented(config_class)
         for field in dataclasses.fields(config_class):
+            if field.name in left_out:
+                continue
             hint, more = hints[field.name], dict[str, Any]()
             other = (*field.metadata.get("aliases", ()), *(aliases or {}).get(field.name, ()))
             names, dest = [f"--{name}" for name in (field.name, *other)], f"{section}.{field.name}"
@@ -217,11 +222,18 @@ class _Numbers(argparse.Action):
 
 
 def normalise(token: str) -> str:
-    """A command-line token with the `-` of a flag's name turned into `_`."""
+    """A command-line token with the `-` of a flag's name turned into `_`, and ~/ into the home folder.
+
+    Few shells do the latter within ``--output_dir=~/runs``, and none within quotes.
+    """
     if not token.startswith("--"):
-        return token
+        return _from_home(token)
     name, equals, value = token.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    return "--" + name[2:].replace("-", "_") + equals + _from_home(value)
+
+
+def _from_home(text: str) -> str:
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
 
 
 def parse_bool(text: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from rmeeto.cli.command import Command
 from rmeeto.cli.config import TaskConfig
-from rmeeto.engine.dist import RankError, is_main_process, lost_process
+from rmeeto.engine.dist import RankError, is_main_process, launch_notes, lost_process
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
 from rmeeto.errors import UserError, shown
 
@@ -41,7 +41,7 @@ def run_command(
     config = None
     try:
         config, mode, notices = command.parse(sys.argv[1:] if argv is None else argv)
-        notices += map(command.in_flags, check(config))
+        notices += [*map(command.in_flags, check(config)), *launch_notes()]
         for notice in notices if is_main else ():
             print(f"note: {shown(notice)}", file=sys.stderr)
         if mode == "dry_run":

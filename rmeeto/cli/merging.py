@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections import defaultdict
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
@@ -26,17 +27,19 @@ FLIPPED = Need(lambda config: config.merge.needs_ssm, "it is for merge.metric B,
 NEEDS = {"r": (), "mode": (ACTIVE, MERGES), "released_flip": (ACTIVE, FLIPPED)}
 
 
-def add_merge_flags(parser: FlagParser, example: str) -> None:
-    """One flag for each field of `MergeConfig`, and the released names beside them."""
+def add_merge_flags(parser: FlagParser, example: str, own: Collection[str] = ()) -> None:
+    """One flag for each field of `MergeConfig`, and the released names beside them; `own` fields have others."""
     aliases, flags = defaultdict(list), {"merge_method": METHOD}
     for name, released in RELEASED.items():
+        if released.field in own:
+            continue
         if released.read is not None:
             help = f"the released name of --{released.field}"
             flags[name] = Flag("merge", released.field, _reader(released), help, name == "if_shuffle")
         elif name not in FIELDS:
             aliases[released.field].append(name)
-    title = "merging (torchrun has a --r of its own: write --num_prune there)"
-    parser.add_section("merge", MergeConfig, title, aliases, example)
+    title = "merging" if own else "merging (torchrun has a --r of its own: write --num_prune there)"
+    parser.add_section("merge", MergeConfig, title, aliases, example, own)
     parser.add_flags(flags, "merging, as in the released scripts")
 
 

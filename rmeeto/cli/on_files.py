@@ -65,7 +65,7 @@ class OnFiles:
             raise UserError(
                 f"no {self.samples} are given; they come first: {self.prog} FILE_OR_FOLDER ... --flags"
             )
-        files = list(self.files(argv[:first]))
+        files = list(self.files(tokens[:first]))
         chosen, notices = choose(self.task, rest, options.class_names)
         if chosen.weights is None and not self.random:
             raise UserError("nobody trained these weights, so every answer is chance; give --model_pth.")

@@ -64,7 +64,7 @@ def draw(result: dict[str, Any]) -> Figure:
 def _r(row: dict[str, Any]) -> float:
     """Tokens removed by each merge; of a schedule their mean."""
     r = row["r"]
-    return r if isinstance(r, int) else sum(r) / len(r)
+    return r if isinstance(r, int | float) else sum(r) / len(r)
 
 
 def window_of(row: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from rmeeto.errors import UserError
 from rmeeto.measure import fit_schedule
+from rmeeto.merge import MergeConfig
 
 FITTED_BATCH = 8
 
@@ -83,6 +84,17 @@ def fit(model: nn.Module, options: argparse.Namespace, dtype: torch.dtype | None
         raise UserError(f"--target {options.target}: {error}") from None
 
 
+def merge_words(merge: MergeConfig | None) -> list[str]:
+    """The flags of a merge setting, but for r, that is not the default."""
+    plain, usual = (merge or MergeConfig()).to_dict(), MergeConfig().to_dict()
+    return [
+        w
+        for name in plain
+        if name != "r" and plain[name] != usual[name]
+        for w in (f"--{name}", str(plain[name]))
+    ]
+
+
 def found(prog: str, options: argparse.Namespace, r: Sequence[int], row: dict[str, Any]) -> dict[str, Any]:
     """Print how fast the schedule is, and the flags to re-train with; the same for the JSON file.
 
@@ -93,9 +105,10 @@ def found(prog: str, options: argparse.Namespace, r: Sequence[int], row: dict[st
         row: what was measured.
     """
     flags = ["--model", options.model, "--num_prune", *(map(str, r) if any(r) else "0")]
-    flags += ["--metric", options.metric] if options.metric != "X" else []
+    flags += merge_words(options.merge)
     flags += ["--input_size", str(options.img_size)] if options.img_size else []
-    flags += ["--num_frames", str(options.num_frames)] if getattr(options, "num_frames", None) else []
+    for name in ("num_frames", "tubelet_size"):
+        flags += [f"--{name}", str(getattr(options, name))] if getattr(options, name, None) else []
     print(f"\n{options.target} asked for: {row['speed_up']:.2f}x, {row['latency_ms']:.2f} ms measured")
     print(f"r of each merging block: {' '.join(map(str, r))}")
     print("re-train:", prog.replace("throughput", "main"), " ".join(flags))

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
-from rmeeto.cli.flags import converter, in_flags, normalise
+from rmeeto.cli.config import TaskConfig
+from rmeeto.cli.flags import FlagParser, in_flags
+from rmeeto.cli.speed_flags import ModelConfig, SpeedConfig, read_options, speed_parser
 from rmeeto.cli.speed_plot import draw, title, window_of
-from rmeeto.cli.target import FITTED_BATCH, check, fit, found, read_target
+from rmeeto.cli.target import FITTED_BATCH, check, fit, found, merge_words
 from rmeeto.cli.timms import create_model, is_timms, unknown
 from rmeeto.doctor import cpu_name, has_bf16
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
 from rmeeto.errors import UserError, shown
 from rmeeto.measure import Timing, benchmark, count_flops, token_reduction_ratio
-from rmeeto.measure.speed import MIN_RUNS
 from rmeeto.merge import MergeConfig
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WIDTHS = {"batch": 5, "r": 4, "tokens": 7, "GMACs": 8, "theory": 7, "ms": 9, "IQR": 8, "images/s": 9,
           "speed-up": 9, "MB": 6, "merge": 8}  # fmt: skip
 LEGEND = """\
@@ -46,19 +48,22 @@ class Throughput:
 
     Args:
         prog, description: of the command; `prog` is how it is started, and is written to the JSON file.
+        config: the class of the task's settings.
         models: names of its models.
         aliases: other names of them.
         prefixes: what a short name may leave out at its beginning; at its end that is the patch and size.
         model, r, batch_size: what is timed by default.
         samples: what a batch consists of, in the plural.
         timms: whether timm's own models are taken by timm's names.
-        add_flags: adds the task's own flags.
+        add_flags: adds the task's own flags, of section "own".
+        own: their defaults.
         arguments: from the options to arguments of the model.
         more: measures the task's own figures and prints them; they are added to the JSON file.
     """
 
     prog: str
     description: str
+    config: type[TaskConfig]
     models: Iterable[str]
     aliases: Iterable[str]
     prefixes: Sequence[str]
@@ -67,7 +72,8 @@ class Throughput:
     batch_size: tuple[int, ...]
     samples: str
     timms: bool = False
-    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    add_flags: Callable[[FlagParser], None] = lambda parser: None
+    own: Mapping[str, Any] = field(default_factory=dict)
     arguments: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
     more: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
 
@@ -80,7 +86,8 @@ class Throughput:
         try:
             self.measure(self.parse(sys.argv[1:] if argv is None else argv))
         except UserError as error:
-            print(f"error: {in_flags(str(error), {'merge': MergeConfig})}", file=sys.stderr)
+            sections = {"merge": MergeConfig, "model": ModelConfig, "speed": SpeedConfig}
+            print(f"error: {in_flags(str(error), sections)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; nothing was written", file=sys.stderr)
@@ -93,68 +100,33 @@ class Throughput:
         Raises:
             UserError: a flag or value that cannot be used.
         """
-        parser = _Parser(prog=self.prog, description=self.description, allow_abbrev=False)
-        add = parser.add_argument
-        add(
-            "--model", default=self.model, help="a registered name, or a short one without the patch and size"
-        )
-        add(
-            "--r",
-            "--num_prune",
-            type=_read_r,
-            nargs="+",
-            default=None,
-            help=f"tokens that each merge removes; 0, dense, always runs; default: {' '.join(map(str, self.r))}, with "
-            "--target 0",
-        )
-        add("--metric", default="X", help="X, B, C or delta; for DeiT X, Q, K or V")
-        add("--window", type=_read_window, default=None, help="time matching in a window as well: 2,3,3")
-        add(
-            "--batch_size",
-            type=int,
-            nargs="+",
-            default=None,
-            help=f"{self.samples} in a batch; default: {' '.join(map(str, self.batch_size))}, with --target 8",
-        )
-        add(
-            "--target",
-            type=read_target,
-            default=None,
-            help="choose r of each merging block for a speed-up over dense, 1.3x, or a batch's latency, 20ms",
-        )
-        add(
-            "--input_size",
-            "--img_size",
-            dest="img_size",
-            type=int,
-            default=None,
-            help="edge in pixels; default: the model's",
-        )
-        add("--dtype", choices=DTYPES, default="fp32", help="of autocast; fp32: none")
-        add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        add("--compile", action="store_true", help="time torch.compile(fullgraph=True) of the models")
-        add("--cuda_graph", action="store_true", help="time replays of CUDA graphs")
-        add("--runs", type=int, default=11, help=f"timed runs of each model, {MIN_RUNS} or more")
-        add("--warmup", type=int, default=3, help="passes before the first run")
-        add("--output", type=Path, default=None, help="the JSON file; the plot goes beside it as .png")
-        add("--overwrite", action="store_true", help="replace files that exist")
-        self.add_flags(parser)
-        options = parser.parse_args([normalise(token) for token in argv])
+        options, notices = read_options(self.parser(), self.config(), self.own, argv)
+        for notice in notices:
+            print(f"note: {shown(notice)}", file=sys.stderr)
         options.command = [*self.prog.split(), *argv]
-        options.model = self.resolve(options.model)
-        options.r = sorted({0, *(options.r or (() if options.target else self.r))})
-        options.batch_size = options.batch_size or (
-            [FITTED_BATCH] if options.target else list(self.batch_size)
+        options.model = self.resolve(options.model or self.model)
+        asked = options.r or (() if options.target or options.merge is None else self.r)
+        schedules = [r for r in dict.fromkeys(asked) if isinstance(r, tuple)]
+        options.r = [*sorted({0, *(r for r in asked if not isinstance(r, tuple))}), *schedules]
+        options.batch_size = list(
+            options.batch_size or ([FITTED_BATCH] if options.target else self.batch_size)
         )
         if options.device == "auto":
             options.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if options.dtype == "auto":
+            options.dtype = "bf16" if options.device == "cuda" else "fp32"
         _check(options)
         if options.output is None:
             parts = [options.model, options.dtype, options.device]
             parts += ["compiled"] * options.compile + ["graphed"] * options.cuda_graph
-            options.output = DEFAULT_FOLDER / ("-".join(parts) + ".json")
+            options.output = str(DEFAULT_FOLDER / ("-".join(parts) + ".json"))
+        options.output = Path(options.output)
         _check_output(options.output, options.overwrite)
         return options
+
+    def parser(self) -> FlagParser:
+        """All flags."""
+        return speed_parser(self.prog, self.description, self.add_flags, self.r, self.batch_size, self.model)
 
     def resolve(self, name: str) -> str:
         """The registered name of a model, from that name or its short form.
@@ -190,7 +162,7 @@ class Throughput:
         """
         device = torch.device(options.device)
         merges = [MergeSetting(r, None) for r in options.r]
-        merges += [MergeSetting(r, options.window) for r in options.r if r and options.window]
+        merges += [MergeSetting(r, tuple(options.window)) for r in options.r if r and options.window]
         models = {merge.name: self.build(options, merge).to(device) for merge in merges}
         dense = models[merges[0].name]
         fitted = None
@@ -239,8 +211,10 @@ class Throughput:
     def build(self, options: argparse.Namespace, merge: MergeSetting) -> nn.Module:
         """A model without trained weights: they change no time."""
         try:
-            settings = {"metric": options.metric, "window": merge.window}
-            config = MergeConfig(r=merge.r, **settings) if merge.r else None
+            config = None
+            if merge.r:
+                window = {} if merge.window is None else {"window": merge.window}
+                config = dataclasses.replace(options.merge or MergeConfig(), r=merge.r, **window)
         except ValueError as error:
             raise UserError(str(error)) from None
         arguments = {"img_size": options.img_size, **self.arguments(options)}
@@ -251,51 +225,30 @@ class Throughput:
 class MergeSetting:
     """One of the models that are timed."""
 
-    r: int | tuple[int, ...]
+    r: int | float | tuple[int, ...]
     window: tuple[int, int, int] | None
 
     @property
     def name(self) -> str:
-        return f"r = {self.r}" + (f", window {','.join(map(str, self.window))}" if self.window else "")
-
-
-def _read_r(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}; expected whole numbers, each a model to time, with spaces between: 5 11"
-        ) from None
-
-
-def _read_window(text: str) -> tuple[int, ...] | None:
-    numbers = converter(tuple[int, int, int] | None)(text)
-    return None if numbers == [None] else tuple(numbers)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags.")
+        r = ",".join(map(str, self.r)) if isinstance(self.r, tuple) else self.r
+        return f"r = {r}" + (f", window {','.join(map(str, self.window))}" if self.window else "")
 
 
 def _check(options: argparse.Namespace) -> None:
-    if min(options.batch_size) < 1 or min(options.r) < 0 or options.runs < MIN_RUNS or options.warmup < 1:
-        raise UserError(
-            f"--batch_size {options.batch_size} --r {options.r} --runs {options.runs} --warmup {options.warmup}; "
-            f"expected at least 1, 0, {MIN_RUNS} and 1."
-        )
     if options.target:
         check(options)
-    for flag in ("metric", "window"):
-        if options.r == [0] and not options.target and getattr(options, flag) not in ("X", None):
-            raise UserError(f"--{flag} has no effect: --r 0 merges nothing; leave it out, or give other --r.")
+    if options.merge is None and options.r != [0]:
+        raise UserError("--r has no effect: --merge_method none is the dense model; leave it out.")
+    given = [*merge_words(options.merge), *(["--window"] if options.window else [])]
+    if options.r == [0] and not options.target and given:
+        raise UserError(f"{given[0]} has no effect: --r 0 merges nothing; leave it out, or give other --r.")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda: torch sees no GPU (python -m rmeeto.doctor says why); use --device cpu."
         )
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda_graph needs a GPU, and this runs on cpu; leave the flag out.")
-    if options.output is not None and options.output.suffix != ".json":
+    if options.output is not None and not options.output.endswith(".json"):
         raise UserError(f"--output is {options.output}; expected a file that ends in .json.")
 
 
@@ -383,7 +336,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     merging = "-" if share is None else f"{100 * share:.0f}±{100 * spread:.0f}%"
     return [
         f"{row['batch_size']}",
-        "fit" if isinstance(row["r"], tuple) else f"{row['r']}{'*' if window_of(row) else ''}",
+        "list" if isinstance(row["r"], tuple) else f"{row['r']}{'*' if window_of(row) else ''}",
         f"{row['tokens'][-1]}",
         f"{row['macs']['full'] / 1e9:.3f}",
         f"{row['theory']:.2f}",

@@ -90,6 +90,21 @@ def is_main_process() -> bool:
     return not (size.isdecimal() and int(size) > 1 and rank.isdecimal() and int(rank) > 0)
 
 
+def launch_notes() -> list[str]:
+    """Whether a scheduler has started several of these processes, each of which takes itself for the only one."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if (
+        "WORLD_SIZE" in os.environ
+        or not tasks.isdecimal()
+        or int(tasks) < 2
+        or os.environ.get("SLURM_PROCID", "0") != "0"
+    ):
+        return []
+    return [
+        f"srun has started {tasks} of these, each a run of its own; start one run of them all with srun bash RECIPE"
+    ]
+
+
 def num_processes() -> int:
     """How many processes the launcher's environment speaks of.
 

@@ -126,7 +126,15 @@ def state_of(
     found = differences(old, json.loads(json.dumps(config)), harmless)
     if found:
         listed = "; ".join(found[:8]) + (" and more" if len(found) > 8 else "")
-        raise UserError(f"{path} was run with other settings: {listed}. Use the same, or another run.name.")
+        longer = [name.partition(" ")[0] for name in found] == ["optim.epochs"]
+        raise UserError(
+            f"{path} was run with other settings: {listed}. Use the same, or another run.name"
+            + (
+                " (a schedule ends with its last epoch: go on from the weights, with model.model_pth)."
+                if longer
+                else "."
+            )
+        )
     return "done" if done else "continued"
 
 

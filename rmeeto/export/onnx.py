@@ -14,15 +14,20 @@ from rmeeto.export.program import exported
 
 
 def to_onnx(
-    model: nn.Module, path: str | Path, example: Tensor | None = None, batch_size: int | None = None
+    model: nn.Module,
+    path: str | Path,
+    example: Tensor | None = None,
+    batch_size: int | None = None,
+    names: tuple[str, str] = ("images", "logits"),
 ) -> Path:
     """Write a model, dense or merged, as an ONNX file that any runtime can run.
 
     Args:
         model: exported as in evaluation, in fp32.
         path: of the file.
-        example: an input; None makes one of the model's ``pretrained_cfg["input_size"]``.
+        example: an input; None makes one of the model's input size.
         batch_size: the one that the graph takes; None: any.
+        names: of the graph's input and output.
 
     Returns:
         The path. The graph gives logits; its metadata, each entry JSON, says how the input is prepared and what the
@@ -43,6 +48,8 @@ def to_onnx(
         # What torch would simplify a runtime simplifies as well, in a tenth of the time.
         file = torch.onnx.export(
             program,
+            input_names=names[:1],
+            output_names=names[1:],
             custom_translation_table={**aten.table(), **operators.table()},
             optimize=False,
             verbose=False,

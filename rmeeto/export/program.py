@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
-from rmeeto.ops.backend import left_whole
+from rmeeto.ops.backend import forced, left_whole
+
+
+def to_program(
+    model: nn.Module, path: str | Path, example: Tensor | None = None, batch_size: int | None = None
+) -> Path:
+    """Write a model, dense or merged, as a program of torch's own operators, which runs where this library is not.
+
+    ``torch.export.load(path).module()`` is a function of a batch. What `torch.export.save` makes of a model elsewhere
+    holds this library's operators, and loads where ``rmeeto.ops`` is imported.
+
+    Args:
+        model: exported as in evaluation, on the CPU in fp32.
+        path: of the file; ends in .pt2.
+        example: an input; None makes one of the model's input size.
+        batch_size: the one that the program takes; None: any.
+
+    Returns:
+        The path. The program gives logits; it is slower than the model (to_package is not).
+
+    Raises:
+        UserError: another ending, no example for a model without an input size, or settings that a graph cannot hold.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise UserError(f"to_program: path={path}; expected a file that ends in .pt2")
+    program = exported("to_program", model, example, batch_size, whole=False)
+    torch.export.save(program.run_decompositions({}), path)
+    return path
 
 
 def exported(
-    caller: str, model: nn.Module, example: Tensor | None, batch_size: int | None
+    caller: str, model: nn.Module, example: Tensor | None, batch_size: int | None, whole: bool = True
 ) -> torch.export.ExportedProgram:
-    """The model in evaluation, on the CPU in fp32, as one graph in which this library's operators are whole.
+    """The model in evaluation, on the CPU in fp32, as one graph.
 
     Args:
         caller: the function that messages name.
         model: left as it is.
-        example: an input; None: of the model's ``pretrained_cfg["input_size"]``.
+        example: an input; None: of the size that its ``patch_embed`` or its ``pretrained_cfg`` says.
         batch_size: the one that the graph takes; None: any.
+        whole: whether each of this library's operators is one node; else all are made of torch's.
 
     Raises:
         UserError: no example for a model without an input size, or a random order of tokens.
@@ -34,7 +64,7 @@ def exported(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"{caller}: batch_size={batch_size}; expected 1 or more, or None for any")
     if example is None:
-        size = getattr(model, "pretrained_cfg", {}).get("input_size")
+        size = _input_size(model)
         if size is None:
             raise UserError(f"{caller}: {name} does not say its input size; give an input as example=x")
         example = torch.zeros(1, *size)
@@ -44,7 +74,17 @@ def exported(
     training = model.training
     shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
     try:
-        with torch.no_grad(), left_whole():
+        with torch.no_grad(), left_whole() if whole else forced("torch"):
             return torch.export.export(model.eval(), (example,), dynamic_shapes=shapes, strict=False)
     finally:
         model.train(training)
+
+
+def _input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """Shape of an input: of a Transformer of timm's as it was made, whatever its weights are described with."""
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    embed = getattr(model, "patch_embed", None)
+    made, proj = getattr(embed, "img_size", None), getattr(embed, "proj", None)
+    if isinstance(made, tuple) and isinstance(proj, nn.Conv2d):
+        return proj.in_channels, *made
+    return size

@@ -2,7 +2,7 @@
 
 from rmeeto.measure.flops import Flops, count_flops, token_reduction_ratio
 from rmeeto.measure.graphs import graphed
-from rmeeto.measure.history import Step, merge_history
+from rmeeto.measure.history import Step, merge_history, not_patches
 from rmeeto.measure.released import ReleasedCounters, released_counters
 from rmeeto.measure.schedule import fit_schedule
 from rmeeto.measure.speed import Timing, benchmark
@@ -19,6 +19,7 @@ __all__ = [
     "fit_schedule",
     "graphed",
     "merge_history",
+    "not_patches",
     "released_counters",
     "token_reduction_ratio",
     "trace",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rmeeto.errors import UserError
 from rmeeto.measure import mosaic
-from rmeeto.measure.history import Step, merge_history
+from rmeeto.measure.history import Step, merge_history, not_patches
 from rmeeto.measure.sheet import Panel, answers, compose, to_bytes
 
 RANDOM = "RANDOM WEIGHTS, nobody trained them: what merges and every label mean nothing."
@@ -54,7 +54,7 @@ def picture_sheet(model: nn.Module, x: Tensor, pixels: np.ndarray, answer: Answe
 
     Args:
         model: in evaluation mode; it merges.
-        x: (1, 3, H, W), what it sees.
+        x: (1, C, H, W), what it sees.
         pixels: (H', W', 3) in [0, 1], the same part of the picture at its own resolution.
         answer: what else to say.
     """
@@ -133,16 +133,14 @@ def _compose(panels: list[Panel], columns: int, steps: list[Step], answer: Answe
 
 def _grid(model: nn.Module, x: Tensor) -> tuple[int, int, int]:
     """Frames, rows and columns of the patches."""
-    *frames, rows, columns = model.patch_embed.grid_size
+    sized = getattr(model.patch_embed, "dynamic_feat_size", None)  # timm's, which may take any picture
+    *frames, rows, columns = sized(tuple(x.shape[-2:])) if sized else model.patch_embed.grid_size
     return frames[0] if frames else 1, rows, columns
 
 
 def _groups(step: Step, model: nn.Module, grid: tuple[int, int, int]) -> np.ndarray:
     """(T', rows, columns): the token that each patch is part of."""
-    target = step.target[0].cpu().numpy()
-    prefix = getattr(model, "num_prefix_tokens", 1)
-    aside = [model.class_index] if getattr(model, "class_index", None) is not None else list(range(prefix))
-    return np.delete(target, aside).reshape(grid)
+    return np.delete(step.target[0].cpu().numpy(), not_patches(model)).reshape(grid)
 
 
 def _size_map(pixels: np.ndarray, groups: np.ndarray) -> Panel:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
+from rmeeto.measure.history import traced_states
 from rmeeto.measure.mosaic import paint
-from rmeeto.nn import MergingTransformer, VisionMamba
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+MOST_PREFIX = 16  # tokens before the patches that are none
 
 
 @torch.inference_mode()
@@ -23,8 +25,8 @@ def trace(model: nn.Module, images: Tensor) -> Tensor:
     """Which original tokens each final token of a model stands for.
 
     Args:
-        model: one of ours, in evaluation mode: a Vision Mamba, or a Vision Transformer.
-        images: (B, 3, H, W), or clips (B, 3, T, H, W).
+        model: in evaluation mode; one of image_task.models or video_task.models, or that `rmeeto.apply` was given.
+        images: (B, C, H, W), or clips (B, C, T, H, W).
 
     Returns:
         (B, L', L): 1 where the original token is part of the final one; a pruned token is part of none.
@@ -32,21 +34,15 @@ def trace(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         UserError: another model, or one in training mode.
     """
-    if model.training:
-        raise UserError(f"trace: the {type(model).__name__} is in training mode; call .eval() on it first")
-    if isinstance(model, VisionMamba):
-        return model.encode(images, trace=True).source
-    if not isinstance(model, MergingTransformer):
-        raise UserError(
-            f"trace: got a {type(model).__name__}; expected a model of image_task.models or apply()"
-        )
-    return model.encode(images).source
+    for state in traced_states(model, images, "trace"):
+        last = state
+    return last.source
 
 
 def draw_merged(
     images: Tensor,
     source: Tensor,
-    class_index: int | None,
+    class_index: int | Sequence[int] | None,
     grid: tuple[int, ...] | None = None,
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
@@ -56,9 +52,12 @@ def draw_merged(
     A pruned patch is hatched.
 
     Args:
-        images: (3, H, W), (B, 3, H, W), or clips (B, 3, T, H, W), of which every frame is drawn.
+        images: (C, H, W), (B, C, H, W), or clips (B, C, T, H, W), of which every frame is drawn; in grey where there
+            are not three channels.
         source: (L', L) or (B, L', L) from `trace`.
-        class_index: position of the class token among the L *original* tokens; None if there is none.
+        class_index: position of the class token among the L *original* tokens, or those of all that are no patches;
+            None if there are none. Behind a class token at 0 as many others are left aside as the grid needs (a
+            Transformer's distillation token, its registers).
         grid: rows and columns of patches (for clips before them the frames); None: from the number of patches and
             the shape of the image.
         mean, std: that the images were normalised with, for each channel or for all.
@@ -78,13 +77,20 @@ def draw_merged(
     images, source = (
         (images.unsqueeze(0), source.reshape(1, *source.shape[-2:])) if single else (images, source)
     )
-    _check(images, source, class_index)
-    groups = _groups(source, class_index)
+    aside = (
+        [] if class_index is None else [class_index] if isinstance(class_index, int) else list(class_index)
+    )
+    _check(images, source, aside)
+    groups = _groups(source, aside)
     clips = (
         images.movedim(1, -1).unsqueeze(1) if images.ndim == 4 else images.movedim(1, -1)
-    )  # (B, T, H, W, 3)
-    clips = (clips.float().cpu() * torch.tensor(std) + torch.tensor(mean)).clamp(0, 1).numpy()
-    grid = _grid(groups.shape[1], clips.shape[1:4], grid)
+    )  # (B, T, H, W, C)
+    clips = (clips.float().cpu() * torch.tensor(std) + torch.tensor(mean)).clamp(0, 1)
+    clips = (
+        clips if clips.shape[-1] == 3 else clips.mean(-1, keepdim=True).expand(*clips.shape[:-1], 3)
+    ).numpy()
+    grid = _grid(groups.shape[1], clips.shape[1:4], grid, MOST_PREFIX if aside == [0] else 0)
+    groups = groups[:, groups.shape[1] - math.prod(grid) :]
     pictures = [(clip, paint(clip, group.reshape(grid))) for clip, group in zip(clips, groups)]
 
     batch, frames = clips.shape[:2]
@@ -102,39 +108,47 @@ def draw_merged(
     return figure
 
 
-def _groups(source: Tensor, class_index: int | None) -> np.ndarray:
+def _groups(source: Tensor, aside: Sequence[int]) -> np.ndarray:
     """(B, P): the final token that each patch is part of, -1 if of none."""
-    columns = [i for i in range(source.shape[2]) if i != class_index]
+    columns = [i for i in range(source.shape[2]) if i not in aside]
     patches = source[:, :, columns].cpu()
     return torch.where(patches.any(1), patches.argmax(1), -1).numpy()
 
 
-def _grid(patches: int, shape: tuple[int, ...], grid: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Frames, rows and columns of patches."""
+def _grid(
+    patches: int, shape: tuple[int, ...], grid: tuple[int, ...] | None, most: int
+) -> tuple[int, int, int]:
+    """Frames, rows and columns of patches; up to `most` of the first are none."""
     if grid is None:
-        frames, height, width = shape
-        deep = frames if patches % frames == 0 else 1
-        side = math.sqrt(height * width * deep / patches)
-        grid = (deep, round(height / side), round(width / side))
+        likely = [_likely(patches - more, shape) for more in range(min(most, patches - 1) + 1)]
+        filled = (guess for more, guess in enumerate(likely) if math.prod(guess) == patches - more)
+        grid = next(filled, likely[0])
     grid = (1, *grid) if len(grid) == 2 else tuple(grid)
-    if len(grid) != 3 or math.prod(grid) != patches:
+    if len(grid) != 3 or not 0 <= patches - math.prod(grid) <= most:
         raise UserError(
-            f"draw_merged: {patches} patches do not fill a grid {grid}; give grid=(rows, columns), and class_index "
-            "if there is a class token"
+            f"draw_merged: {patches} patches do not fill a grid {grid}; give grid=(rows, columns), and class_index, "
+            "where the tokens are that are no patches: 8, or range(5) of a Transformer with four registers"
         )
     return grid
 
 
-def _check(images: Tensor, source: Tensor, class_index: int | None) -> None:
-    if images.ndim not in (4, 5) or images.shape[1] != 3:
+def _likely(patches: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The grid of square patches of a picture, whether they fill it or not."""
+    frames, height, width = shape
+    deep = frames if patches % frames == 0 else 1
+    side = math.sqrt(height * width * deep / patches)
+    return deep, round(height / side), round(width / side)
+
+
+def _check(images: Tensor, source: Tensor, aside: Sequence[int]) -> None:
+    if images.ndim not in (4, 5):
         raise UserError(
-            f"draw_merged: images have shape {tuple(images.shape)}; expected (B, 3, H, W) or (B, 3, T, H, W)"
+            f"draw_merged: images have shape {tuple(images.shape)}; expected (B, C, H, W) or (B, C, T, H, W)"
         )
     if source.ndim != 3 or len(source) != len(images):
         raise UserError(
             f"draw_merged: source has shape {tuple(source.shape)}; expected ({len(images)}, tokens left, tokens)"
         )
-    if class_index is not None and not 0 <= class_index < source.shape[2]:
-        raise UserError(
-            f"draw_merged: class_index={class_index}; expected 0 to {source.shape[2] - 1}, or None"
-        )
+    odd = next((at for at in aside if not 0 <= at < source.shape[2]), None)
+    if odd is not None:
+        raise UserError(f"draw_merged: class_index={odd}; expected 0 to {source.shape[2] - 1}, or None")

@@ -70,7 +70,7 @@ class VisionMamba(nn.Module):
         for name, value in (("embed_dim", embed_dim), ("depth", depth), ("d_state", d_state)):
             if value < 1:
                 raise ValueError(f"{type(self).__name__}: {name}={value}; expected 1 or more")
-        self.embed_dim = self.num_features = embed_dim
+        self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.depth, self.num_classes, self.class_index = depth, num_classes, class_index
         self.patch_embed = patch_embed
         self.in_chans = patch_embed.proj.in_channels

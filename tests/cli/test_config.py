@@ -57,6 +57,21 @@ def test_the_run_folder_names_data_that_the_model_is_not_for(line, name):
     assert config_of(line).folder == Path("log") / name
 
 
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("a/mine.pth", "mine-"),
+        ("runs/dense/best.pt", "dense-"),
+        ("w/vim_t_midclstok_76p1acc.pth", ""),
+        ("x y!.pt", "x.y-"),
+    ],
+)
+def test_an_evaluations_folder_names_weights_that_are_not_the_official_ones(weights, name):
+    line = ["--model", "vim_tiny_patch16_224", "--num_prune", "5", "--if_order", "--model_pth", weights]
+    assert parse([*line, "--eval"])[0].folder == Path(f"log/vim_tiny_patch16_224-r5-{name}eval")
+    assert parse(line)[0].folder == Path("log/vim_tiny_patch16_224-r5")
+
+
 def test_different_settings_have_different_names():
     values = {
         "r": 3, "interval": 3, "odd": True, "metric": "B", "distance": "l2", "mode": "mean", "neighbour": 2,

@@ -105,6 +105,13 @@ def test_only_names_are_normalised():
     assert normalise("a-b") == "a-b" and normalise("-1") == "-1"
 
 
+def test_the_home_folder_is_meant_by_its_sign_wherever_it_stands_first(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert normalise("--output-dir=~/runs") == "--output_dir=/somewhere/runs"
+    assert normalise("~/a b") == "/somewhere/a b" and normalise("~") == "/somewhere"
+    assert normalise("~other/x") == "~other/x" and normalise("--x=a~/b") == "--x=a~/b"
+
+
 @pytest.mark.parametrize(
     ("library", "shell"),
     [

@@ -157,8 +157,13 @@ def test_hooks_see_every_block_once(model_and_x):
     blocks = model.blocks if hasattr(model, "blocks") else list(model.layers)
     for number, block in enumerate(blocks):
         block.register_forward_hook(lambda *_, number=number: seen.append(number))
+    given = []
+    (blocks[-1].mixer if hasattr(blocks[-1], "mixer") else blocks[-1].attn).register_forward_hook(
+        lambda _, x, y: given.append((x[0], y[0] if isinstance(y, tuple) else y))
+    )
     model(x)
     assert seen == list(range(len(blocks)))
+    assert all(isinstance(tensor, torch.Tensor) and tensor.ndim == 3 for tensor in given[0])
 
 
 @torch.no_grad()

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import timm
 
 from image_task.flags import COMMAND
 from image_task.main import main
+from image_task.models import export
 from image_task.throughput import COMMAND as SPEED
+from rmeeto import MergeConfig
 from rmeeto.cli.command import EXAMPLES
 from rmeeto.cli.interrupt import answer_interrupts
-from rmeeto.errors import UserError
 from video_task.flags import COMMAND as VIDEO
+from video_task.throughput import COMMAND as VIDEO_SPEED
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("command", [COMMAND, VIDEO], ids=["image", "video"])
@@ -55,5 +64,82 @@ def test_the_first_line_comes_before_torch_and_only_to_a_terminal(monkeypatch, c
 def test_throughput_takes_the_names_of_main_and_says_what_its_r_is():
     options = SPEED.parse("--num_prune 5 --input_size 224 --device cpu".split())
     assert (options.r, options.img_size) == ([0, 5], 224)
-    with pytest.raises(UserError, match="with spaces between: 5 11"):
-        SPEED.parse(["--r", "5,11"])
+    options = SPEED.parse("--r 11 5,5,6 5 0.1 --batch-size 2,4 --device cpu".split())
+    assert options.r == [0, 0.1, 5, 11, (5, 5, 6)] and options.batch_size == [2, 4]
+
+
+SHARED = [
+    "--model vim_tiny_patch16_224",
+    "--r 5",
+    "--num-prune 5",
+    "--r 5,5,5,5,5,5,5,5,5,5,6",
+    "--r 0.1 --metric delta",
+    "--r 5 --if_order False --merge_interval 2 --choose 3c",
+    "--r 5 --keep_order True --rule adjacent",
+    "--r 5 --prune --no_odd",
+    "--merge_method none",
+    "--input_size 224 --device cpu",
+    "--img-size=224",
+    "--batch-size 4",
+    "--amp bf16",
+]
+
+
+@pytest.mark.parametrize("line", SHARED)
+def test_a_flag_means_the_same_to_both_commands(line):
+    config, _, _ = COMMAND.parse(
+        [*line.split(), *(["--model", "vim_tiny_patch16_224"] if "--model" not in line else [])]
+    )
+    options = SPEED.parse([*line.split(), *([] if "--device" in line else ["--device", "cpu"])])
+    if config.merge is None:
+        assert options.merge is None and options.r == [0]
+    elif "--r" in line or "--num" in line:
+        assert options.r[1:] == [config.merge.r]
+        assert replace(options.merge, r=config.merge.r) == config.merge
+    assert options.img_size == config.data.input_size
+    assert options.dtype == {"bf16": "bf16", "auto": "fp32"}[config.run.amp]
+    assert "--batch" not in line or options.batch_size == [config.data.batch_size]
+
+
+def test_a_folder_says_what_is_timed(tmp_path):
+    model = timm.create_model(
+        "vim_nano_patch2_16", img_size=12, num_classes=3, merge=MergeConfig(r=3, metric="B")
+    )
+    export(model, tmp_path / "m")
+    options = SPEED.parse(["--model_pth", str(tmp_path / "m"), "--device", "cpu"])
+    assert (options.model, options.r, options.img_size) == ("vim_nano_patch2_16", [0, 3], 12)
+    assert options.merge.metric == "B"
+    options = SPEED.parse(
+        ["--model_pth", str(tmp_path / "m"), "--r", "4", "--metric", "X", "--device", "cpu"]
+    )
+    assert options.r == [0, 4] and options.merge.metric == "X"
+
+
+@pytest.mark.parametrize("speed", [SPEED, VIDEO_SPEED], ids=["image", "video"])
+def test_the_help_of_throughput_is_in_groups_with_an_example_each(speed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = speed.parser().format_help()
+    assert max(map(len, shown.splitlines())) <= 80
+    groups = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    examples = re.findall(r"for example (--[^\n]+)", shown)
+    assert len(groups) >= 6 and len(examples) >= 4
+    for example in examples[:3]:
+        speed.parser().read(example.split())
+
+
+MODULES = ("main", "throughput", "predict", "visualize")
+
+
+@pytest.mark.parametrize("module", [f"{task}_task.{m}" for task in ("image", "video") for m in MODULES])
+def test_every_command_answers_before_torch_is_imported(module):
+    path = ROOT / (module.replace(".", "/") + ".py")
+    lines = path.read_text().splitlines()
+    asked = next(i for i, line in enumerate(lines) if line.strip() == "answer_interrupts()")
+    heavy = next(
+        i
+        for i, line in enumerate(lines)
+        if re.match(r"(import|from) (torch|timm|image_task|video_task|rmeeto)", line)
+    )
+    assert asked < heavy
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert all(":" in t and ("__main__" in t or "doctor" in t) for t in scripts.values())

@@ -109,7 +109,8 @@ def test_wide_images_and_given_grids():
         (torch.rand(3, 16, 16), torch.eye(17), None, r"17 patches do not fill a grid .*class_index"),
         (torch.rand(2, 3, 16, 16), torch.eye(17), 8, r"source has shape \(17, 17\)"),
         (torch.rand(2, 3, 16, 16), torch.eye(17).expand(3, -1, -1), 8, r"expected \(2, tokens left"),
-        (torch.rand(2, 1, 16, 16), torch.eye(17).expand(2, -1, -1), 8, r"shape \(2, 1, 16, 16\)"),
+        (torch.rand(2, 1, 1, 1, 16, 16), torch.eye(17).expand(2, -1, -1), 8, r"shape \(2, 1, 1, 1, 16, 16\)"),
+        (torch.rand(3, 16, 16), torch.eye(18), [0, 18], "class_index=18; expected 0 to 17"),
         (torch.rand(3, 16, 16), torch.eye(17), 17, "class_index=17; expected 0 to 16"),
     ],
 )

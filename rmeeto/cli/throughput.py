@@ -218,7 +218,15 @@ class Throughput:
         except ValueError as error:
             raise UserError(str(error)) from None
         arguments = {"img_size": options.img_size, **self.arguments(options)}
-        return create_model(options.model, seed=0, merge=config, **arguments).eval()
+        try:
+            return create_model(options.model, seed=0, merge=config, **arguments).eval()
+        except UserError as error:
+            if not isinstance(merge.r, tuple):
+                raise
+            apart = " ".join(map(str, merge.r))
+            raise UserError(
+                str(error), f"--r {apart} times {len(merge.r)} models: commas make one schedule"
+            ) from None
 
 
 @dataclass(frozen=True)

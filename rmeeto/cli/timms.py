@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -65,7 +66,11 @@ def unknown(name: str, models: Iterable[str], aliases: Iterable[str], timms: boo
     known = {full.removeprefix(prefix): full for prefix in prefixes for full in [*models, *aliases]}
     known |= {form.partition("_patch")[0]: known[form] for form in reversed(list(known))}
     known |= {full: full for full in list_models(list(FAMILIES))} if timms else {}
-    close = dict.fromkeys(known[form] for form in difflib.get_close_matches(name, known, 3))
+    words = re.split(r"[-_.]+", name.lower())
+    holding = sorted((form for form in known if all(word in form.lower() for word in words)), key=len)
+    close = list(
+        dict.fromkeys(known[form] for form in (*holding, *difflib.get_close_matches(name, known, 3)))
+    )[:3]
     if close:
         return UserError(f"unknown --model {name!r}; did you mean {' or '.join(close)}?")
     families: dict[str, list[str]] = {}

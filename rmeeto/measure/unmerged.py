@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rmeeto.merge import TokenState, removals
 from rmeeto.nn import Block, MergingTransformer, VisionMamba
+from rmeeto.nn.attention import attend, feed
 
 
 def without_merging(model: Any) -> nn.Module | None:
@@ -45,7 +46,9 @@ def without_merging(model: Any) -> nn.Module | None:
         for block, left in zip(twin.layers, kept):
             block.register_forward_pre_hook(partial(_cut_state, left))
     else:
-        twin.blocks = nn.Sequential(*(_CutBlock(block, left) for block, left in zip(twin.blocks, kept)))
+        prefix = model.num_prefix_tokens
+        cut = (_CutBlock(block, left, prefix) for block, left in zip(twin.blocks, kept))
+        twin.blocks = nn.ModuleList(cut) if isinstance(twin.blocks, nn.ModuleList) else nn.Sequential(*cut)
     return twin
 
 
@@ -62,12 +65,12 @@ def first_tokens(state: TokenState, num_tokens: int) -> TokenState:
 class _CutBlock(nn.Module):
     """A Transformer's block that cuts tokens off between attention and MLP."""
 
-    def __init__(self, block: nn.Module, tokens: int) -> None:
+    def __init__(self, block: nn.Module, tokens: int, prefix: int) -> None:
         super().__init__()
-        self.block, self.tokens = block, tokens
+        self.block, self.tokens, self.prefix = block, tokens, prefix
 
-    def forward(self, x: Tensor) -> Tensor:
-        block = self.block
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+    def forward(self, x: Tensor, rope: Tensor | None = None, **_: Any) -> Tensor:
+        left = x.shape[1] - self.prefix
+        x = x + attend(self.block, x, {} if rope is None else {"rope": rope[..., :left, :]})[1]
         x = x[:, : self.tokens]
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return x + feed(self.block, x)

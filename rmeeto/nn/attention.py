@@ -60,7 +60,7 @@ def merging_block(block: nn.Module, state: TokenState, step: Step) -> TokenState
     keywords = {"attn_mask": bias}
     if step.rope is not None:
         keywords["rope"] = rope_of(step.rope, state.cell, step.prefix)
-    normed, output = _attend(block, x, keywords)
+    normed, output = attend(block, x, keywords)
     state = dataclasses.replace(state, hidden=x + output)
     if step.r > 0:
         tokens = Tokens(x.shape[1], prefix=step.prefix, keep_order=config.keep_order, prune=config.prune)
@@ -73,10 +73,10 @@ def merging_block(block: nn.Module, state: TokenState, step: Step) -> TokenState
 
         plan = config.matching.plan(metric, step.r, tokens, config.options, features)
         state = plan.carry(state, config.mode, merge_precisely)
-    return dataclasses.replace(state, hidden=state.hidden + _feed(block, state.hidden))
+    return dataclasses.replace(state, hidden=state.hidden + feed(block, state.hidden))
 
 
-def _attend(block: nn.Module, x: Tensor, keywords: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+def attend(block: nn.Module, x: Tensor, keywords: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
     """What the attention reads, and what it adds to the tokens."""
     if isinstance(block, EvaBlockPostNorm):
         return x, block.drop_path1(block.norm1(block.attn(x, **keywords)))
@@ -85,7 +85,7 @@ def _attend(block: nn.Module, x: Tensor, keywords: dict[str, Tensor | None]) -> 
     return normed, block.drop_path1(_scaled(block, 1, output))
 
 
-def _feed(block: nn.Module, x: Tensor) -> Tensor:
+def feed(block: nn.Module, x: Tensor) -> Tensor:
     """What the MLP adds to the tokens."""
     if isinstance(block, EvaBlockPostNorm):
         return block.drop_path2(block.norm2(block.mlp(x)))

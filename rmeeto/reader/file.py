@@ -101,8 +101,9 @@ def digest(content: Any, largest: float = math.inf) -> str:
 
 def _conversion(path: Path) -> str:
     code = (
-        f'import torch; c = torch.load({json.dumps(str(path))}, "cpu", weights_only=False); '
-        'torch.save(next((c[k] for k in ("model", "state_dict") if k in c), c), "plain.pth")'
+        'import torch; plain = lambda c: c.state_dict() if hasattr(c, "state_dict") else c; '
+        f'c = plain(torch.load({json.dumps(str(path))}, "cpu", weights_only=False)); '
+        'torch.save(plain(next((c[k] for k in ("model", "state_dict") if k in c), c)), "plain.pth")'
     )
     return f"python -c {shlex.quote(code)}"
 

@@ -315,7 +315,7 @@ def test_a_runs_config_starts_another_run(tmp_path):
 
     named = dataclasses.replace(config, run=dataclasses.replace(config.run, name="mine"))
     path.write_text(json.dumps(named.to_dict()))
-    assert config_of(f"--config {path} --eval").folder == Path("log/vim_small_patch16_224-r11-eval")
+    assert config_of(f"--config {path} --eval").folder == Path("log/vim_small_patch16_224-r11-vim_s-eval")
     assert config_of(f"--config {path} --resume") == named
 
     dense = dataclasses.replace(config, merge=None)

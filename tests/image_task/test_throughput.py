@@ -228,7 +228,11 @@ def test_every_registered_name_is_its_own(name):
         ([*NANO, "--batch-size", "0"], "--batch_size (0,)", "expected 1 to"),
         ([*NANO, "--r", "-2", "--output", "missing/a.json"], "--r -2", "0 or more"),
         ([*NANO, "--r", "many"], "'many'", "a number or numbers with commas"),
-        ([*NANO, "--r", "5,11,3", "--output", "missing/a.json"], "r lists 3 values", "one for each"),
+        (
+            [*NANO, "--r", "5,11,3", "--output", "missing/a.json"],
+            "r lists 3 values",
+            "--r 5 11 3 times 3 models",
+        ),
         ([*NANO, "--dtype", "int8"], "--dtype int8", "bf16"),
         ([*NANO, "--amp", "on"], "'on'", "off, auto, bf16, fp16"),
         ([*NANO, "--batchsize", "2"], "--batchsize", "did you mean --batch_size?"),

@@ -87,6 +87,38 @@ def test_they_are_timed(capsys):
     assert result["input_size"] == [3, 64, 64]
 
 
+ROTARY = {"eva02_tiny_patch14_224": 56, "vit_small_patch16_dinov3": 64, "vit_small_patch14_reg4_dinov2": 56}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotary_positions_and_registers_in_both_commands(name, capsys):
+    line = f"--model {name} --input_size {ROTARY[name]} --r 2 --device cpu --num_workers 0 --batch_size 2"
+    assert main([*line.split(), "--eval", "--max_eval_batches", "1", "--name", "x"]) == 0
+    tokens = 16 + {"eva02_tiny_patch14_224": 1}.get(name, 5)
+    depth = 12
+    assert f"{tokens} to" in capsys.readouterr().out
+    result = SPEED.measure(
+        SPEED.parse(
+            f"--model {name} --input_size {ROTARY[name]} --r 1 --device cpu --batch_size 1 --runs 5".split()
+        )
+    )
+    assert [row["tokens"][-1] for row in result["results"]] == [tokens, tokens - depth + 1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("dinov2", "vit_base_patch14_dinov2"),
+        ("dinov2_small", "vit_small_patch14_dinov2"),
+        ("eva02_tiny", "eva02_tiny_patch14_224"),
+        ("vit-small-dinov3", "vit_small_patch16_dinov3"),
+    ],
+)
+def test_parts_of_a_name_find_it(typed, meant, capsys):
+    assert main(["--model", typed, "--dry_run"]) == 2
+    assert f"did you mean {meant} or" in capsys.readouterr().err
+
+
 def test_all_names_are_listed_in_80_columns():
     lines = str(unknown("xyz", MODELS, ["RMeeTo_tiny"], timms=True)).splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) > 4

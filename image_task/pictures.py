@@ -13,18 +13,28 @@ from torchvision.transforms import InterpolationMode
 from image_task.transforms import Resize, crop_pct, normalisation
 from rmeeto.cli.chosen import Chosen
 from rmeeto.data.pictures import decode, read_file
+from rmeeto.errors import UserError
 from rmeeto.trained_on import trained_on
 
 
 class Preparation:
     """From a picture to (3, size, size): shorter side resized, the middle cropped, normalised.
 
+    A model of one channel is given the picture in grey.
+
     Args:
         chosen: a model; a run's was trained with the run's settings, every other says its own.
+
+    Raises:
+        UserError: a model of another number of channels.
     """
 
     def __init__(self, chosen: Chosen) -> None:
-        self.size = chosen.model.pretrained_cfg["input_size"][-1]
+        self.channels, *_, self.size = chosen.model.pretrained_cfg["input_size"]
+        if self.channels not in (1, 3):
+            raise UserError(
+                f"the model takes images of {self.channels} channels; pictures have 3, or 1 in grey."
+            )
         cfg = self._described(chosen)
         self.transform = create_transform(self.size, **{**cfg, "crop_pct": cfg["crop_pct"] or 1.0})
         resized = self.transform.transforms[0].size
@@ -40,13 +50,16 @@ class Preparation:
         return {name: cfg.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
 
     def __call__(self, picture: Image.Image) -> Any:
-        return self.transform(picture)
+        if self.channels == 3:
+            return self.transform(picture)
+        return self.transform(picture.convert("L").convert("RGB")).mean(0, keepdim=True)
 
     def seen(self, picture: Image.Image, most: int) -> np.ndarray:
         """The part of a picture that the model sees: (H, H, 3) in [0, 1], its own pixels, or `most` a side."""
         edge = max(1, round(min(picture.size) * self.size / self.resized))
         left, upper = ((side - edge) // 2 for side in picture.size)
         part = picture.crop((left, upper, left + edge, upper + edge))
+        part = part if self.channels == 3 else part.convert("L").convert("RGB")
         if edge > most:
             part = part.resize((most, most), Image.Resampling.LANCZOS)
         return np.asarray(part) / 255

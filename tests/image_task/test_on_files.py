@@ -204,3 +204,28 @@ def test_a_picture_is_drawn_in_its_own_pixels(run_folder):
     top, left = (300 - edge) // 2, (400 - edge) // 2
     np.testing.assert_allclose(seen, colours[top : top + edge, left : left + edge] / 255)
     assert prepare.seen(Image.fromarray(colours), 100).shape == (100, 100, 3)
+
+
+def test_a_model_of_one_channel_sees_pictures_in_grey(pictures, tmp_path, capsys):
+    for channels in (1, 4):
+        model = timm.create_model("vim_nano_patch2_16", in_chans=channels, depth=3, merge=MergeConfig(r=8))
+        export(model, tmp_path / f"{channels}")
+    grey = ["--model_pth", str(tmp_path / "1"), "--device", "cpu"]
+    assert predict.main([str(pictures), *grey, "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert visualize.main([str(pictures / "3.png"), *grey, "--output", str(tmp_path / "out")]) == 0
+    assert Image.open(tmp_path / "out" / "3-merged.png").width > 400
+    assert predict.main([str(pictures), "--model_pth", str(tmp_path / "4"), "--device", "cpu"]) == 2
+    assert "images of 4 channels; pictures have 3, or 1 in grey" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"])
+def test_a_model_with_registers_is_drawn(name, pictures, tmp_path):
+    line = f"--model {name} --input_size 56 --r 2 --device cpu --nb_classes 3 --output {tmp_path / 'out'}"
+    assert (
+        visualize.main(
+            [str(pictures / "3.png"), *line.replace("56", "64" if "16_" in name else "56").split()]
+        )
+        == 0
+    )
+    assert Image.open(tmp_path / "out" / "3-merged.png").width > 400

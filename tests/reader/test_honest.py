@@ -186,6 +186,17 @@ def test_a_class_that_is_not_known_is_named_with_the_way_out(tmp_path):
     assert same(read(tmp_path / "plain.pth"), {"w": W})
 
 
+def test_a_pickled_model_is_told_how_to_become_plain(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    for place, content in enumerate((model, {"epoch": 3, "model": model})):
+        torch.save(content, tmp_path / f"{place}.pth")
+        with pytest.raises(Unreadable, match="holds torch.nn.modules.linear.Linear") as caught:
+            read(tmp_path / f"{place}.pth")
+        command = str(caught.value).partition("make it plain: ")[2]
+        subprocess.run([PYTHON, *shlex.split(command)[1:]], cwd=tmp_path, check=True)
+        assert same(read(tmp_path / "plain.pth"), dict(model.state_dict()))
+
+
 def test_sizes_and_other_tuples_have_the_digest_of_what_is_read(tmp_path):
     content = {"size": torch.Size((2, 3)), "ordered": collections.OrderedDict(a=1), "list": [1, (2, [2.0])]}
     torch.save({**content, DIGEST: digest(content)}, tmp_path / "x.pt")

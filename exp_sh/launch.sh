@@ -70,7 +70,7 @@ show() { # a command as a shell reads it, in lines of 80 columns
         if [[ -z $line ]]; then
             line=$word
         elif ((${#line} + ${#word} + 3 > 80)); then
-            printf "%s \\\n" "$line"
+            printf '%s \\\n' "$line"
             line="    $word"
         else
             line+=" $word"

@@ -52,7 +52,7 @@ def setting(
         only: "training": an evaluation does not read it.
         needs: what it has no effect without.
         smoke: its value in a smoke run.
-        harmless: whether a resumed run may have another: it changes neither the numbers nor the log.
+        harmless: whether a resumed run may have another: it changes no number.
     """
     needs = (needs,) if isinstance(needs, Need) else needs
     facts = {"within": within, "one_of": tuple(one_of), "only": only, "needs": needs, "smoke": smoke}

@@ -180,7 +180,7 @@ def test_under_slurm_several_tasks_a_machine_are_the_processes(gpus, local, laun
     one = {"PYTHON": str(script), "CUDA_VISIBLE_DEVICES": gpus, "SLURM_RESTART_COUNT": "1"}
     process, _ = launch(DENSE, SLURM_STEP_NUM_TASKS="4", **STEP, **one)
     assert f"\n3 {local} 4 gpu07 23457\n" in process.stdout
-    assert "-m image_task.main" in process.stdout and "--resume" in process.stdout
+    assert "-m image_task.main" in told(process)[0] and "--resume" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_python_without_torch_is_named(launch, tmp_path):
 
 def told(process: subprocess.CompletedProcess) -> list[str]:
     """What a recipe prints, each command in one line."""
-    return process.stdout.replace(" \\\n", " ").splitlines()
+    return process.stdout.replace(" \\\n    ", " ").splitlines()
 
 
 def test_smoke_and_dry_run_really_run(launch, tmp_path):
@@ -383,7 +383,7 @@ def test_smoke_and_dry_run_really_run(launch, tmp_path):
     assert process.returncode == 0, process.stderr
     assert len(told(process)) == 1, "only the command is shown"
     process, _ = launch(DENSE, CHECK="1", SEED="2147483647", **real)
-    command, ready = told(process)
+    command, ready, *_ = told(process)
     assert command.startswith(PYTHON) and ready.startswith("ready: digits: 1437 images to train")
     process, _ = launch(DENSE.with_name("retrain.sh"), CHECK="1", **real)
     assert process.returncode == 2

@@ -87,8 +87,8 @@ def training_notes(config: Any, data: Any, defaults: Mapping[str, Any]) -> list[
     total = steps_of(config, data) * optim.epochs
     if total < FEWEST_STEPS:
         notes.append(
-            f"{total} optimizer steps in all train next to nothing; lower --batch_size {config.data.batch_size}, or "
-            f"raise --epochs {optim.epochs}"
+            f"{total} optimizer step{'s' * (total > 1)} in all train{'s' * (total == 1)} next to nothing; lower "
+            f"--batch_size {config.data.batch_size}, or raise --epochs {optim.epochs}"
         )
     if optim.accumulation > data.batches_per_epoch:
         notes.append(

@@ -285,8 +285,11 @@ def setting_name(merge: MergeConfig | None) -> str:
 def short_path(weights: str | None) -> str:
     """What tells weights from others: their file's name, or their folder's where that is a usual one."""
     path = Path(weights or "")
-    name = path.parent.name if path.stem in ("best", "last", "model", "pytorch_model") else path.stem
-    return re.sub(r"[^\w.]+", ".", name)[:40].strip(".")
+    if path.stem in ("best", "model", "pytorch_model"):
+        name = path.parent.name
+    else:
+        name = f"{path.parent.name}-last" if path.stem == "last" else path.stem
+    return re.sub(r"[^\w.-]+", ".", name)[:40].strip(".-")
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from rmeeto.cli.command import Command
 from rmeeto.cli.config import TaskConfig
 from rmeeto.engine.dist import RankError, is_main_process, launch_notes, lost_process
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
+from rmeeto.engine.progress import wrapped
 from rmeeto.errors import UserError, shown
 
 
@@ -49,7 +50,9 @@ def run_command(
         elif mode == "check":
             found = rehearse(config)
             if is_main:
-                print(f"ready: {shown(found)}", flush=True)
+                first, *others = shown(found).split("; ")
+                lines = [f"ready: {first}", *(f"       {other}" for other in others)]
+                print(*(line for text in lines for line in wrapped(text)), sep="\n", flush=True)
         else:
             run(config)
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,12 +17,12 @@ from rmeeto.cli.advice import epoch_line, reading_notes, size_notes, summary, tr
 from rmeeto.cli.command import Command
 from rmeeto.cli.main import run_command
 from rmeeto.cli.merging import merge_notes
+from rmeeto.cli.rehearse import Rehearsal
 from rmeeto.cli.split import split_over
 from rmeeto.cli.teacher_cache import open_cache, say_cached
 from rmeeto.cli.timms import create_model
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
 from rmeeto.engine.agree import agree, code_digest
-from rmeeto.engine.dist import num_processes
 from rmeeto.engine.precision import amp_dtype
 from rmeeto.engine.progress import clock, wrapped
 from rmeeto.engine.teacher_cache import TeacherCache
@@ -46,7 +45,7 @@ class Parts(NamedTuple):
     cache: TeacherCache | None = None  # of the teacher's answers
 
 
-class Task(ABC):
+class Task(Rehearsal, ABC):
     """What images and clips share of a run; a task fills in what is its own.
 
     Args:
@@ -56,7 +55,7 @@ class Task(ABC):
 
     def __init__(self, command: Command, samples: str) -> None:
         self.command, self.samples = command, samples
-        self._seen: dict[Any, Any] = {}  # data of which a batch was read, by settings
+        super().__init__()
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run a command line; see `run_command`."""
@@ -163,55 +162,6 @@ class Task(ABC):
             world.print(summary(result, config.folder, self.samples, parts.data.num_classes))
         return result
 
-    def rehearse(self, config: Any) -> str:
-        """All of a run up to its first step, on any machine and without its memory; nothing is written.
-
-        The data is opened as the first of the launcher's processes does; a batch of each kind is read.
-
-        Returns:
-            What was found, in a line.
-
-        Raises:
-            UserError: what `run` would raise for settings, data, weights or the run folder.
-        """
-        if config.state_of_folder() == "done":
-            return f"{config.folder} is done already"
-        with self.prepared(config) as ready:
-            data = self._read_data(split_over(ready, num_processes()))
-        classes = self._num_classes(config, data)
-        with torch.device("meta"):
-            _, weights = self._with_weights(config, config.merge, classes)
-            found = f"{self._amount(config, data)}; weights {weights}"
-            if config.distill.distill and not config.run.eval:
-                found += f"; teacher {self._with_weights(config, None, classes, teacher=True)[1]}"
-        return found
-
-    def _read_data(self, config: Any) -> Any:
-        """The data, after a batch of each kind was read; data of the same settings is opened once in a process."""
-        train, size = not config.run.eval, self.meta_model(config).pretrained_cfg["input_size"][-1]
-        accumulation = config.optim.accumulation
-        key = config.data, config.model, size, config.run.seed, train, accumulation
-        if key not in self._seen:
-            here = dataclasses.replace(config.data, num_workers=0, max_eval_batches=1, pin_mem=False)
-            data = self.build_data(
-                dataclasses.replace(config, data=here),
-                img_size=size,
-                rank=0,
-                world_size=num_processes(),
-                seed=config.run.seed,
-                train=train,
-                accumulation=accumulation,
-            )
-            for kind in ("train", "eval", "test"):
-                batches = getattr(data, f"{kind}_batches", None)
-                if batches is not None and (train or kind != "train"):
-                    if next(batches(0) if kind == "train" else batches(), None) is None:
-                        raise UserError(
-                            f"nothing of the first {kind} batch can be read; is it what was meant?"
-                        )
-            self._seen[key] = data
-        return self._seen[key]
-
     def check(self, config: Any) -> list[str]:
         """What can be checked of the settings without touching data or weights; lines on what they do not do.
 
@@ -226,8 +176,15 @@ class Task(ABC):
 
     def meta_model(self, config: Any) -> nn.Module:
         """The model on the meta device, without memory: it checks the settings and knows the input's size."""
-        with torch.device("meta"):
-            return self._create(config, config.model.model, config.merge, None, config.model.drop_path)
+        key = "model", config.model, config.data.input_size, repr(self.arguments(config))
+        if key not in self._seen:  # to make one takes longer than all that is asked of it
+            with torch.device("meta"):
+                self._seen[key] = self._create(config, config.model.model, None, None, config.model.drop_path)
+        try:
+            self._seen[key].merge_config = config.merge
+        except ValueError as error:
+            raise UserError(*str(error).splitlines()) from None
+        return self._seen[key]
 
     def build(self, config: Any, world: World) -> Parts:
         """The student, its dense teacher and the data of this process.
@@ -292,7 +249,7 @@ class Task(ABC):
         if teacher:
             name, path = chosen.teacher or name, chosen.teacher_pth or path
         model = self._create(config, name, merge, num_classes, 0.0 if teacher else chosen.drop_path)
-        if path is None and not chosen.has_weights:
+        if path is None and not chosen.starts_trained:
             return model, f"drawn from seed {config.run.seed}"
         new_head = chosen.delete_head and not (teacher and chosen.teacher_pth)
         if new_head and teacher:

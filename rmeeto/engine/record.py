@@ -55,7 +55,11 @@ class RunConfig(Settings):
     device: str = setting("auto", "auto, cpu or cuda", one_of=DEVICES, harmless=True)
     amp: str = setting("auto", "auto (bf16 on a GPU), bf16, fp16 or off", one_of=AMP)
     log_every: int = setting(
-        50, "optimizer steps between two train lines of log.jsonl", within="[1, inf)", only="training"
+        50,
+        "optimizer steps between two train lines of log.jsonl",
+        within="[1, inf)",
+        only="training",
+        harmless=True,
     )
     line_every: float = setting(
         LINE_EVERY,

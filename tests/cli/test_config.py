@@ -64,6 +64,7 @@ def test_the_run_folder_names_data_that_the_model_is_not_for(line, name):
         ("runs/dense/best.pt", "dense-"),
         ("w/vim_t_midclstok_76p1acc.pth", ""),
         ("x y!.pt", "x.y-"),
+        ("runs/my-run/last.pt", "my-run-last-"),
     ],
 )
 def test_an_evaluations_folder_names_weights_that_are_not_the_official_ones(weights, name):

@@ -21,6 +21,17 @@ def lines() -> list[list[str]]:
     return [shlex.split(line.replace("$M", common), comments=True) for line in found]
 
 
+def test_a_student_from_scratch_beside_a_trained_teacher_is_trained_and_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    teacher = ROOT / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
+    short = "--epochs 1 --max_train_batches 1 --max_eval_batches 1 --batch_size 4 --accumulation 1 --num_workers 0"
+    line = f"--distill --teacher_pth {teacher} --r 4 --device cpu --name x {short}"
+    assert main.main(line.split()) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "weights drawn from seed 0" in told and "a dense teacher" in told
+    assert "the student starts from random weights beside a trained teacher; --model_pth gives it" in told
+
+
 def test_each_step_is_there():
     modules = [words[2] for words in lines() if words[:2] == ["python", "-m"]]
     steps = ("finetune", "main", "throughput", "visualize", "predict", "export")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from image_task.flags import parse
-from image_task.main import build_model, main
+from image_task.main import TASK, build_model, main
 from rmeeto.cli import together
 from rmeeto.weights import load_weights
 
@@ -29,9 +29,31 @@ def call(line: str) -> int:
 
 def test_data_and_weights_are_found_and_nothing_is_written(capsys, tmp_path):
     assert call(f"{GOOD} --distill") == 0
-    found = f"ready: digits: 1437 images to train, 360 to evaluate, 10 classes; weights {WEIGHTS}; teacher {WEIGHTS}"
-    assert capsys.readouterr().out.splitlines() == [found]
+    ready = "ready: digits: 1437 images to train, 360 to evaluate, 10 classes"
+    found = [ready, f"       weights {WEIGHTS}", f"       teacher {WEIGHTS}"]
+    assert capsys.readouterr().out.splitlines() == found
     assert not list(tmp_path.iterdir())
+
+
+def test_what_commands_share_is_looked_at_once(monkeypatch, capsys):
+    """Twelve commands that differ in r alone make one model, read the weights once and the data once."""
+    made, read = [], []
+    create, load = TASK._create, TASK.load
+    monkeypatch.setattr(TASK, "_seen", {})
+    monkeypatch.setattr(TASK, "_create", lambda *a: made.append(a[1]) or create(*a))
+    monkeypatch.setattr(TASK, "load", lambda *a, **k: read.append(a[3]) or load(*a, **k))
+    for r in range(12):
+        assert call(f"--model_pth {WEIGHTS} --eval --num_prune {r} --if_order --check") == 0
+    assert len(made) == 2 and len(read) == 1  # with the model's own head, and with the data's
+    out = capsys.readouterr().out
+    assert out.count("ready: digits: 360 images to evaluate") == 12
+
+
+def test_a_meta_model_merges_as_each_command_says():
+    counts = [
+        TASK.meta_model(parse(["--num_prune", r, "--if_order"])[0]).num_tokens[-1] for r in ("0", "12", "4")
+    ]
+    assert counts == [65, 41, 57]
 
 
 def test_weights_are_compared_without_memory():

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import wall_time
+
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- tables: written by report.py from results/ -->", "<!-- end of tables -->"
 NONE_YET = "Not yet measured.\n"
@@ -14,8 +16,9 @@ WORDS = ("what", "shape", "pass", "mode", "way", "met", "note")  # columns whose
 
 
 def update(readme: Path = FOLDER / "README.md", folder: Path = FOLDER / "results") -> None:
-    """Write the tables of all result files between the README's markers."""
+    """Write the tables of all result files between the README's markers, and those of docs/scaling.md."""
     readme.write_text(renewed(readme.read_text(), folder))
+    wall_time.update()
 
 
 def renewed(text: str, folder: Path) -> str:

@@ -121,6 +121,24 @@ def _sizes(options: argparse.Namespace, _: torch.dtype, rows: list[dict[str, Any
     return sizes.units(options, rows)
 
 
+def _scaling(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import scaling
+
+    yield Unit("scaling", partial(scaling.rows, options.quick), "scaling")
+
+
+def _minutes(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import minutes
+
+    return minutes.units(options.device, options.quick)
+
+
+def _teacher(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import teacher
+
+    yield Unit("teacher", partial(teacher.rows, options.quick), "teacher")
+
+
 SUITES = {
     "targets": Suite("targets", _targets),
     "operators": Suite("operators", _operators, dtypes=True),
@@ -135,6 +153,10 @@ SUITES = {
     "checks": Suite("checks", _checks),
     "front": Suite("front", _front),
     "sizes": Suite("sizes", _sizes),
+    "scaling": Suite("scaling", _scaling),
+    "minutes": Suite("minutes", _minutes),
+    "teacher": Suite("teacher", _teacher),
 }
-# Not of `all`: measures nothing; takes long, twice; is the CPU's, and compiles; is the CPU's, and needs data.
-APART = ("checks", "front", "sizes", "deploy", "formats")
+# Not of `all`: measures nothing; takes long, twice; is the CPU's, and compiles; is the CPU's, and needs data; whole
+# trainings, twice; takes what the loader takes again.
+APART = ("checks", "front", "sizes", "deploy", "formats", "scaling", "teacher", "minutes")

@@ -1,4 +1,4 @@
-"""Wall time from what is reported and assumed: the tables of docs/scaling.md, which `update` writes anew."""
+"""Wall time from what is reported and assumed; the tables of docs/scaling.md and docs/machines.md (`update`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from rmeeto.measure.scaling import Link, Machines, Prediction, Rates, Work, predict
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+PAGES = [Path(__file__).resolve().parents[1] / "docs" / f"{name}.md" for name in ("scaling", "machines")]
 RESULTS = Path(__file__).resolve().parent / "results"
 NONE_YET = "Not yet measured."
 
@@ -166,7 +166,7 @@ def _cell(value: Any) -> str:
 
 
 def page(text: str) -> str:
-    """The page with its tables as they have to be."""
+    """A page with its tables as they have to be."""
     errors = {
         "processes": "processes",
         "measured_s": "measured, s",
@@ -174,7 +174,16 @@ def page(text: str) -> str:
         "error": "error",
     }
     minutes = {"model": "model", "minutes": "3 epochs, minutes", "machine": "machine"}
+    answers = {
+        "answers": "the teacher's answers are",
+        "images_per_s": "images/s",
+        "time_saved": "time saved",
+        "largest_difference_of_a_loss": "largest difference of a loss",
+        "bytes_an_image": "bytes an image",
+        "MB_an_epoch_of_60000": "MB an epoch of 60,000",
+    }
     tables = {
+        "teacher": recorded("teacher", answers),
         "paper": against_the_paper(),
         "checked": recorded("scaling", errors),
         "minutes": recorded("minutes", minutes | {str(count): str(count) for count in MACHINES}),
@@ -185,14 +194,16 @@ def page(text: str) -> str:
     }
     for name, made in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, _, rest = text.partition(start)
-        text = before + start + made + "\n" + end + rest.partition(end)[2]
+        before, found, rest = text.partition(start)
+        if found:
+            text = before + start + made + "\n" + end + rest.partition(end)[2]
     return text
 
 
 def update() -> None:
-    """Write the page."""
-    PAGE.write_text(page(PAGE.read_text()))
+    """Write the pages."""
+    for file in PAGES:
+        file.write_text(page(file.read_text()))
 
 
 if __name__ == "__main__":

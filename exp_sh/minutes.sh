@@ -7,12 +7,12 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 if [[ -d $DATA/train ]] && "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
-    while read -r model weights r; do
-        run minutes --name "$model-$NNODES" --model "$model" --model_pth "$WEIGHTS/$weights" --data-set IMNET --data-path "$DATA" \
-            --num_prune "$r" --if_order --distill --epochs 1 --max_train_batches 200 --max_eval_batches 1 --batch-size 128 --num_workers 10
-    done <<<"vim_tiny_patch16_224 vim_t_midclstok_76p1acc.pth 5
-vim_small_patch16_224 vim_s_midclstok_80p5acc.pth 11
-vim_base_patch16_224 vim_b_midclstok_81p9acc.pth 11"
+    for kind in "tiny t_midclstok_76p1acc 5" "small s_midclstok_80p5acc 11" "base b_midclstok_81p9acc 11"; do
+        read -r size weights r <<<"$kind"
+        run minutes --name "vim_${size}_patch16_224-$NNODES" --model "vim_${size}_patch16_224" --model_pth "$WEIGHTS/vim_$weights.pth" \
+            --data-set IMNET --data-path "$DATA" --num_prune "$r" --if_order --distill --epochs 1 --max_train_batches 200 \
+            --max_eval_batches 1 --batch-size 128 --num_workers 10
+    done
 fi
-[[ $DRY_RUN == 1 || $NODE_RANK != 0 ]] ||
+[[ $DRY_RUN == 1 || $NODE_RANK != 0 || ${SLURM_PROCID:-0} != 0 ]] ||
     RUNS=$RUNS "$PYTHON" -m benchmarks minutes --force

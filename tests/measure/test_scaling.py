@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
-from benchmarks import wall_time
+from benchmarks import minutes, wall_time
 from rmeeto.errors import UserError
 from rmeeto.measure.scaling import BUCKET, Link, Machines, Rates, Work, message_s, predict, reduce_s
 
@@ -74,6 +75,29 @@ def test_the_papers_figures_are_met_with_what_does_not_shrink():
             assert abs(int(cell.split("(")[1].split()[0])) <= most, row
 
 
-def test_the_page_is_that_of_the_code():
-    text = wall_time.PAGE.read_text()
-    assert text == wall_time.page(text), "run python -m benchmarks.wall_time"
+@pytest.mark.parametrize("file", wall_time.PAGES, ids=lambda file: file.stem)
+def test_the_pages_are_those_of_the_code(file):
+    text = file.read_text()
+    assert "<!-- " in text and text == wall_time.page(text), "run python -m benchmarks.wall_time"
+
+
+def test_recorded_rows_are_a_table_and_what_is_not_measured_is_said(tmp_path, monkeypatch):
+    result = {"device": "A", "cores": 2, "load_average_start": [0.1], "date": "2026-01-02T03:04:05"}
+    rows = [{"processes": 1, "error": 0.01234567}, {"processes": 2, "error": None}]
+    (tmp_path / "scaling-fp32-cpu-pt2.json").write_text(json.dumps(result | {"scaling": rows}))
+    monkeypatch.setattr(wall_time, "RESULTS", tmp_path)
+    text = wall_time.recorded("scaling", {"processes": "processes", "error": "error"})
+    assert text.startswith("A, 2 cores, load 0.1, 2026-01-02, `scaling-fp32-cpu-pt2.json`:")
+    assert "| 1 | 0.01235 |" in text and "| 2 | not measured |" in text
+    assert wall_time.recorded("minutes", {}) == wall_time.NONE_YET
+
+
+def test_measured_runs_become_minutes(tmp_path, monkeypatch):
+    """As exp_sh/minutes.sh leaves them; 3 epochs of ImageNet-1K at 64,058 images/s are a minute."""
+    folder = tmp_path / "minutes" / "vim_tiny_patch16_224-2"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    line = {"event": "train", "epoch": 1, "step": 9, "loss": 1.0, "process": {"images_per_s": 64058.35}}
+    (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    assert minutes.measured_runs("vim_tiny_patch16_224") == [None, pytest.approx(1.0, rel=1e-4), None]

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+WIDE = 64  # channels from which on a product of its own costs less than a copy
+
 
 def table() -> dict[Any, Callable]:
     """Operators that torch does not translate, or not rightly."""
@@ -66,9 +68,15 @@ def _scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, include
 
 
 def _split(x: Any, sizes: int | list[int], dim: int = 0) -> tuple[Any, ...]:
-    """``torch.split`` as slices; torch writes a sequence of tensors and takes each out of it."""
+    """``torch.split`` as slices; torch writes a sequence of tensors and takes each out of it.
+
+    Large parts of a linear layer's output are products of their own with parts of the weight, which copy nothing.
+    """
     from onnxscript import opset18 as op
 
+    axis, product, factors = dim % len(x.shape), x.producer(), ()
+    if axis == len(x.shape) - 1 and product is not None and product.op_type == "MatMul":
+        factors = product.inputs
     if isinstance(sizes, int):
         whole, rest = divmod(x.shape[dim], sizes)
         sizes = [sizes] * whole + [rest] * (rest > 0)
@@ -76,4 +84,16 @@ def _split(x: Any, sizes: int | list[int], dim: int = 0) -> tuple[Any, ...]:
     ranges = [
         (op.Constant(value_ints=[end - n]), op.Constant(value_ints=[end])) for n, end in zip(sizes, ends)
     ]
-    return tuple(op.Slice(x, begin, end, op.Constant(value_ints=[dim])) for begin, end in ranges)
+    if factors and min(sizes) >= WIDE and _is_weight(factors[1]):
+        last = op.Constant(value_ints=[1])
+        return tuple(op.MatMul(factors[0], op.Slice(factors[1], begin, end, last)) for begin, end in ranges)
+    return tuple(op.Slice(x, begin, end, op.Constant(value_ints=[axis])) for begin, end in ranges)
+
+
+def _is_weight(x: Any) -> bool:
+    """Whether a value is the transpose of a matrix among the model's parameters."""
+    node = x.producer()
+    if node is None or node.op_type != "Transpose":
+        return False
+    (given,) = node.inputs
+    return given.producer() is None and given.shape is not None and len(given.shape) == 2

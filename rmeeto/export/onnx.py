@@ -43,7 +43,9 @@ def to_onnx(
         raise UserError(
             "to_onnx: needs the packages onnx and onnxscript; pip install onnx onnxscript"
         ) from None
-    program = exported("to_onnx", model, example, batch_size)
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    program = exported("to_onnx", model, example, batch_size, steps=True)
     try:
         # What torch would simplify a runtime simplifies as well, in a tenth of the time.
         file = torch.onnx.export(
@@ -54,6 +56,7 @@ def to_onnx(
             optimize=False,
             verbose=False,
         )
+        RemoveUnusedNodesPass()(file.model)  # products that were written again in parts
         file.model.metadata_props.update(_metadata(model))
         file.save(str(path))
     except torch.onnx.OnnxExporterError as error:

@@ -6,7 +6,6 @@ whose loop holds the recurrence alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,10 +50,10 @@ def _backwards(x: Any, axis: int) -> Any:
 
 
 def _swapped(x: Any) -> Any:
-    """Samples and tokens, the first two of five axes, swapped."""
+    """Samples and tokens, the first two of three axes, swapped."""
     from onnxscript import opset18 as op
 
-    return op.Transpose(x, perm=[1, 0, 2, 3, 4])
+    return op.Transpose(x, perm=[1, 0, 2])
 
 
 def _silu(x: Any) -> Any:
@@ -64,48 +63,74 @@ def _silu(x: Any) -> Any:
 
 
 def _scan(*arguments: Any) -> tuple[Any, Any]:
+    """Step sizes, B and C of both directions lie side by side, in the order of their scans.
+
+    Samples that stay in a core's cache together are scanned together: then tokens come first, T is 0, else 1.
+    """
     from onnxscript import opset18 as op
 
-    from rmeeto.export.recurrence import one_by_one, together
+    from rmeeto.export.recurrence import one_by_one, single, together
 
     *tensors, softplus, reverse, average, _ = arguments
     directions, z = unflatten(tensors)
-    flipped = [reverse or k == 1 for k in range(len(directions))]
+    G, (D, N) = len(directions), directions[0].A.shape
+    flipped = [reverse or k == 1 for k in range(G)]
+    is_together = G == 1 or G * D * N <= CACHED
+    T = 0 if is_together else 1
 
-    def steps(name: str) -> Any:
-        """(B, L, X) of each direction -> (B, L, G, X), each from the token that it starts with."""
-        given = [getattr(direction, name) for direction in directions]
-        given = [_backwards(x, 1) if flip else x for x, flip in zip(given, flipped, strict=True)]
-        return op.Concat(*(op.Unsqueeze(x, _ints(2)) for x in given), axis=2)
+    def sequence(name: str, k: int) -> Any:
+        """(B, L, X) of a direction -> (L, B, X), or (B, L, X)."""
+        x = getattr(directions[k], name)
+        return _swapped(x) if is_together else x
+
+    def steps(name: str, *shape: int) -> Any:
+        """(B, L, X) of each direction -> (.., G, *shape), each from the token that it starts with."""
+        given = [sequence(name, k) for k in range(G)]
+        x = op.Concat(*(_backwards(x, T) if flip else x for x, flip in zip(given, flipped)), axis=2)
+        return op.Reshape(x, _ints(0, 0, *shape)) if shape else x
 
     def vectors(name: str) -> Any:
-        """(D,) of each direction -> (G, D)."""
-        return op.Concat(*(op.Unsqueeze(getattr(d, name), _ints(0)) for d in directions), axis=0)
+        """(D,) of each direction -> (G D,)."""
+        return op.Concat(*(getattr(direction, name) for direction in directions), axis=0)
 
-    u, delta = steps("u"), steps("delta")
-    if directions[0].delta_bias is not None:
+    delta, has_bias = steps("delta"), directions[0].delta_bias is not None
+    if directions[0].dt_weight is not None:
+        weight = op.Concat(*(_placed(d.dt_weight, k * D, G * D) for k, d in enumerate(directions)), axis=0)
+        if has_bias:  # as the weight of a feature that is always 1
+            weight = op.Concat(weight, op.Unsqueeze(vectors("delta_bias"), _ints(0)), axis=0)
+            delta = op.Pad(delta, _ints(0, 0, 0, 0, 0, 1), _float(1.0))
+        delta = op.MatMul(delta, weight)
+    elif has_bias:
         delta = op.Add(delta, vectors("delta_bias"))
     if softplus:  # several times as fast as the runtime's own; beyond 20 it is its argument to the last bit
         low = op.Min(delta, _float(20.0))
         delta = op.Max(delta, op.Log(op.Add(op.Exp(low), _float(1.0))))
+    delta = op.Reshape(delta, _ints(0, 0, G, 1, D))
     A = op.Concat(*(op.Unsqueeze(op.Transpose(d.A, perm=[1, 0]), _ints(0)) for d in directions), axis=0)
-    w, B, C = op.Mul(delta, u), steps("B"), steps("C")
     scale = _float(0.5 if average else 1.0)  # C and D are small: y would be a pass over memory
-    C = op.Mul(C, scale)
-    delta, w, B, C = (op.Unsqueeze(x, _ints(4 if x is B else 3)) for x in (delta, w, B, C))
-    if len(directions) * math.prod(directions[0].A.shape) > CACHED:
-        y = one_by_one(delta, w, A, B, C)
+    B, C = steps("B", G, N, 1), op.Mul(steps("C", G, 1, N), scale)
+    if G == 1:
+        y = single(delta, steps("u", 1, 1, D), A, B, C)
+        y = _backwards(y, T) if flipped[0] else y
     else:
-        y = _swapped(together(_swapped(delta), _swapped(w), A, _swapped(B), _swapped(C)))
-    y = op.Squeeze(y, _ints(3))  # (B, L, G, D)
-    if directions[0].D is not None:
-        y = op.Add(y, op.Mul(u, op.Mul(vectors("D"), scale)))
-    parts = [op.Gather(y, op.Constant(value_int=k), axis=2) for k in range(len(directions))]
-    parts = [_backwards(part, 1) if flip else part for part, flip in zip(parts, flipped, strict=True)]
-    y = op.Add(*parts) if len(parts) > 1 else parts[0]
+        both = (op.Unsqueeze(sequence("u", k), _ints(2, 3)) for k in range(G))
+        y = (together if is_together else one_by_one)(delta, *both, A, B, C)
+    y = op.Squeeze(y, _ints(2, 3))
+    y = _swapped(y) if is_together else y
+    for d in directions:
+        if d.D is not None:
+            y = op.Add(y, op.Mul(d.u, op.Mul(d.D, scale)))
     if z is not None:
         y = op.Mul(y, _silu(z))
     return y, op.ConstantOfShape(_ints(0))  # no states: only a backward pass would read them
+
+
+def _placed(weight: Any, begin: int, total: int) -> Any:
+    """(D, R) -> (R, total): the transposed weight at a column, zeros beside it."""
+    from onnxscript import opset18 as op
+
+    end = begin + weight.shape[0]
+    return op.Pad(op.Transpose(weight, perm=[1, 0]), _ints(0, begin, 0, total - end))
 
 
 def _conv1d(x: Any, weight: Any, bias: Any, weight_b: Any, bias_b: Any) -> tuple[Any, Any]:

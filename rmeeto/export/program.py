@@ -41,7 +41,12 @@ def to_program(
 
 
 def exported(
-    caller: str, model: nn.Module, example: Tensor | None, batch_size: int | None, whole: bool = True
+    caller: str,
+    model: nn.Module,
+    example: Tensor | None,
+    batch_size: int | None,
+    whole: bool = True,
+    steps: bool = False,
 ) -> torch.export.ExportedProgram:
     """The model in evaluation, on the CPU in fp32, as one graph.
 
@@ -51,6 +56,7 @@ def exported(
         example: an input; None: of the size that its ``patch_embed`` or its ``pretrained_cfg`` says.
         batch_size: the one that the graph takes; None: any.
         whole: whether each of this library's operators is one node; else all are made of torch's.
+        steps: whether a scan's node projects its step sizes, see `left_whole`.
 
     Raises:
         UserError: no example for a model without an input size, or a random order of tokens.
@@ -74,7 +80,7 @@ def exported(
     training = model.training
     shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
     try:
-        with torch.no_grad(), left_whole() if whole else forced("torch"):
+        with torch.no_grad(), left_whole(steps) if whole else forced("torch"):
             return torch.export.export(model.eval(), (example,), dynamic_shapes=shapes, strict=False)
     finally:
         model.train(training)

@@ -15,6 +15,7 @@ from rmeeto.errors import UserError
 NAMES = ("naive", "torch", "cpp", "triton", "upstream", "auto")
 ENVIRONMENT = "RMEETO_BACKEND"
 _left_whole = ContextVar("left_whole", default=False)
+_steps_left = ContextVar("steps_left", default=False)
 
 
 class BackendUnavailable(RuntimeError):
@@ -155,13 +156,23 @@ def forced(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def left_whole() -> Iterator[None]:
-    """Within it, a graph that is exported holds each operator as one node; that needs no kernel here."""
-    token = _left_whole.set(True)
+def left_whole(steps: bool = False) -> Iterator[None]:
+    """Within it, a graph that is exported holds each operator as one node; that needs no kernel here.
+
+    Args:
+        steps: whether a scan's node projects its step sizes too, which no kernel on a CPU does.
+    """
+    tokens = _left_whole.set(True), _steps_left.set(steps)
     try:
         yield
     finally:
-        _left_whole.reset(token)
+        _left_whole.reset(tokens[0])
+        _steps_left.reset(tokens[1])
+
+
+def are_steps_left() -> bool:
+    """Whether `left_whole` leaves the projection of the step sizes to a scan's node."""
+    return _steps_left.get()
 
 
 def _check(name: str, where: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rmeeto.ops import build
+from rmeeto.ops.backend import are_steps_left
 from rmeeto.ops.cpp_support import (
     Struct,
     Task,
@@ -88,7 +89,8 @@ def bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, avera
     """Same function as `naive_bidirectional_scan`; float64 and empty tensors go to the eager loop."""
     if z.dtype == torch.float64 or z.numel() == 0:
         return eager.eager_bidirectional_scan(forward, backward, z, average)
-    return _scan([forward.plain(), backward.plain()], z, True, False, average)
+    projected = not are_steps_left()
+    return _scan([forward.plain(projected), backward.plain(projected)], z, True, False, average)
 
 
 def _scan(
@@ -102,7 +104,7 @@ def _scan(
         Direction(
             *(as_type(d.u, storage), as_type(d.delta, storage), as_type(d.A, torch.float32)),
             *(as_type(d.B, storage), as_type(d.C, storage)),
-            *(None if vector is None else as_type(vector, torch.float32) for vector in (d.D, d.delta_bias)),
+            *(None if t is None else as_type(t, torch.float32) for t in (d.D, d.delta_bias, d.dt_weight)),
         )
         for d in directions
     ]

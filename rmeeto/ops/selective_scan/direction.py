@@ -35,13 +35,14 @@ class Direction(NamedTuple):
     dt_weight: Tensor | None = None
     log_A: bool = False
 
-    def plain(self) -> Direction:
-        """The direction with its step size and its A computed, for a scan that does not derive them itself."""
-        delta = self.delta if self.dt_weight is None else F.linear(self.delta, self.dt_weight)
-        A = self.A
+    def plain(self, projected: bool = True) -> Direction:
+        """The direction with its step size (if ``projected``) and its A computed, for a scan that derives them not."""
+        delta, dt_weight, A = self.delta, self.dt_weight, self.A
+        if projected and dt_weight is not None:
+            delta, dt_weight = F.linear(delta, dt_weight), None
         if self.log_A:  # in float32 at least: a half format would round the exponential to three digits
             A = -torch.exp(A.float() if A.dtype.itemsize < 4 else A)
-        return Direction(self.u, delta, A, self.B, self.C, self.D, self.delta_bias)
+        return Direction(self.u, delta, A, self.B, self.C, self.D, self.delta_bias, dt_weight)
 
     def scan(
         self, selective_scan: Callable, z: Tensor | None = None, reverse: bool = False, softplus: bool = True

@@ -30,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("eager", "compiled", "graphed", "compiled-graphed")
 CHOSEN = ("vim_tiny", "vim_small", "vim_base", "videomamba_tiny")
 QUICK = ("vim_nano_patch2_16",)
-ON_CPU = ("targets", "deploy", "formats")
+ON_CPU = ("targets", "deploy", "breakdown", "formats")
 DRAWN = {"front": front.draw, "sizes": sizes.draw}
 USED_BY = {
     "dtype": ("operators", "models", "training"),

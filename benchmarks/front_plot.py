@@ -20,6 +20,8 @@ def _short(model: str) -> str:
 
 def accuracy(ax: Any, rows: Rows, batch: int, mode: str = "eager") -> None:
     """Accuracy as reported against the latency of a batch, with quartiles; a line joins a model's dense and merged."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # as the suites import it: late
+
     mine = [
         row
         for row in rows
@@ -35,6 +37,9 @@ def accuracy(ax: Any, rows: Rows, batch: int, mode: str = "eager") -> None:
         place = {"xytext": (3, 3), "textcoords": "offset points"}
         ax.annotate(_short(model), (middle[0], top1[0]), fontsize=7, **place)
     ax.set(title=f"batch {batch}", xlabel="ms a batch", ylabel="top-1 as reported (%)", xscale="log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(alpha=0.3)
 
 

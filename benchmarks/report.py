@@ -43,7 +43,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"`{' '.join(result['command'])}`"
     )
     found = {name: value for name, value in result.items() if are_rows(value)}
-    parts = [_table([cells(row) for row in found.pop("rows", [])])]
+    parts = [_table([cells(row) or _plain(row) for row in found.pop("rows", [])])]
     parts += [f"{name}\n\n{_table([_plain(row) for row in rows])}" for name, rows in found.items()]
     return "\n\n".join([f"### {name}", where, *filter(None, parts)]) + "\n"
 

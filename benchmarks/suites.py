@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import front, models, operators, peers, sizes, targets, training
+from benchmarks import breakdown, front, models, operators, peers, sizes, targets, training
 from benchmarks.results import Unit
 
 TRAINING_BATCH = {"cpu": 4, "cuda": 128}
@@ -95,6 +95,10 @@ def _deploy(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     return deploy.units(options.device, options.runs, options.quick)
 
 
+def _breakdown(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    return breakdown.units(options.runs, options.quick)
+
+
 def _formats(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     from benchmarks import formats
 
@@ -149,6 +153,7 @@ SUITES = {
     "windows": Suite("window", _windows),
     "long": Suite("long", _long),
     "deploy": Suite("deploy", _deploy),
+    "breakdown": Suite("breakdown", _breakdown),
     "formats": Suite("formats", _formats),
     "checks": Suite("checks", _checks),
     "front": Suite("front", _front),
@@ -157,6 +162,6 @@ SUITES = {
     "minutes": Suite("minutes", _minutes),
     "teacher": Suite("teacher", _teacher),
 }
-# Not of `all`: measures nothing; takes long, twice; is the CPU's, and compiles; is the CPU's, and needs data; whole
+# Not of `all`: measures nothing; takes long, twice; is the CPU's, three times, and compiles or needs data; whole
 # trainings, twice; takes what the loader takes again.
-APART = ("checks", "front", "sizes", "deploy", "formats", "scaling", "teacher", "minutes")
+APART = ("checks", "front", "sizes", "deploy", "breakdown", "formats", "scaling", "teacher", "minutes")

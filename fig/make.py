@@ -26,7 +26,7 @@ class Drawing:
 
 FIGURES = {
     "R_MeeTo": Drawing(ROOT / "fig" / "R_MeeTo.png", [Path(overview.__file__)], overview.overview),
-    "speed": Drawing(ROOT / "fig" / "speed.png", [speed.TARGETS, speed.WINDOWS], speed.speed),
+    "speed": Drawing(ROOT / "fig" / "speed.png", speed.data(), speed.speed),
     "vis_exp": Drawing(ROOT / "fig" / "vis_exp.png", [merged.WEIGHTS], merged.vis_exp),
     "merged_digits": Drawing(ROOT / "fig" / "merged_digits.png", [digits.WEIGHTS], digits.merged_digits),
     "digits_accuracy": Drawing(

@@ -1,26 +1,63 @@
-"""Figure of speed: seconds beside multiply-accumulates, and what matching costs on long clips."""
+"""Figure of speed: seconds beside multiply-accumulates, what matching costs on long clips, and where a merged Vision
+Mamba stands beside other models, as far as that is recorded.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks import front_plot
 from fig.record import ROOT, save
 from rmeeto.json_file import read_json
 
 RESULTS = ROOT / "benchmarks" / "results"
 TARGETS = RESULTS / "targets-fp32-cpu-pt2.15.0.json"
 WINDOWS = RESULTS / "window-fp32-cpu-pt2.15.0.json"
+FRONT = RESULTS / "front-fp32-cpu-pt2.15.0.json"
+SIZES = RESULTS / "sizes-fp32-cpu-pt2.15.0.json"
+
+
+def data() -> list[Path]:
+    """The results that the figure is drawn from."""
+    return [TARGETS, WINDOWS, *(path for path in (FRONT, SIZES) if path.exists())]
 
 
 def speed(path: Path) -> None:
-    """Merged over dense, measured and counted; one matching against the length of a clip."""
-    targets, windows = read_json(TARGETS), read_json(WINDOWS)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rows = [row for row in targets["rows"] if row["row"].startswith("Vim-Ti merged over dense")]
+    """Two panels for each result, or pair of results, that is recorded."""
+    recorded = data()
+    lines = len(recorded) - 1
+    figure = Figure(figsize=(9, 3.6 * lines), layout="constrained")
+    axes = iter(figure.subplots(lines, 2, squeeze=False))
+    targets = read_json(TARGETS)
+    left, right = next(axes)
+    _merged_over_dense(left, targets["rows"])
+    _matching(right, read_json(WINDOWS)["time"])
+    said = [_where("bars, with the distance of the quartiles, and matching", targets)]
+    if FRONT in recorded:
+        front = read_json(FRONT)
+        for ax, batch in zip(next(axes), sorted({row["batch"] for row in front["rows"]})):
+            front_plot.accuracy(ax, front["rows"], batch)
+        said.append(_where("accuracy as reported by the authors", front))
+    if SIZES in recorded:
+        sizes = read_json(SIZES)
+        for ax, kind in zip(next(axes), front_plot.LABELS):
+            front_plot.lengths(ax, sizes["rows"], kind)
+        said.append(_where("sizes", sizes))
+    figure.suptitle("\n".join(said), fontsize=9)
+    save(figure, path, recorded)
+
+
+def _where(what: str, result: dict[str, Any]) -> str:
+    return f"{what}: {result['device']}, {result['threads']} threads, fp32, medians of {result['runs']}"
+
+
+def _merged_over_dense(left: Any, rows: list[dict[str, Any]]) -> None:
+    """Merged over dense, measured and counted."""
+    rows = [row for row in rows if row["row"].startswith("Vim-Ti merged over dense")]
     places = np.arange(len(rows))
     names = [row["row"].rpartition(", ")[2] for row in rows]
     left.bar(places - 0.2, [row["theory"] for row in rows], 0.38, color="0.75", label="multiply-accumulates")
@@ -36,7 +73,10 @@ def speed(path: Path) -> None:
     left.set_xticks(places, names)
     left.set(ylim=(1, 1.5), ylabel="dense over merged", title="Vim-Ti, batch 8, 224 px")
     left.legend(fontsize=8, loc="upper left")
-    times = windows["time"]
+
+
+def _matching(right: Any, times: list[dict[str, Any]]) -> None:
+    """One matching against the length of a clip."""
     frames = [row["frames"] for row in times]
     marks = (
         ("exact, torch", "exact, PyTorch", "s", "#D55E00"),
@@ -54,9 +94,3 @@ def speed(path: Path) -> None:
     )
     right.legend(fontsize=8)
     right.grid(alpha=0.3)
-    figure.suptitle(
-        f"{targets['device']}, {targets['threads']} threads, fp32; bars: medians of "
-        f"{targets['runs']} with the distance of the quartiles",
-        fontsize=9,
-    )
-    save(figure, path, [TARGETS, WINDOWS])

@@ -14,7 +14,6 @@ import torch
 
 from benchmarks import (
     cli,
-    front,
     operators,
     peers,
     report,
@@ -360,28 +359,3 @@ def test_tables_come_from_the_files(tmp_path):
     assert text.startswith("before\n") and text.endswith("\nafter") and "old" not in text
     assert "### ops-fp32-cpu-pt1.json" in text and "| scan | 1, 2 | cpp | 1.235 | 50% |" in text
     assert report.renewed(text, tmp_path / "none").count(report.NONE_YET) == 1
-
-
-def test_the_front_compiles_few_of_the_models_and_all_that_are_asked_for():
-    default = list(front.cases(cli.parse(["front"])))
-    compiled = {(case["model"], case["r"]) for case in default if case["mode"] == "compiled"}
-    assert {name for name, _ in compiled} == set(front.COMPILED) and {r for _, r in compiled} == {0, 11}
-    assert {case["r"] for case in default if case["mode"] == "eager"} == set(front.R)
-    asked = front.cases(cli.parse(["front", "--models", "vim_base", "--modes", "compiled", "--batch", "1"]))
-    assert [case["r"] for case in asked] == [0, 11]
-
-
-def test_a_suite_ends_in_time_and_goes_on(tmp_path, capsys):
-    command = ["sizes", "--quick", "--runs", "5", "--out", str(tmp_path)]
-    assert cli.main([*command, "--minutes", "1e-9"]) == 3
-    assert "--resume goes on" in capsys.readouterr().out
-    assert cli.main([*command, "--resume"]) == 0
-    (file,) = tmp_path.glob("sizes-fp32-cpu-pt*.json")
-    result = json.loads(file.read_text())
-    assert "stopped" not in result and file.with_suffix(".png").exists()
-    assert {(row["kind"], row["size"], row["way"]) for row in result["rows"]} == {
-        *(("img_size", size, way) for size in (16, 32) for way in ("dense", "merged")),
-        *(("num_frames", size, way) for size in (2, 4) for way in ("dense", "merged in a window")),
-    }
-    assert all(len(row["runs_ms"]) == 5 for row in result["rows"])
-    assert cli.main(["sizes", "--minutes", "0"]) == 2

@@ -111,6 +111,17 @@ def test_windows_have_their_place_in_the_archive(long, tmp_path, capsys):
         assert kept["features"].shape == (3, 32) and list(kept["first_frame"]) == [0, 16, 32]
 
 
+def test_weights_of_fewer_frames_slide_over_a_video_with_more(long, capsys):
+    """Trained on 8 frames of a clip: the temporal embedding is interpolated for the 12 that are asked for."""
+    argv = [str(long), *TRAINED, "--num_frames", "12", "--stride", "16", "--span", "16", "--json"]
+    assert predict.main(argv) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["first_frame"], line["frames"]) for line in lines] == [(0, 16), (16, 16), (32, 16)]
+    chosen, _ = choose(TASK, [*TRAINED, "--num_frames", "12"])
+    assert chosen.model.input_size == (3, 12, 24, 24)
+    assert len(Preparation(chosen).offsets(16)) == 12
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -15,6 +15,8 @@ from rmeeto.ops.backend import BackendUnavailable
 
 SOURCE = Path(__file__).parent / "csrc" / "operators.cpp"
 LIBRARY = "librmeeto.so"
+# A batch of one image fits the free batch size, which torch's own check would take for too small.
+_CONFIGS = {"aot_inductor.check_lowerbound": False}
 OPERATORS = ("scan", "conv1d", "add_rms_norm", "match_tokens", "merge_tokens")
 
 
@@ -25,7 +27,9 @@ def to_package(
 
     A C++ program loads ``librmeeto.so``, which is written beside the package and holds this library's operators, and
     then the package: ``rmeeto/export/csrc/run.cpp`` is one. Python needs ``import rmeeto.ops`` and
-    ``torch._inductor.aoti_load_package(path)``, which gives a function of a batch.
+    ``torch._inductor.aoti_load_package(path)``, which gives a function of a batch. A batch of another shape than the
+    package takes is refused where ``AOTI_RUNTIME_CHECK_INPUTS=1`` is in the environment, as that program sets it;
+    without it torch reads past what it is given.
 
     Args:
         model: compiled as in evaluation, on the CPU in fp32.
@@ -47,7 +51,7 @@ def to_package(
         build.compiler()  # before a minute of work
         program = exported("to_package", model, example, batch_size)
         library = operators()
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=_CONFIGS)
         shutil.copyfile(library, path.with_name(LIBRARY))
     except BackendUnavailable as reason:
         raise UserError(

@@ -108,4 +108,6 @@ def test_a_package_of_a_fixed_batch_size_takes_that_one_alone(program, tmp_path)
     assert_near(logits, model(x).detach().numpy(), 1e-5)
     for other in (x[:2], torch.cat([x, x])):
         ran = run(program, package, other.contiguous())
-        assert ran.returncode == 1 and ran.stderr.startswith("error: ") and not ran.stdout
+        assert ran.returncode == 1 and not ran.stdout
+        said = ran.stderr.splitlines()[-1]
+        assert said.startswith("error: ") and f"expected: 3, but got: {len(other)}" in said

@@ -10,6 +10,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 int main(int argc, char** argv) {
@@ -26,6 +27,7 @@ int main(int argc, char** argv) {
         const auto logits = model.run({input})[0].contiguous();
         for (int64_t i = 0; i < logits.numel(); ++i) std::printf("%.9g\n", logits.data_ptr<float>()[i]);
     } catch (const std::exception& error) {
-        return std::fprintf(stderr, "error: %s\n", error.what()), 1;
+        const std::string what = error.what();  // and behind its first line where in torch it was
+        return std::fprintf(stderr, "error: %s\n", what.substr(0, what.find('\n')).c_str()), 1;
     }
 }

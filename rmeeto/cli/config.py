@@ -41,7 +41,7 @@ class ModelConfig(Settings):
     )
     teacher: str | None = setting(
         None,
-        "model of the dense teacher; none: the same",
+        "model of the dense teacher; none: the same; cache: the same, with its answers on disk (--teacher_cache)",
         "teacher_model",
         only="training",
         needs=DISTILLED,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rmeeto.engine import checkpoint
 from rmeeto.engine.compiled import compile_blocks, eager
-from rmeeto.engine.dist import World
+from rmeeto.engine.dist import PATIENCE, World
 from rmeeto.engine.elastic import Elastic, mean
 from rmeeto.engine.evaluate import Batch, Data, NotFinite, evaluate, rank_errors, unreadable
 from rmeeto.engine.feed import on_device
@@ -115,7 +115,9 @@ class Training:
         self.parallel: Any = parallel(model, world, optim)
         self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
         self.means, self.watch = Means(world), Watch(world)
-        self.saver, self.watchdog = Saver(self), Watchdog(world, folder.path)
+        # compiling may take longer than any step
+        longer = {"patience": 6 * PATIENCE} if optim.compile_blocks else {}
+        self.saver, self.watchdog = Saver(self), Watchdog(world, folder.path, **longer)
         self.place = getattr(criterion, "place", lambda *_: None)
         self.waited = 0.0  # seconds of this epoch, for data
         self.norm: Tensor | None = None  # of the latest gradient that was measured

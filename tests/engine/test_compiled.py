@@ -11,7 +11,7 @@ from torch import nn
 
 import image_task.models  # noqa: F401
 from rmeeto import MergeConfig
-from rmeeto.engine import DistillLoss, OptimConfig, compiled, fit
+from rmeeto.engine import DistillLoss, OptimConfig, compiled, fit, start
 from rmeeto.errors import UserError
 from tests import forked
 from tests.engine.toy import CLASSES, ToyData, cpu, toy_folder, toy_model, toy_run
@@ -28,11 +28,13 @@ def model() -> nn.Module:
     )
 
 
-def train(path, **settings) -> dict[str, torch.Tensor]:
+def train(path, world=None, **settings) -> dict[str, torch.Tensor]:
     optim = OptimConfig(lr=1e-2, epochs=1, accumulation=1, model_ema=True, model_ema_decay=0.5, **settings)
     student = model()
-    with toy_folder(path) as folder:
-        fit(student, ToyData(total=4), DistillLoss(model()), optim, toy_run(path), cpu(), folder)
+    world = world or cpu()
+    with toy_folder(path, world) as folder:
+        data = ToyData(world.rank, world.size, total=4)
+        fit(student, data, DistillLoss(model()), optim, toy_run(path), world, folder)
     return student.state_dict()
 
 
@@ -54,6 +56,22 @@ def test_a_training_with_compiled_blocks_is_the_one_without(tmp_path, monkeypatc
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_compile_as_one_does(tmp_path, monkeypatch):
+    real = compiled.compile_blocks
+    monkeypatch.setattr("rmeeto.engine.loop.compile_blocks", lambda module: real(module, "aot_eager"))
+    states = []
+    for chosen in (True, False):
+
+        def work(chosen=chosen):
+            with start("cpu") as world:
+                return train(tmp_path / str(chosen), world, compile_blocks=chosen)
+
+        states.append(forked.run(2, work, timeout=200)[0])
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_a_copy_is_not_compiled_and_a_model_without_blocks_is_refused():

@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 
 from rmeeto.engine import checkpoint
+from rmeeto.engine.captured import Captured
 from rmeeto.engine.compiled import compile_blocks, eager
 from rmeeto.engine.dist import PATIENCE, World
 from rmeeto.engine.elastic import Elastic, mean
@@ -113,6 +114,9 @@ class Training:
             for compiled in (model, *([] if teacher is None else [teacher])):
                 compile_blocks(compiled)
         self.parallel: Any = parallel(model, world, optim)
+        self.passes = Captured(
+            self.forward_backward, optim, world, getattr(criterion, "cache", None) is not None
+        )
         self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
         self.means, self.watch = Means(world), Watch(world)
         # compiling may take longer than any step
@@ -204,10 +208,7 @@ class Training:
                 left -= 1
                 synchronise = left == 0 or self.world.size == 1
                 with nullcontext() if synchronise else self.parallel.no_sync(), self.elastic.at(r):
-                    with autocast(self.world.device, self.dtype):
-                        losses = self.criterion(images, self.parallel(images), targets)
-                    self.scaler.scale(losses["loss"] / (group * len(rs))).backward()
-                terms.append(losses)
+                    terms.append(self.passes(images, targets, group * len(rs)))
             self.means.add(mean(terms))
             count += len(images)
         # The sums keep what is not finite: every later step is skipped too.
@@ -221,11 +222,19 @@ class Training:
             self.norm = nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        # A graph adds to the same memory every time.
+        self.optimizer.zero_grad(set_to_none=not self.passes.active)
         if self.ema is not None:
             self.ema.update(self.model)
         self.watchdog.beat()
         return count
+
+    def forward_backward(self, images: Tensor, targets: Tensor, passes: int) -> dict[str, Tensor]:
+        """The losses of a micro-batch, whose gradient is added as one of ``passes``."""
+        with autocast(self.world.device, self.dtype):
+            losses = self.criterion(images, self.parallel(images), targets)
+        self.scaler.scale(losses["loss"] / passes).backward()
+        return losses
 
     def advice(self) -> str:
         """What to try against numbers that are not finite."""

@@ -75,6 +75,11 @@ class OptimConfig(Settings):
         False,
         "compile each block with torch.compile: minutes at the start, then faster steps; evaluation is not compiled",
     )
+    cuda_graph: bool = setting(
+        False,
+        "replay each step's passes as a CUDA graph: faster where launching them takes longer than running them, on one "
+        "GPU, with the same numbers",
+    )
     model_ema: bool = setting(False, "keep and evaluate an exponential moving average of the weights as well")
     model_ema_decay: float = setting(
         0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED

@@ -10,15 +10,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def inverse(x):
+    """1 / x of x >= 1, in three instructions instead of a division's seven: relative error 3e-7."""
+    r = tl.rsqrt(x)
+    return r * r
+
+
+@triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+    return inverse(1.0 + tl.exp2(-x * LOG2E))
 
 
 @triton.jit
 def softplus(x):
     """log(1 + exp(x)) as max(x, 0) + 2 atanh(e / (2 + e)), e = exp(-|x|): relative error 1e-7 at small steps too."""
     e = tl.exp2(-tl.abs(x) * LOG2E)
-    s = e / (2.0 + e)
+    s = e * inverse(2.0 + e)
     q = s * s
     series = 0.33333333 + q * (0.2 + q * (0.14285714 + q * (0.11111111 + q * 0.09090909)))
     return tl.maximum(x, 0.0) + 2.0 * (s + s * q * series)

@@ -19,6 +19,7 @@ from rmeeto.ops.triton_support import dispatch_keys, num_sms, on_device, power_o
 
 ROWS = 4  # tokens a program normalises at a time, one a warp
 WIDEST = 4096
+STAGES = 2  # groups of rows in flight
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -49,7 +50,7 @@ def norm_bwd_kernel(
     dnormed, dtotal, total, weight, dhidden, dresidual, dweight,
     num_rows, rows_each, eps,
     CHANNELS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_DTOTAL: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_DTOTAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the sum (as dhidden and dresidual), and of the weight over ``rows_each`` tokens: (programs, C)."""
     channel = tl.arange(0, C)
@@ -58,8 +59,8 @@ def norm_bwd_kernel(
     sums = tl.zeros((ROWS, C), tl.float32)
     start = tl.program_id(0).to(tl.int64) * rows_each
     stop = tl.minimum(start + rows_each, num_rows)
-    while start < stop:
-        row = start + tl.arange(0, ROWS)
+    for first in tl.range(start, stop, ROWS, num_stages=STAGES):
+        row = first + tl.arange(0, ROWS)
         mask = (row < stop)[:, None] & inside[None, :]
         offsets = row[:, None] * CHANNELS + channel[None, :]
         x = tl.load(total + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -74,7 +75,6 @@ def norm_bwd_kernel(
         tl.store(dhidden + offsets, dx, mask=mask)
         if HAS_RESIDUAL:
             tl.store(dresidual + offsets, dx, mask=mask)
-        start += ROWS
     tl.store(dweight + tl.program_id(0) * CHANNELS + channel, tl.sum(sums, axis=0), mask=inside)
 
 
@@ -128,7 +128,7 @@ def _backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
             dnormed.contiguous(), total if dtotal is None else dtotal.contiguous(), total, weight.contiguous(),
             dhidden, dresidual, partial, num_rows, rows_each, eps,
             CHANNELS=channels, C=power_of_two(channels), ROWS=ROWS,
-            HAS_RESIDUAL=has_residual, HAS_DTOTAL=dtotal is not None, num_warps=ROWS,
+            HAS_RESIDUAL=has_residual, HAS_DTOTAL=dtotal is not None, STAGES=STAGES, num_warps=ROWS,
         )  # fmt: skip
     torch.sum(partial, 0, out=dweight)
     return dhidden, dresidual, dweight

@@ -43,15 +43,15 @@ def conv_fwd_kernel(
     The 2 K - 1 shifted loads of x overlap: memory sees it once, the L1 cache serves the rest.
     """
     channels = tl.program_id(0) * W + tl.arange(0, W)
-    batch, position = tl.program_id(1).to(tl.int64), tl.program_id(2) * chunk
-    stop = tl.minimum(position + chunk, length)
+    batch, start = tl.program_id(1).to(tl.int64), tl.program_id(2) * chunk
+    stop = tl.minimum(start + chunk, length)
     inside = channels < CHANNELS
     taps, shift = load_taps(weight, bias, channels, inside, K)
     taps_b, shift_b = load_taps(weight_b, bias_b, channels, inside, K)
     x += batch * x_batch
     y += batch * length * CHANNELS
     y_b += batch * length * CHANNELS
-    while position < stop:
+    for position in tl.range(start, stop, T):
         tokens = position + tl.arange(0, T)
         value = tl.zeros((T, W), tl.float32) + shift[None, :]
         value_b = tl.zeros((T, W), tl.float32) + shift_b[None, :]
@@ -67,7 +67,6 @@ def conv_fwd_kernel(
         mask = (tokens < stop)[:, None] & inside[None, :]
         tl.store(y + place, value * sigmoid(value), mask=mask)
         tl.store(y_b + place, value_b * sigmoid(value_b), mask=mask)
-        position += T
 
 
 @triton.jit
@@ -111,8 +110,7 @@ def conv_bwd_kernel(
     dy += batch * dy_batch
     dy_b += batch * dy_batch
     dx += batch * length * CHANNELS
-    position = start - (K - 1)
-    while position < stop + K - 1:
+    for position in tl.range(start - (K - 1), stop + K - 1, T):
         x_rows, dy_rows, dy_rows_b = (), (), ()
         for t in tl.static_range(T):  # all loads first: none waits for the arithmetic of a token before it
             at = position + t
@@ -143,7 +141,6 @@ def conv_bwd_kernel(
             dtaps, dtaps_b = sums, sums_b
             end = tl.where(mine, CHANNELS, 0)
             tl.store(dx + at * CHANNELS + channels, gradient, mask=channels < end)
-        position += T
 
     rows = dparameters + (batch * tl.num_programs(2) + c) * (2 * (K + 1) * CHANNELS) + channels
     for k in tl.static_range(K):

@@ -24,7 +24,7 @@ from rmeeto.ops.selective_scan.direction import (
     unflatten,
 )
 from rmeeto.ops.selective_scan.triton_backward import scan_bwd_kernel
-from rmeeto.ops.selective_scan.triton_forward import scan_fwd_kernel, scan_state_fwd_kernel
+from rmeeto.ops.selective_scan.triton_forward import UNIT, scan_fwd_kernel, scan_state_kernel
 from rmeeto.ops.triton_support import (
     check_batch,
     contiguous_rows,
@@ -34,13 +34,30 @@ from rmeeto.ops.triton_support import (
     power_of_two,
 )
 
-# A tile is TOKENS x G x N x W, scanned by one warp. TOKENS is also how far apart states are stored. (1, 16) compiles to
-# fewer instructions forward, but spills in some settings: for a GPU to decide, see benchmarks/operators.py.
-TOKENS, BLOCK = 8, 16
-FORWARD_TILE, BACKWARD_TILE = (2, 8), (2, 8)  # G, W; their product is BLOCK
-# Registers of a forward thread: 12 warps then fit a multiprocessor. The backward kernel needs all 255.
+
+class Tile(NamedTuple):
+    """What a warp scans at a time: tokens x groups x states x width."""
+
+    T: int
+    G: int
+    W: int
+
+    @property
+    def channels(self) -> int:
+        return self.G * self.W
+
+
+# Chosen by counts of the compiled kernels' instructions (benchmarks/README.md); benchmarks/operators.py times others.
+FORWARD_TILE, BACKWARD_TILE = Tile(8, 2, 8), Tile(8, 2, 8)
+STORED, STORED_LONG, LONG = (
+    8,
+    64,
+    512,
+)  # tokens from one stored state to the next, the latter from LONG tokens on
+FORWARD_WARPS, BACKWARD_WARPS = 12, 8  # that fit a multiprocessor, of FORWARD_REGISTERS and of all 255
 FORWARD_REGISTERS = 168
-BACKWARD_WARPS = 16  # a multiprocessor gets before one of them takes several groups of channels
+FORWARD_STAGES, BACKWARD_STAGES = 1, 1  # of the compiler's pipeline
+AHEAD = False  # whether a backward tile is loaded while the one before it is worked on
 # Every POLYNOMIAL-th exponential by FMA instead of the special function unit. 0 for none: by the compiled kernel's
 # instruction count the issue slots are as busy as that unit, so a polynomial takes from where nothing is free.
 POLYNOMIAL = 0
@@ -89,83 +106,144 @@ def _scan(
     return _operator(*tensors, *flags, keep)[0].to(out_dtype)
 
 
-def num_chunks(programs: int, tiles: int, sms: int) -> int:
+def stored_every(length: int) -> int:
+    """Tokens from one state that is kept for the backward pass to the next; those between are scanned again."""
+    return STORED if length < LONG else STORED_LONG
+
+
+def num_chunks(programs: int, pieces: int, warps: int) -> int:
     """Into how many parts a sequence is split, so that a small batch fills the GPU too.
 
     Args:
         programs: warps without a split.
-        tiles: of a sequence.
-        sms: multiprocessors, each of which is content with 8 warps.
+        pieces: of a sequence, that are not split.
+        warps: that the GPU is content with.
 
     Returns:
-        1 from 4 warps a multiprocessor on. Never more than 2 sqrt(tiles): every chunk folds the states of those
-        before it.
+        1 from half of these warps on. Never more than 2 sqrt(pieces): every chunk folds the states of those before it.
     """
-    if programs >= 4 * sms:
+    if 2 * programs >= warps:
         return 1
-    return max(1, min(8 * sms // programs, round(2 * math.sqrt(tiles)), tiles // 2))
+    return max(1, min(warps // programs, round(2 * math.sqrt(pieces)), pieces // 2))
+
+
+def span_of(groups: int, programs: int, places: int) -> int:
+    """Groups of channels that a backward program takes in turn: those that leave the fewest places empty.
+
+    Args:
+        groups: of channels.
+        programs: for each span.
+        places: for programs on the GPU.
+
+    Returns:
+        1 to 8; of equals the largest, which leaves the fewest partial sums of dB and dC.
+    """
+
+    def rounds(span: int) -> int:
+        return -(-(-(-groups // span) * programs) // places) * span
+
+    return min(range(min(8, groups), 0, -1), key=rounds)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, keep = arguments
     directions, z, flags = _prepared(inputs)
     first, num_directions = directions[0], len(directions)
-    u = first.u
+    u, tile = first.u, FORWARD_TILE
     check_batch(u)
     batch, length, channels = u.shape
-    groups, tiles = -(-channels // BLOCK), -(-length // TOKENS)
+    groups, every = -(-channels // tile.channels), stored_every(length) if keep else tile.T
     out, ungated, states = _forward_fake(*arguments)
-    chunks = 1 if keep else num_chunks(groups * batch, tiles, num_sms(u.device))
-    chunk = -(-tiles // chunks)
-    chunks = -(-tiles // chunk)
-    settings = {"num_warps": 1, "maxnreg": FORWARD_REGISTERS}
-    constants = _constants(first, flags, FORWARD_TILE) | {
-        "DIRECTIONS": num_directions,
-        "POLYNOMIAL": POLYNOMIAL,
-    }
+    chunk, chunks = _chunks(groups * batch, length, every, 8, u.device)
+    constants = _constants(directions, flags, tile)
     tensors, gate = _tensors(directions), u if z is None else z
     ends = steps = out
     with on_device(u):
         if chunks > 1:
-            size = groups * BLOCK * constants["N"]
-            ends = u.new_empty((num_directions, batch, chunks, size), dtype=torch.float32)
-            steps = u.new_empty((num_directions, batch, chunks, channels), dtype=torch.float32)
-            scan_state_fwd_kernel[(groups, batch, chunks * num_directions)](
-                **{name: tensor for name, tensor in tensors.items() if name not in ("C0", "D0", "C1", "D1")},
-                ends=ends, steps=steps, length=length, chunk=chunk * TOKENS,
-                **_strides(u=u, delta=first.delta, B=first.B), **constants, **settings,
+            ends, steps = _chunk_states(
+                tensors, u, gate, first, constants, chunk, chunks,
+                DIRECTIONS=num_directions, HAS_Z=z is not None, ADJOINT=False,
             )  # fmt: skip
         scan_fwd_kernel[(groups, batch, chunks)](
             **tensors, z=gate, out=out, ungated=ungated, states=states, ends=ends, steps=steps,
-            length=length, chunk=chunk * TOKENS, **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate),
-            scale=0.5 if flags.average else 1.0, **constants,
-            HAS_D=first.D is not None, HAS_Z=z is not None, KEEP=keep, SPLIT=chunks > 1, **settings,
+            length=length, chunk=chunk // tile.T,
+            **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate),
+            scale=0.5 if flags.average else 1.0, **constants, DIRECTIONS=num_directions, POLYNOMIAL=POLYNOMIAL,
+            HAS_D=first.D is not None, HAS_Z=z is not None, KEEP=keep, SPLIT=chunks > 1, EVERY=every // tile.T,
+            STAGES=FORWARD_STAGES, num_warps=1, maxnreg=FORWARD_REGISTERS,
         )  # fmt: skip
     return out, ungated, states
 
 
+def _chunks(programs: int, length: int, every: int, warps: int, device: torch.device) -> tuple[int, int]:
+    """Tokens of a chunk, a multiple of ``every``, and chunks."""
+    pieces = -(-length // every)
+    chunk = -(-pieces // num_chunks(programs, pieces, warps * num_sms(device)))
+    return chunk * every, -(-pieces // chunk)
+
+
+def _chunk_states(
+    tensors: dict[str, Tensor],
+    source: Tensor,
+    gate: Tensor,
+    first: Direction,
+    constants: dict[str, Any],
+    chunk: int,
+    chunks: int,
+    **flags: Any,
+) -> tuple[Tensor, Tensor]:
+    """What `scan_state_kernel` writes; ``source``: the input of the scan, or of its adjoint."""
+    batch, length, channels = first.u.shape
+    place, tile = (flags["DIRECTIONS"], batch, chunks), FORWARD_TILE
+    ends = source.new_empty((*place, _state_size(channels, constants["N"])), dtype=torch.float32)
+    steps = source.new_empty((*place, channels), dtype=torch.float32)
+    given = {name: tensor for name, tensor in tensors.items() if name[:-1] != "D"}
+    given |= {"u0": source, "u1": source} if flags["ADJOINT"] else {}
+    scan_state_kernel[(-(-channels // tile.channels), batch, chunks * flags["DIRECTIONS"])](
+        **given, z=gate, ends=ends, steps=steps, length=length, chunk=chunk // tile.T,
+        **_strides(u=source, delta=first.delta, B=first.B, C=first.C, z=gate), **constants, **flags,
+        POLYNOMIAL=POLYNOMIAL, STAGES=FORWARD_STAGES, num_warps=1, maxnreg=FORWARD_REGISTERS,
+    )  # fmt: skip
+    return ends, steps
+
+
 def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     directions, z, flags = _prepared(inputs)
-    first = directions[0]
+    first, tile = directions[0], BACKWARD_TILE
     u, gate = first.u, first.u if z is None else z
     batch, length, channels = u.shape
     du, ddelta, dz, dBC, dA, dvectors = gradients = _backward_fake(dout, ungated, states, *inputs)
     num_directions, num_states = du.shape[0], dA.shape[-1]
     (dout,) = contiguous_rows(dout)
-    groups = -(-channels // BLOCK)
-    # Groups that one program takes in turn: fewer partial sums of dB and dC, as long as the GPU stays full.
-    span = max(1, min(8, groups * batch * num_directions // (BACKWARD_WARPS * num_sms(u.device))))
+    groups, every = -(-channels // tile.channels), stored_every(length)
+    sms = num_sms(u.device)
+    chunk, chunks = _chunks(groups * batch * num_directions, length, every, BACKWARD_WARPS, u.device)
+    span = span_of(groups, batch * num_directions * chunks, BACKWARD_WARPS * sms)
     spans = -(-groups // span)
     partial_BC = dBC.new_empty((num_directions, spans, batch, length, 2 * num_states))
-    partial_A = dA.new_empty((num_directions, batch, channels, num_states))
-    partial_vectors = dvectors.new_empty((num_directions, batch, 2, channels))
+    partial_A = dA.new_empty((num_directions, batch * chunks, channels, num_states))
+    partial_vectors = dvectors.new_empty((num_directions, batch * chunks, 2, channels))
+    constants = _constants(directions, flags, tile)
+    again = every // tile.T
+    scratch = partial_A
+    if again > 1:
+        size = (spans * batch * num_directions * chunks, again, tile.channels * constants["N"])
+        scratch = partial_A.new_empty(size)
+    tensors = _tensors(directions)
+    ends = steps = partial_A
     with on_device(u):
-        scan_bwd_kernel[(spans, batch, num_directions)](
-            **_tensors(directions), z=gate, dout=dout, ungated=ungated, states=states,
+        if chunks > 1:
+            ends, steps = _chunk_states(
+                tensors, dout, gate, first, _constants(directions, flags, FORWARD_TILE), chunk, chunks,
+                DIRECTIONS=num_directions, HAS_Z=z is not None, ADJOINT=True,
+            )  # fmt: skip
+        scan_bwd_kernel[(spans, batch, chunks * num_directions)](
+            **tensors, z=gate, dout=dout, ungated=ungated, states=states, ends=ends, steps=steps, scratch=scratch,
             du=du, ddelta=ddelta, dz=dz, dBC=partial_BC, dA=partial_A, dvectors=partial_vectors,
-            length=length, span=span, **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate, dout=dout),
-            scale=0.5 if flags.average else 1.0, **_constants(first, flags, BACKWARD_TILE),
-            HAS_D=first.D is not None, HAS_Z=z is not None, num_warps=1,
+            length=length, span=span, chunk=chunk // tile.T, num_chunks=chunks,
+            **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate, dout=dout, dz=dz if z is not None else u),
+            scale=0.5 if flags.average else 1.0, **constants, HAS_D=first.D is not None, HAS_Z=z is not None,
+            SPLIT=chunks > 1, EVERY=again, AHEAD=AHEAD, STAGES=BACKWARD_STAGES, num_warps=1,
         )  # fmt: skip
     torch.sum(partial_BC, 1, out=dBC)
     torch.sum(partial_A, 1, out=dA)
@@ -173,11 +251,15 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
     return gradients
 
 
+def _state_size(channels: int, states: int) -> int:
+    return -(-channels // UNIT.value) * UNIT.value * states
+
+
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     u, A, second, keep = arguments[0], arguments[2], arguments[PER_DIRECTION], arguments[-1]
     batch, length, channels = u.shape
-    state = -(-channels // BLOCK) * BLOCK * power_of_two(A.shape[1])
-    shape = (1 if second is None else 2, batch, -(-length // TOKENS), state)
+    stored = -(-length // stored_every(length))
+    shape = (1 if second is None else 2, batch, stored, _state_size(channels, power_of_two(A.shape[1])))
     dtype = torch.bfloat16 if u.dtype == torch.bfloat16 else torch.float32
     return (
         u.new_empty(u.shape),
@@ -254,23 +336,34 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
     }
 
 
-def _constants(direction: Direction, flags: _Flags, tile: tuple[int, int]) -> dict[str, Any]:
+def _constants(directions: Sequence[Direction], flags: _Flags, tile: Tile) -> dict[str, Any]:
+    direction = directions[0]
     rank = 0 if direction.dt_weight is None else direction.dt_weight.shape[1]
     num_states = direction.A.shape[1]
+    channels = direction.u.shape[2]
     return {
-        "CHANNELS": direction.u.shape[2],
+        "CHANNELS": channels,
         "STATES": num_states,
         "RANK": rank,
         "REVERSE": int(flags.reverse),
         "SOFTPLUS": flags.softplus,
         "LOG_A": flags.log_A,
         "HAS_BIAS": direction.delta_bias is not None,
-        "T": TOKENS,
-        "G": tile[0],
         "N": power_of_two(num_states),
-        "W": tile[1],
         "R": power_of_two(rank, 16),
+        "EVEN": channels % tile.channels == 0,
+        "PACKED": rank + 2 * num_states if all(_is_packed(d, rank) for d in directions) else 0,
+        **tile._asdict(),
     }
+
+
+def _is_packed(d: Direction, rank: int) -> bool:
+    """Whether the features, B and C are slices of contiguous rows, as x_proj's output gives them."""
+    length, states = d.u.shape[1], d.A.shape[1]
+    row, size, start = rank + 2 * states, d.B.element_size(), d.delta.data_ptr()
+    there = d.B.data_ptr() == start + rank * size and d.C.data_ptr() == start + (rank + states) * size
+    alike = all(t.stride() == (length * row, row, 1) for t in (d.delta, d.B, d.C))
+    return rank > 0 and there and alike and start % 16 == 0
 
 
 _operator = operator(

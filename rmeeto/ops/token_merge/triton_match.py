@@ -27,6 +27,7 @@ from rmeeto.ops.triton_support import (
 ONE_KERNEL = 256
 # Sources, destinations and channels of a tile; fp32 products go to the FMA units, which keep more in registers.
 TILE, TILE_FP32 = (128, 64), (64, 32)
+STAGES = 2  # tiles of channels in flight
 
 
 @triton.jit
@@ -37,7 +38,7 @@ def token_of(patch, aside):
 @triton.jit
 def store_best(
     metric, row, aside, first, score, pick, num_sources, num_destinations,
-    CHANNELS: tl.constexpr, S: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+    CHANNELS: tl.constexpr, S: tl.constexpr, D: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write the largest cosine similarity, and its destination, of the sources from ``first`` to ``first + S``.
 
@@ -48,14 +49,12 @@ def store_best(
     a_rows = metric + token_of(2 * sources, aside)[:, None] * row
     best = tl.full((S,), float("-inf"), tl.float32)
     chosen = tl.zeros((S,), tl.int32)
-    start = 0
-    while start < num_destinations:
+    for start in tl.range(0, num_destinations, D):
         destinations = start + tl.arange(0, D)
         b_rows = metric + token_of(2 * destinations + 1, aside)[None, :] * row
         product = tl.zeros((S, D), tl.float32)
         a_square, b_square = tl.zeros((S,), tl.float32), tl.zeros((D,), tl.float32)
-        c = 0
-        while c < CHANNELS:
+        for c in tl.range(0, CHANNELS, C, num_stages=STAGES):
             inside = c + channel < CHANNELS
             a = tl.load(
                 a_rows + (c + channel)[None, :],
@@ -71,7 +70,6 @@ def store_best(
             a, b = a.to(tl.float32), b.to(tl.float32)
             a_square += tl.sum(a * a, axis=1)
             b_square += tl.sum(b * b, axis=0)
-            c += C
         a_norm, b_norm = tl.maximum(tl.sqrt(a_square), 1e-12), tl.maximum(tl.sqrt(b_square), 1e-12)
         similarity = product / b_norm[None, :] / a_norm[:, None]
         # A nan would leave sources without a rank, and places in the plan that nothing is written to.
@@ -80,7 +78,6 @@ def store_best(
         here, which = tl.max(similarity, axis=1, return_indices=True, return_indices_tie_break_left=True)
         chosen = tl.where(here > best, start + which, chosen)
         best = tl.maximum(best, here)
-        start += D
     tl.store(score + sources, best, mask=sources < num_sources)
     tl.store(pick + sources, chosen, mask=sources < num_sources)
 
@@ -88,20 +85,16 @@ def store_best(
 @triton.jit
 def store_rank(score, rank, num_sources, S: tl.constexpr, OTHERS: tl.constexpr):
     """How many sources are more similar, or as similar and in a lower position."""
-    first = 0
-    while first < num_sources:
+    for first in tl.range(0, num_sources, S):
         sources = first + tl.arange(0, S)
         own = tl.load(score + sources, mask=sources < num_sources, other=0.0)[:, None]
         better = tl.zeros((S,), tl.int32)
-        start = 0
-        while start < num_sources:
+        for start in tl.range(0, num_sources, OTHERS):
             others = start + tl.arange(0, OTHERS)
             theirs = tl.load(score + others, mask=others < num_sources, other=0.0)[None, :]
             ahead = (theirs > own) | ((theirs == own) & (others[None, :] < sources[:, None]))
             better += tl.sum((ahead & (others < num_sources)[None, :]).to(tl.int32), axis=1)
-            start += OTHERS
         tl.store(rank + sources, better, mask=sources < num_sources)
-        first += S
 
 
 @triton.jit
@@ -113,27 +106,22 @@ def store_plan(
     place = aside * (length - r) // length
     if EXACT:
         place = aside
-        start = 0
-        while start < num_sources:
+        for start in tl.range(0, num_sources, OTHERS):
             others = start + tl.arange(0, OTHERS)
             moved = tl.load(rank + others, mask=others < num_sources, other=length) < r
             place -= tl.sum((moved & (2 * others < aside)).to(tl.int32), axis=0)
-            start += OTHERS
-    first = 0
-    while first < num_sources:
+    for first in tl.range(0, num_sources, S):
         sources = first + tl.arange(0, S)
         inside = sources < num_sources
         own = tl.load(rank + sources, mask=inside, other=length)
         into = tl.load(pick + sources, mask=inside, other=0)
         # Moved sources before the patch, and before the one that it goes into.
         before, before_pick = tl.zeros((S,), tl.int32), tl.zeros((S,), tl.int32)
-        start = 0
-        while start < num_sources:
+        for start in tl.range(0, num_sources, OTHERS):
             others = start + tl.arange(0, OTHERS)
             moved = (tl.load(rank + others, mask=others < num_sources, other=length) < r)[None, :]
             before += tl.sum((moved & (others[None, :] < sources[:, None])).to(tl.int32), axis=1)
             before_pick += tl.sum((moved & (others[None, :] <= into[:, None])).to(tl.int32), axis=1)
-            start += OTHERS
         goes = own < r
         at = 2 * sources - before
         tl.store(keep + at + (at >= place), token_of(2 * sources, aside), mask=inside & (goes == 0))
@@ -142,7 +130,6 @@ def store_plan(
         at = 2 * into + 1 - before_pick
         tl.store(source + own, token_of(2 * sources, aside), mask=inside & goes)
         tl.store(destination + own, at + (at >= place), mask=inside & goes)
-        first += S
     tl.store(keep + place, aside)
     return place
 
@@ -152,7 +139,7 @@ def match_kernel(
     metric, class_index, keep, source, destination, new_index, score, pick, rank,
     metric_batch, metric_row, length, r, index,
     CHANNELS: tl.constexpr, GIVEN: tl.constexpr, EXACT: tl.constexpr, SCORES: tl.constexpr, PLAN: tl.constexpr,
-    S: tl.constexpr, D: tl.constexpr, C: tl.constexpr, OTHERS: tl.constexpr,
+    S: tl.constexpr, D: tl.constexpr, C: tl.constexpr, OTHERS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Scores, best destinations, ranks and plan of an image. Grid: B, and blocks of sources unless PLAN.
 
@@ -168,13 +155,11 @@ def match_kernel(
     pick += batch * num_sources
     rank += batch * num_sources
     if SCORES:
-        first = tl.program_id(1) * S
-        while first < num_sources:
+        for first in tl.range(tl.program_id(1) * S, num_sources, S * tl.num_programs(1)):
             store_best(
                 metric + batch * metric_batch, metric_row, aside, first, score, pick, num_sources, num_destinations,
-                CHANNELS, S, D, C,
+                CHANNELS, S, D, C, STAGES,
             )  # fmt: skip
-            first += S * tl.num_programs(1)
     if PLAN:
         tl.debug_barrier()  # each step reads what other threads of this program have written
         store_rank(score, rank, num_sources, S, OTHERS)
@@ -209,7 +194,7 @@ def _forward(
                 metric, metric if class_index is None else class_index, keep, source, destination, place,
                 score, pick, rank, metric.stride(0), metric.stride(1), length, r, index,
                 CHANNELS=channels, GIVEN=class_index is not None, EXACT=exact, SCORES=scores, PLAN=plan,
-                S=side, D=side, C=depth, OTHERS=min(32, side), num_warps=8,
+                S=side, D=side, C=depth, OTHERS=min(32, side), STAGES=STAGES, num_warps=8,
             )  # fmt: skip
     return outputs
 

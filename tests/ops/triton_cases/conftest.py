@@ -43,11 +43,16 @@ def repair_interpreter() -> None:
         def restore(self):
             pass
 
+    def index(self):
+        """It takes a tensor of one element for a number, which new versions of numpy refuse."""
+        return int(self.handle.data.reshape(-1)[0])
+
     def patch_once(function):
         languages = frozenset(id(v) for v in function.__globals__.values() if v is tl or v is tl.core)
         if languages not in Once.done:
             Once.done.add(languages)
             patch(function)
+            tl.tensor.__index__ = index
         return Once()
 
     Builder.cast_impl = round_to_nearest

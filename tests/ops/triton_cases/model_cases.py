@@ -35,6 +35,8 @@ def passed(model, images, monkeypatch, backend, dtype=None):
     ("dtype", "bound"), [(None, 1e-5), pytest.param(torch.bfloat16, 3e-2, marks=pytest.mark.slow)]
 )
 def test_logits_and_gradients_are_those_of_pytorch(model, device, monkeypatch, dtype, bound):
+    if dtype is not None:  # another rounding merges other pairs: in bf16 the dense model is compared
+        model.merge_config = None
     images = torch.randn(2, 3, 8, 8, device=device)
     got, gradients = passed(model, images, monkeypatch, "auto", dtype)
     assert BIDIRECTIONAL.chosen(device) == "triton"

@@ -3,21 +3,17 @@
     python -m tests.ops.triton_cases.offline 90 vim_tiny vim_tiny_evaluation
 
 prints a JSON line a kernel: its name, what it was specialised for, registers, bytes of stack (spills) and of shared
-memory a program, seconds to compile. A process of its own: it replaces Triton's driver and launches nothing.
+memory a program, what its loop over tiles is made of (`sass.py`), seconds to compile. A process of its own: it
+replaces Triton's driver and launches nothing.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -30,23 +26,31 @@ triton_support.dispatch_keys = lambda: ("CPU",)
 from rmeeto.merge import Tokens  # noqa: E402
 from rmeeto.ops.add_norm.triton_add_norm import add_rms_norm  # noqa: E402
 from rmeeto.ops.conv1d.triton_conv1d import bidirectional_conv1d  # noqa: E402
-from rmeeto.ops.selective_scan import Direction  # noqa: E402
+from rmeeto.ops.selective_scan import Direction, triton_scan  # noqa: E402
 from rmeeto.ops.selective_scan.triton_scan import bidirectional_scan, selective_scan  # noqa: E402
 from rmeeto.ops.token_merge.triton_match import match_tokens  # noqa: E402
 from rmeeto.ops.token_merge.triton_merge import merge_tokens  # noqa: E402
+from tests.ops.triton_cases.sass import dump, longest_loop, resources  # noqa: E402
 
+BF16, FP32 = torch.bfloat16, torch.float32
 # (embed, tokens, merged tokens, storage, training, states if not 16)
-SETTINGS = {
-    "vim_tiny": (192, 197, 11, torch.bfloat16, True),
-    "vim_small": (384, 197, 11, torch.bfloat16, True),
-    "vim_base": (768, 197, 11, torch.bfloat16, True),
-    "vim_tiny_evaluation": (192, 197, 5, torch.bfloat16, False),
-    "vim_tiny_fp32": (192, 197, 11, torch.float32, True),
-    "vim_tiny_fp16": (192, 197, 11, torch.float16, True),
-    "states_40": (16, 10, 2, torch.float32, True, 40),
-    "video_middle": (576, 1569, 88, torch.bfloat16, True),
-    "video_tiny_evaluation": (192, 1569, 88, torch.bfloat16, False),
+SETTINGS: dict[str, tuple] = {
+    f"{name}{'' if training else '_evaluation'}{'' if dtype == BF16 else '_fp32'}": (*sizes, dtype, training)
+    for name, sizes in {
+        "vim_tiny": (192, 197, 11),
+        "vim_small": (384, 197, 11),
+        "vim_base": (768, 197, 11),
+        "video_middle": (576, 1569, 88),
+    }.items()
+    for dtype in (BF16, FP32)
+    for training in (True, False)
 }
+SETTINGS |= {
+    "vim_tiny_fp16": (192, 197, 11, torch.float16, True),
+    "states_40": (16, 10, 2, FP32, True, 40),
+    "video_tiny_evaluation": (192, 1569, 88, BF16, False),
+}
+MULTIPROCESSORS = (1, 132)  # few, and more than one sample fills: sequences are then split
 
 
 class Driver:
@@ -84,26 +88,18 @@ def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool, s
     u, z = make(1, tokens, 2 * inner, of=dtype).chunk(2, dim=-1)
     taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)
     forward, backward = bidirectional_conv1d(u, *taps)
-    y = bidirectional_scan(direction(forward), direction(backward), z, True)
-    if training:
-        outputs = [merged, normed, total, y]
-        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
-    else:  # the public one-direction face, with the step size given
+    outputs = [merged, normed, total]
+    for sms in MULTIPROCESSORS:
+        triton_scan.num_sms = lambda _, sms=sms: sms
+        outputs.append(bidirectional_scan(direction(forward), direction(backward), z, True))
+        if training:
+            torch.autograd.backward(
+                outputs, [torch.zeros_like(output) for output in outputs], retain_graph=True
+            )
+    if not training:  # the public one-direction face, with the step size given
         u = make(1, inner, tokens, of=dtype).transpose(1, 2)
         B = make(1, states, tokens, of=dtype).transpose(1, 2)
         selective_scan(u, u, make(inner, states), B, B)
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers and stack of a thread, as the disassembler that comes with Triton reports them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
-    assert found, done.stdout + done.stderr
-    return {"registers": int(found[1]), "stack": int(found[2])}
 
 
 def main(capability: str, *settings: str) -> None:
@@ -122,6 +118,7 @@ def main(capability: str, *settings: str) -> None:
             "setting": setting,
             "flags": flags,
             **resources(kernel.asm["cubin"]),
+            "loop": longest_loop(dump(kernel.asm["cubin"], "-sass")),
             "shared": kernel.metadata.shared,
         }
         print(json.dumps(report | {"seconds": round(time.perf_counter() - start, 1)}), flush=True)

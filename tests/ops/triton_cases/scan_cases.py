@@ -90,13 +90,57 @@ def test_half_precision_storage(sizes, dtype, device):
     )
 
 
-@pytest.mark.parametrize("tiles", [((1, 16), (2, 8)), slow(((2, 8), (4, 4)))])
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        ((4, 1, 32), (8, 2, 8)),
+        slow(((8, 1, 16), (4, 4, 8))),
+        slow(((8, 2, 8), (4, 4, 4))),
+        slow(((4, 1, 16), (8, 1, 16))),
+    ],
+)
 def test_tiles_of_any_shape_understand_each_other(tiles, device, monkeypatch):
     """The backward pass reads states that the forward pass has stored."""
-    monkeypatch.setattr(triton_scan, "FORWARD_TILE", tiles[0])
-    monkeypatch.setattr(triton_scan, "BACKWARD_TILE", tiles[1])
+    monkeypatch.setattr(triton_scan, "FORWARD_TILE", triton_scan.Tile(*tiles[0]))
+    monkeypatch.setattr(triton_scan, "BACKWARD_TILE", triton_scan.Tile(*tiles[1]))
     tensors = both((2, 13, 40, 16, 5), device, torch.float32)
     compare(run(triton_scan.bidirectional_scan, projected=False), run(naive_bidirectional_scan), tensors)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_loads_ahead_change_nothing(ahead, stages, device, monkeypatch):
+    for name, value in {"AHEAD": ahead, "FORWARD_STAGES": stages, "BACKWARD_STAGES": stages}.items():
+        monkeypatch.setattr(triton_scan, name, value)
+    tensors = both((1, 21, 20, 16, 5), device, torch.float32)
+    compare(run(triton_scan.bidirectional_scan, projected=False), run(naive_bidirectional_scan), tensors)
+
+
+@pytest.mark.parametrize("length", [large(1569), 43])
+@pytest.mark.parametrize("split", [False, True])
+def test_states_that_are_stored_far_apart(split, length, device, monkeypatch):
+    """A long sequence keeps few states; the others are scanned again, in each chunk of one that is split."""
+    monkeypatch.setattr(triton_scan, "LONG", 40)
+    monkeypatch.setattr(triton_scan, "STORED_LONG", 16)
+    if split:
+        monkeypatch.setattr(triton_scan, "num_chunks", lambda programs, pieces, warps: min(pieces, 3))
+    tensors = both((2, length, 20, 16, 5), device, torch.float32)
+    compare(run(triton_scan.bidirectional_scan, projected=False), run(naive_bidirectional_scan), tensors)
+
+
+@pytest.mark.parametrize("absent", [(), slow(("z",))])
+@pytest.mark.parametrize("reverse", [slow(False), True])
+def test_training_on_a_sequence_split_into_chunks(reverse, absent, device, monkeypatch):
+    monkeypatch.setattr(triton_scan, "num_chunks", lambda programs, pieces, warps: min(pieces, 3))
+    tensors = direction(2, 29, 20, 16, 5, device, torch.float32, 10)
+    tensors["delta"] = F.linear(tensors.pop("features"), tensors.pop("weight"))
+    tensors |= {"z": gate(2, 29, 20, device, torch.float32)} | dict.fromkeys(absent)
+    order = ("u", "delta", "A", "B", "C", "D", "z", "bias")
+    compare(
+        lambda *t: triton_scan.selective_scan(*t, True, reverse),
+        lambda *t: naive_selective_scan(*t, True, reverse),
+        {name: tensors[name] for name in order},
+    )
 
 
 @pytest.mark.parametrize("average", [slow(False), True])
@@ -149,11 +193,18 @@ def test_a_sequence_split_into_chunks(length, device, monkeypatch):
     tensors = both((2, length, 20, 16, 5), device, torch.float32)
     expected = run(naive_bidirectional_scan)(*(t.double() for t in tensors.values()))
     monkeypatch.setattr(triton_scan, "num_sms", lambda device: 16)
-    chunks = triton_scan.num_chunks(4, -(-length // triton_scan.TOKENS), 16)
-    assert chunks > 1
+    assert triton_scan._chunks(4, length, 8, 8, device)[1] > 1
     with torch.no_grad():
         got = run(triton_scan.bidirectional_scan, projected=False)(*tensors.values())
     assert rms_ratio(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("groups", "programs", "span"), [(48, 256, 6), (24, 256, 6), (96, 256, 8), (2, 1, 1), (1, 9, 1)]
+)
+def test_the_span_leaves_few_places_empty(groups, programs, span):
+    """Of Vim-S, Ti and B at batch 128, both directions, on 132 multiprocessors of 8 places."""
+    assert triton_scan.span_of(groups, programs, 1056) == span
 
 
 def test_evaluation_and_training_have_the_same_output(device):
@@ -165,8 +216,7 @@ def test_evaluation_and_training_have_the_same_output(device):
 
 
 def test_a_program_that_takes_several_groups_of_channels(device, monkeypatch):
-    monkeypatch.setattr(triton_scan, "num_sms", lambda device: 1)
-    monkeypatch.setattr(triton_scan, "BACKWARD_WARPS", 3)  # two groups a program; the last has one
+    monkeypatch.setattr(triton_scan, "span_of", lambda *_: 2)  # the last program has one group
     compare(
         run(triton_scan.bidirectional_scan, projected=False),
         run(naive_bidirectional_scan),

@@ -34,13 +34,20 @@ EXTENSIONS = {  # name of the extension: sdist, folder of its sources
 }
 
 
-def main(sdists: Path, out: Path) -> None:
-    """Unpack, compile both at once, and write what came of it to build.json, last."""
+def main(sdists: Path, out: Path, capability: str | None = None) -> None:
+    """Unpack, compile both at once, and write what came of it to build.json, last.
+
+    Args:
+        capability: of the GPU, such as "90"; None: of the present one.
+    """
+    capability = capability or "".join(map(str, torch.cuda.get_device_capability()))
     out.mkdir(parents=True, exist_ok=True)
     for wheel in sdists.glob("*.whl"):
         shutil.copy(wheel, out)
     with ThreadPoolExecutor() as pool:  # the compilers are processes of their own
-        reports = dict(zip(EXTENSIONS, pool.map(lambda name: compiled(name, sdists, out), EXTENSIONS)))
+        reports = dict(
+            zip(EXTENSIONS, pool.map(lambda name: compiled(name, sdists, out, capability), EXTENSIONS))
+        )
     errors = [f"{name}: {report['error']}" for name, report in reports.items() if report["error"]]
     report = {"error": "; ".join(errors) or None} | reports
     temporary = out / "build.tmp"
@@ -48,12 +55,12 @@ def main(sdists: Path, out: Path) -> None:
     temporary.replace(out / "build.json")  # whoever waits for it reads all of it
 
 
-def compiled(name: str, sdists: Path, out: Path) -> dict[str, Any]:
+def compiled(name: str, sdists: Path, out: Path, capability: str) -> dict[str, Any]:
     """Seconds that an extension took, and what went wrong: the benchmark then goes on without upstream."""
     start, error = time.perf_counter(), None
     package, folder = EXTENSIONS[name]
     try:
-        compile_extension(name, unpack(sdists, package, out), folder, out)
+        compile_extension(name, unpack(sdists, package, out), folder, out, capability)
     except Exception as caught:  # a compiler's failure comes as any type
         error = f"{type(caught).__name__}: {caught}"[-2000:]
     return {"error": error, "seconds": round(time.perf_counter() - start, 1)}
@@ -69,11 +76,10 @@ def unpack(sdists: Path, package: str, out: Path) -> Path:
     return out / found[-1].name.removesuffix(".tar.gz")
 
 
-def compile_extension(name: str, source: Path, folder: str, out: Path) -> None:
+def compile_extension(name: str, source: Path, folder: str, out: Path, capability: str) -> None:
     """Compile all sources of an extension in parallel, for one architecture."""
     from torch.utils import cpp_extension
 
-    major, minor = torch.cuda.get_device_capability()
     files = sorted(path for path in (source / folder).iterdir() if path.suffix in (".cpp", ".cu"))
     build = out / f"{name}_build"
     build.mkdir(exist_ok=True)
@@ -83,7 +89,7 @@ def compile_extension(name: str, source: Path, folder: str, out: Path) -> None:
         sources=[str(path) for path in files],
         extra_include_paths=[str(source / folder)],
         extra_cflags=FLAGS,
-        extra_cuda_cflags=[*NVCC, f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}"],
+        extra_cuda_cflags=[*NVCC, f"-gencode=arch=compute_{capability},code=sm_{capability}"],
         build_directory=str(build),
         is_python_module=False,
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import models, numerics
+from benchmarks.parity import rms_ratio
 from benchmarks.results import Unit
 from rmeeto.engine.dist import World
 from rmeeto.engine.distill import DistillLoss
@@ -31,7 +32,15 @@ MIXER_BOUNDS = 1e-4, 5e-4  # outputs, gradients
 
 def units(device: torch.device, quick: bool = False) -> Iterator[Unit]:
     """Each check; one that does not hold fails, and the others go on."""
-    for check in (golden, no_sync, numerics.training, numerics.tf32, numerics.finite_guard, kernels):
+    for check in (
+        golden,
+        no_sync,
+        captured_step,
+        numerics.training,
+        numerics.tf32,
+        numerics.finite_guard,
+        kernels,
+    ):
         yield Unit(check.__name__, partial(_row, check, device, quick), "checks")
 
 
@@ -111,6 +120,33 @@ def no_sync(device: torch.device, quick: bool) -> dict[str, Any]:
         training.step(iter([batch, batch]), group=2)
     training.stop_if_not_finite()
     return {"watched": device.type == "cuda"}
+
+
+def captured_step(device: torch.device, quick: bool) -> dict[str, Any]:
+    """200 steps of the engine with a teacher and drop path, as CUDA graphs and one by one: the same weights."""
+    name, steps = models.SMALLEST[device.type], 2 if quick else 200
+    images = models.images(models.create(name, device), 4, device)
+    batch = images, torch.arange(4, device=device)
+    weights, active = [], []
+    for on in (False, True):
+        training = Training(
+            models.create(name, device, 5, drop_path_rate=0.1).train(),
+            data=None,
+            criterion=DistillLoss(models.create(name, device), 0.5),
+            optim=OptimConfig(lr=1e-4, accumulation=2, cuda_graph=on),
+            run=RunConfig(amp="bf16"),
+            world=World(device),
+            folder=None,
+        )
+        for _ in range(steps):
+            training.step(iter([batch, batch]), group=2)
+            training.at.step += 1
+        training.stop_if_not_finite()
+        weights.append(torch.cat([p.detach().flatten() for p in training.model.parameters()]))
+        active.append(training.passes.active)
+    difference = rms_ratio(weights[1], weights[0])
+    assert difference < 1e-5, difference
+    return {"captured": active[1], "steps": steps, "rms_ratio": difference, "equal": torch.equal(*weights)}
 
 
 @contextlib.contextmanager

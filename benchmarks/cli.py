@@ -17,6 +17,7 @@ import timm
 import torch
 
 from benchmarks import front, report, results, sizes, targets
+from benchmarks.packing import pack
 from benchmarks.results import Unit
 from benchmarks.suites import APART, SUITES
 from image_task.models import MODELS
@@ -150,6 +151,7 @@ def _flags() -> argparse.ArgumentParser:
     add("--out", type=Path, default=None, help="folder; default: benchmarks/results (quick: runs/benchmarks)")
     add("--force", action="store_true", help="replace results that exist")
     add("--resume", action="store_true", help="go on with results that exist")
+    add("--archive", type=Path, help="file that all results of --out are packed into behind every row")
     return parser
 
 
@@ -180,7 +182,7 @@ def run(options: argparse.Namespace) -> int:
                 f"note: load {load:.1f} on {cores} cores: the machine is busy, figures are rough", flush=True
             )
         units = SUITES[name].units(options, DTYPES[result["dtype"]], result["rows"])
-        sound &= measure(path, result, units, end)
+        sound &= measure(path, result, units, end, options.archive)
         complete &= "stopped" not in result
         print(f"{os.path.relpath(path)}\n", flush=True)
     if options.suite == "targets":
@@ -193,16 +195,29 @@ def run(options: argparse.Namespace) -> int:
     return 1 if not sound else 0 if complete else 3
 
 
-def measure(path: Path, result: dict[str, Any], units: Iterable[Unit], end: float = math.inf) -> bool:
-    """Measure the units that a result lacks, and write it behind each; what fails is written, too, and tried again by
-    a run that goes on.
+def measure(
+    path: Path,
+    result: dict[str, Any],
+    units: Iterable[Unit],
+    end: float = math.inf,
+    archive: Path | None = None,
+) -> bool:
+    """Measure the units that a result lacks, and write it behind every row; what fails is written, too, and tried again
+    by a run that goes on, as is a unit that was cut (its rows are under "open").
 
     Args:
         end: of the monotonic clock; no unit starts behind it, and the result is then marked as stopped.
+        archive: that all results of the folder are packed into.
 
     Returns:
         Whether nothing failed and nothing was refused.
     """
+
+    def write() -> None:
+        results.write(path, result)
+        if archive is not None:
+            pack(path.parent, archive)
+
     result["failed"] = []
     result.pop("stopped", None)
     for unit in units:
@@ -212,10 +227,12 @@ def measure(path: Path, result: dict[str, Any], units: Iterable[Unit], end: floa
             result["stopped"] = True
             break
         try:
-            found = []
+            found: list[dict[str, Any]] = []
+            result["open"] = {"unit": unit.name, "table": unit.table, "rows": found}
             for row in unit.rows():
-                print(f"  {report.line(row, unit.table)}", flush=True)
                 found.append(row)
+                write()  # before it is shown: what was seen is safe
+                print(f"  {report.line(row, unit.table)}", flush=True)
         except Exception as error:  # whatever a kernel raises: the others go on
             traceback.print_exc()
             result["failed"].append({"what": unit.name, "reason": f"{type(error).__name__}: {error}"[:2000]})
@@ -223,10 +240,11 @@ def measure(path: Path, result: dict[str, Any], units: Iterable[Unit], end: floa
             table = result.setdefault(unit.table, [])
             table += [row for row in found if not any(row is known for known in table)]
             result["units"] += [unit.name] if unit.name else []
-        results.write(path, result)
+        del result["open"]
+        write()
     if not result["failed"]:
         del result["failed"]
-    results.write(path, result)
+    write()
     if path.parent.resolve() == results.FOLDER.resolve():
         report.update()
     tables = (value for value in result.values() if report.are_rows(value))

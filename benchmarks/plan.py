@@ -19,50 +19,79 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.packing import pack
+
 ROOT = Path(__file__).resolve().parents[1]
+ARCHIVE, STATES = "results.tar.gz", "plan.json"
 NEEDED = ("torch", "timm", "pytest", "sklearn")
 
 
 class Part(NamedTuple):
-    """A call of `python -m benchmarks`.
+    """A call of `python -m MODULE`.
 
     Args:
         arguments: of the call.
         seconds: that it may take; what it has measured by then is kept.
         expected: seconds that it is thought to take.
+        leaves: what is known when it has ended.
+        peer: whether it is measured beside upstream's kernels, for whose build it waits.
+        module: `benchmarks`, or one that takes its options.
     """
 
     arguments: str
     seconds: int
     expected: int
+    leaves: str
+    peer: bool = False
+    module: str = "benchmarks"
 
 
-def _model_parts(sizes: Sequence[str]) -> dict[str, Part]:
-    parts = {}
-    for size in sizes:
-        chosen = f"--dtype bf16 --models vim_{size}"
-        parts[f"models_{size}"] = Part(f"models {chosen} --batch 128", 150, 80)
-        parts[f"training_{size}"] = Part(f"training {chosen}", 120, 60)
-    return parts
-
-
-_ALL = "--dtype bf16 --models vim_small vim_tiny vim_base"
-PARTS = {  # what is wanted most comes first: a call may be cut anywhere
-    "checks": Part("checks", 300, 200),
-    **_model_parts(["small"]),
-    "operators": Part("operators --dtype bf16", 200, 120),
-    **_model_parts(["tiny", "base"]),
-    "batches": Part(f"models {_ALL} --batch 8 1", 240, 150),
-    "compiled": Part(f"models {_ALL} --batch 128 --modes compiled compiled-graphed", 500, 400),
+_BF16 = "--dtype bf16 --models"
+_GRAPHED = "--batch 128 --modes graphed"
+# What is wanted most comes first: a call may be cut anywhere. All seconds are estimates: not yet measured.
+PARTS = {
+    "warm": Part(
+        "warm", 150, 110, "whether the kernels are right; all are compiled", module="benchmarks.ahead"
+    ),
+    "headline": Part(
+        f"models {_BF16} vim_small --batch 128 --modes graphed eager", 60, 40, "Vim-S: r = 0, 5, 11"
+    ),
+    "beside": Part(
+        f"models {_BF16} vim_small {_GRAPHED} --backends auto peer", 70, 45, "Vim-S over upstream", True
+    ),
+    "training": Part(
+        f"training {_BF16} vim_small", 100, 60, "a step of Vim-S with its teacher, over upstream", True
+    ),
+    "ncu": Part("ncu", 60, 30, "what the scan's three launches wait for"),
+    "operators": Part(
+        "operators --dtype bf16", 120, 90, "every operator; which tiles the scan should have", True
+    ),
+    "tiny": Part(f"models {_BF16} vim_tiny {_GRAPHED}", 50, 30, "Vim-Ti"),
+    "training_tiny": Part(f"training {_BF16} vim_tiny", 70, 40, "a step of Vim-Ti"),
+    "batches": Part(
+        f"models {_BF16} vim_small --batch 8 1 --modes graphed", 60, 40, "Vim-S at small batches"
+    ),
+    "base": Part(f"models {_BF16} vim_base {_GRAPHED}", 80, 50, "Vim-B"),
+    "fashion": Part("fashion", 300, 230, "the evidence on Fashion-MNIST, three seeds"),
+    "training_base": Part(f"training {_BF16} vim_base", 120, 70, "a step of Vim-B"),
+    "compiled": Part(
+        f"models {_BF16} vim_small --batch 128 --modes compiled-graphed", 240, 200, "torch.compile"
+    ),
 }
-BESIDE_THE_BUILD = ("checks",)  # the others time something
+CALLS = 235, 470  # seconds of the first call, and of each behind it
 _QUICK = "--quick --runs 5 --dtype bf16"
 DRY = {
-    "checks": Part("checks --quick", 300, 40),
-    "models": Part(f"models {_QUICK} --batch 2 --modes eager --backends auto peer", 60, 5),
-    "training": Part(f"training {_QUICK} --backends auto peer", 60, 5),
-    "operators": Part(f"operators {_QUICK}", 60, 5),
+    "warm": Part("warm --quick", 300, 40, "checks"),
+    "headline": Part(f"models {_QUICK} --batch 2 --modes eager", 60, 5, "rows of models"),
+    "beside": Part(
+        f"models {_QUICK} --batch 2 --modes eager --backends auto peer", 60, 5, "rows beside a peer", True
+    ),
+    "training": Part(f"training {_QUICK} --backends auto peer", 60, 5, "rows of training", True),
+    "ncu": Part("ncu --quick", 60, 5, "that there is no GPU"),
+    "operators": Part(f"operators {_QUICK}", 60, 5, "rows of operators", True),
+    "fashion": Part("fashion --quick", 60, 5, "that there is no data, or that the recipes are sound"),
 }
+DRY = {name: part._replace(module=PARTS[name].module) for name, part in DRY.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,8 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plan", action="store_true", help="print the parts and what a cut leaves; runs nothing"
     )
-    parser.add_argument("--budget", type=float, default=530.0, help="seconds that a call may take")
+    parser.add_argument(
+        "--budget", type=float, help=f"seconds that a call may take; default: {CALLS[0]}, then {CALLS[1]}"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs/gpu-work", help="folder of the parts' own files"
+    )
     parser.add_argument("--upstream", type=Path, help="folder with upstream's sdists, see build.py")
+    parser.add_argument(
+        "--ahead", type=Path, help="archive that benchmarks.ahead made, for this kind of machine"
+    )
     options = parser.parse_intermixed_args(argv)
     parts = DRY if options.dry_run else PARTS
     unknown = [name for name in options.part if name not in parts]
@@ -90,9 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(parts)}")
     chosen = {name: parts[name] for name in options.part or parts}
     if options.plan:
-        print(plan(chosen, options.budget))
+        print(plan(chosen))
         return 0
-    problem = preflight(options.dry_run) or _make(options.out)
+    options.out, options.work = options.out.resolve(), options.work.resolve()
+    problem = preflight(options.dry_run) or _make(options.out) or _make(options.work) or _unpack(options)
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -101,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_parts(options, chosen, build)
     finally:
         stop(build)
-        archive(options.out)
+        pack(options.work, options.out / ARCHIVE)
 
 
 def _make(out: Path) -> str | None:
@@ -112,21 +150,39 @@ def _make(out: Path) -> str | None:
     return None
 
 
-def plan(parts: dict[str, Part], budget: float) -> str:
-    """A line a part, by expected and by longest times: when each ends, and which call of ``budget`` seconds that is."""
-    lines, end, call, left = (
-        [f"{'part':<16}{'expected s':>12}{'at most s':>11}{'ends at s':>11}{'call':>6}"],
-        0,
-        1,
-        budget,
+def _unpack(options: argparse.Namespace) -> str | None:
+    """What an earlier call has brought back, and what was made ahead."""
+    before = options.out / ARCHIVE
+    archives = [] if (options.work / STATES).exists() or not before.exists() else [before]
+    archives += (
+        [options.ahead] if options.ahead is not None and not (options.work / "triton").exists() else []
     )
+    for path in archives:
+        try:
+            with tarfile.open(path) as packed:
+                packed.extractall(options.work, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            return f"{path} cannot be unpacked ({error}); leave it out, or make it again."
+    return None
+
+
+def plan(parts: dict[str, Part]) -> str:
+    """A line a part: when it ends, in which call, and what a cut behind it leaves."""
+    lines = [
+        f"{'part':<14}{'expected s':>11}{'at most s':>10}{'ends at s':>10}{'call':>5}  {'a cut behind it leaves'}"
+    ]
+    end, call, left = 0, 1, float(CALLS[0])
     for name, part in parts.items():
-        if left < part.seconds and left < budget:
-            call, left = call + 1, budget
+        if left < part.seconds and left < CALLS[min(call, 2) - 1]:
+            call, left = call + 1, float(CALLS[1])
         end, left = end + part.expected, left - part.expected
-        lines.append(f"{name:<16}{part.expected:>12}{part.seconds:>11}{end:>11}{call:>6}  {part.arguments}")
+        lines.append(f"{name:<14}{part.expected:>11}{part.seconds:>10}{end:>10}{call:>5}  {part.leaves}")
     return "\n".join(
-        [*lines, "Cut at any second, what ended before it is whole, and most of the part that ran."]
+        [
+            *lines,
+            f"Calls of {CALLS[0]} s and then {CALLS[1]} s; seconds are estimates, not yet measured. Cut at any second, "
+            f"every row that was shown is in OUT/{ARCHIVE}.",
+        ]
     )
 
 
@@ -136,16 +192,17 @@ def run_parts(options: argparse.Namespace, parts: dict[str, Part], build: subpro
     Returns:
         The exit code.
     """
-    end, code, ran, file = time.monotonic() + options.budget, 0, False, options.out / "plan.json"
+    file, code, ran = options.work / STATES, 0, False
     states = json.loads(file.read_text()) if file.exists() else {}
+    end = time.monotonic() + (options.budget if options.budget is not None else CALLS[bool(states)])
     keys = {name: f"{name}, dry" if options.dry_run else name for name in parts}
     for name, key in sorted(keys.items(), key=lambda item: item[1] in states):  # what failed comes last
         part = parts[name]
         if states.get(key) == "done":
             continue
-        if build is not None and name not in BESIDE_THE_BUILD:
+        if build is not None and part.peer:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                build.wait(max(0.0, end - time.monotonic()))
+                build.wait(max(0.0, end - part.seconds - time.monotonic()))
         left = end - time.monotonic()
         # What a part that is stopped measured last is lost: it starts if it can end, the first of a call in any case.
         if left <= 0 or (ran and left < part.seconds):
@@ -166,30 +223,25 @@ def run_part(options: argparse.Namespace, part: Part) -> str:
     Returns:
         ``done``, or what went wrong.
     """
-    where = ["--device", "cpu" if options.dry_run else "cuda", "--out", str(options.out), "--resume"]
-    peer = part.arguments.split()[0] != "checks" and (options.out / "upstream" / "build.json").exists()
-    where += ["--upstream", str(options.out / "upstream")] * (peer and not options.dry_run)
-    command = [sys.executable, "-m", "benchmarks", *part.arguments.split(), *where]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    archive = options.out / ARCHIVE
+    where = ["--device", "cpu" if options.dry_run else "cuda", "--out", str(options.work), "--resume"]
+    where += ["--archive", str(archive)]
+    if part.peer and not options.dry_run and (options.work / "upstream" / "build.json").exists():
+        where += ["--upstream", str(options.work / "upstream")]
+    command = [sys.executable, "-m", part.module, *part.arguments.split(), *where]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(options.work / "triton")}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment)
     end = time.monotonic() + part.seconds
     try:
         while time.monotonic() < end:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(min(5.0, max(0.0, end - time.monotonic())))
                 return {0: "done", 1: "something failed or was refused"}.get(code, f"exit code {code}")
-            archive(options.out)
+            pack(options.work, archive)
         return f"took longer than {part.seconds} s"
     finally:
         stop(process)
-
-
-def archive(out: Path) -> None:
-    """All results as one file, for machines that give few files back: `results.tar.gz`."""
-    temporary = out / "results.tmp"
-    with tarfile.open(temporary, "w:gz") as packed:
-        for file in sorted([*out.glob("*.json"), *out.glob("upstream/build.*")]):
-            packed.add(file, file.relative_to(out))
-    os.replace(temporary, out / "results.tar.gz")
+        pack(options.work, archive)
 
 
 def preflight(dry: bool) -> str | None:
@@ -218,7 +270,7 @@ def preflight(dry: bool) -> str | None:
 
 def start_build(options: argparse.Namespace) -> subprocess.Popen | None:
     """Compile upstream beside the first parts."""
-    folder = options.out / "upstream"
+    folder = options.work / "upstream"
     if options.dry_run or options.upstream is None or (folder / "build.json").exists():
         return None
     folder.mkdir(exist_ok=True)

@@ -60,7 +60,10 @@ def _models(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterato
     for name in options.models:
         for batch in options.batch:
             for mode in options.modes:
-                yield Unit(f"{name}, batch {batch}, {mode}", partial(models.rows, name, batch, mode, setting))
+                beside = ", beside a peer" * ("peer" in options.backends)
+                yield Unit(
+                    f"{name}, batch {batch}, {mode}{beside}", partial(models.rows, name, batch, mode, setting)
+                )
 
 
 def _training(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:
@@ -143,6 +146,18 @@ def _teacher(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     yield Unit("teacher", partial(teacher.rows, options.quick), "teacher")
 
 
+def _ncu(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import ncu
+
+    return ncu.units(options.device)
+
+
+def _fashion(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+    from benchmarks import fashion
+
+    return fashion.units(options.quick)
+
+
 SUITES = {
     "targets": Suite("targets", _targets),
     "operators": Suite("operators", _operators, dtypes=True),
@@ -156,6 +171,8 @@ SUITES = {
     "breakdown": Suite("breakdown", _breakdown),
     "formats": Suite("formats", _formats),
     "checks": Suite("checks", _checks),
+    "ncu": Suite("ncu", _ncu),
+    "fashion": Suite("fashion", _fashion),
     "front": Suite("front", _front),
     "sizes": Suite("sizes", _sizes),
     "scaling": Suite("scaling", _scaling),
@@ -163,5 +180,18 @@ SUITES = {
     "teacher": Suite("teacher", _teacher),
 }
 # Not of `all`: measures nothing; takes long, twice; is the CPU's, three times, and compiles or needs data; whole
-# trainings, twice; takes what the loader takes again.
-APART = ("checks", "front", "sizes", "deploy", "breakdown", "formats", "scaling", "teacher", "minutes")
+# trainings, twice; takes what the loader takes again; measures nothing, and needs Triton; needs a GPU and its profiler;
+# trains.
+APART = (
+    "checks",
+    "front",
+    "sizes",
+    "deploy",
+    "breakdown",
+    "formats",
+    "scaling",
+    "teacher",
+    "minutes",
+    "ncu",
+    "fashion",
+)

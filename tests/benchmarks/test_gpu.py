@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -17,55 +20,165 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import build, cli, floors, plan, results
+from benchmarks import build, cli, floors, packing, plan, report, results
 from benchmarks.plan import DRY, PARTS, main
+from rmeeto.engine import record
 from rmeeto.ops import triton_support
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def call(out: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", str(ROOT / "benchmarks/gpu.sh"), str(out), *arguments],
+def call(out: Path, *arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        ["bash", str(ROOT / "benchmarks/gpu.sh"), str(out), "--work", str(out.parent / "work"), *arguments],
         env=os.environ | {"PYTHON": PYTHON},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
+        **options,
     )
+
+
+def archived(out: Path) -> dict[str, dict]:
+    """The results in an archive by their suite; rows of a unit that was cut count as those of its table."""
+    found = {}
+    with tarfile.open(out / plan.ARCHIVE) as packed:
+        for name in packed.getnames():
+            if "-" in name and name.endswith(".json"):
+                result = json.loads(packed.extractfile(name).read())
+                cut = result.get("open")
+                if cut is not None:
+                    result.setdefault(cut["table"], []).extend(cut["rows"])
+                found[name.partition("-")[0]] = result
+    return found
+
+
+def shown(text: str) -> list[str]:
+    """The rows that the suites printed."""
+    return [line for line in text.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+
+
+def lines_of(found: dict[str, dict]) -> list[str]:
+    tables = (
+        (table, rows) for result in found.values() for table, rows in result.items() if report.are_rows(rows)
+    )
+    return [f"  {report.line(row, table)}" for table, rows in tables for row in rows]
 
 
 @pytest.mark.slow
 def test_a_dry_run_does_every_part_once(tmp_path):
-    first = call(tmp_path, "--dry-run", "--budget", "400")
-    assert first.returncode == 0, first.stdout + first.stderr
-    names = {file.name.partition("-")[0]: json.loads(file.read_text()) for file in tmp_path.glob("*-*.json")}
-    assert set(names) == {"checks", "models", "training", "operators"}
-    assert all(result["quick"] and "failed" not in result for result in names.values())
-    assert {row["check"] for row in names["checks"]["checks"]} >= {
+    first = call(tmp_path / "out", "--dry-run", "--budget", "600")
+    text, _ = first.communicate()
+    assert first.returncode == 0, text
+    found = archived(tmp_path / "out")
+    assert set(found) == {"checks", "models", "training", "operators", "ncu", "fashion"}
+    assert all(result["quick"] and "failed" not in result for result in found.values())
+    assert {row["check"] for row in found["checks"]["checks"]} >= {
         "kernels",
         "golden",
         "no_sync",
+        "captured_step",
         "finite_guard",
     }
-    assert any("over_peer" in row for row in names["models"]["rows"])
-    with tarfile.open(tmp_path / "results.tar.gz") as packed:
-        assert set(packed.getnames()) == {file.name for file in tmp_path.glob("*.json")}
-    again = call(tmp_path, "--dry-run")
-    assert again.returncode == 0 and "..." not in again.stdout
+    assert any("over_peer" in row for row in found["models"]["rows"])
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [plan.ARCHIVE]
+    shutil.rmtree(tmp_path / "work")  # on another machine, with what came back
+    again = call(tmp_path / "out", "--dry-run")
+    text, _ = again.communicate()
+    assert again.returncode == 0 and "..." not in text
+
+
+@pytest.mark.slow
+def test_a_cut_at_any_second_loses_no_row_that_was_shown(tmp_path):
+    """The whole plan on the CPU's stand-ins, killed with all that it started."""
+    seconds = random.uniform(5, 60)
+    process = call(tmp_path / "out", "--dry-run", "--budget", "600")
+    try:
+        text, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        text, _ = process.communicate()
+    if shown(text):
+        assert set(shown(text)) <= set(lines_of(archived(tmp_path / "out"))), f"cut after {seconds:.1f} s"
+
+
+def kill_tree(pid: int) -> None:
+    """A process and all that descend from it, as a machine that is taken away."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        kill_tree(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+SUITE = """
+import sys, time
+from pathlib import Path
+import torch
+from benchmarks import cli, results
+from benchmarks.results import Unit
+
+folder, archive = Path(sys.argv[1]), Path(sys.argv[2])
+result = results.begin(folder / "models-fp32-cpu-pt1.json", "models", "fp32", torch.device("cpu"))
+rows = lambda unit: ({"unit": unit, "row": row} for row in range(3) if not time.sleep(0.01))
+units = [Unit(str(i), lambda i=i: rows(i)) for i in range(1000)]
+cli.measure(folder / "models-fp32-cpu-pt1.json", result, units, archive=archive)
+"""
+
+
+def test_every_row_that_was_shown_is_in_the_archive_when_a_suite_is_killed(tmp_path):
+    command = [PYTHON, "-c", SUITE, str(tmp_path), str(tmp_path / plan.ARCHIVE)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        first = process.stdout.readline()
+        time.sleep(random.uniform(0, 0.5))
+        process.kill()
+        text = first + process.stdout.read()
+    assert shown(text) and set(shown(text)) <= set(lines_of(archived(tmp_path)))
 
 
 def test_parts_are_left_for_another_call_when_the_time_is_up(tmp_path):
-    assert main([str(tmp_path), "--dry-run", "--budget", "0"]) == 3
-    assert not list(tmp_path.glob("*.json"))
+    assert main([str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--dry-run", "--budget", "0"]) == 3
+    assert archived(tmp_path / "out") == {}
 
 
 def test_the_plan_says_what_a_cut_leaves(tmp_path, capsys):
     assert main([str(tmp_path / "out"), "--plan"]) == 0
     head, *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PARTS) and "ends at s" in head and "Cut" in last
-    ends = [int(line.split()[3]) for line in lines]
+    ends, calls = ([int(line.split()[i]) for line in lines] for i in (3, 4))
     assert ends == list(accumulate(part.expected for part in PARTS.values()))
+    assert calls == sorted(calls) and calls[0] == 1 and "not yet measured" in last
+    first = [name for name, number in zip(PARTS, calls) if number == 1]
+    assert first == ["warm", "headline", "beside"] and calls[list(PARTS).index("training")] == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_archive_is_one_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "preflight", lambda dry: None)
+    (tmp_path / plan.ARCHIVE).write_bytes(b"no archive")
+    assert main([str(tmp_path), "--work", str(tmp_path / "work")]) == 2
+    assert "cannot be unpacked" in one_error(capsys)
+
+
+def test_what_was_made_ahead_is_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "preflight", lambda dry: None)
+    monkeypatch.setattr(plan, "run_parts", lambda *_: 0)
+    (tmp_path / "made/triton/key").mkdir(parents=True)
+    (tmp_path / "made/triton/key/kernel.cubin").write_bytes(b"code")
+    packing.pack(tmp_path / "made", tmp_path / "ahead.tar.gz", ["triton/*/*"])
+    flags = [
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path / "work"),
+        "--ahead",
+        str(tmp_path / "ahead.tar.gz"),
+    ]
+    assert main(flags) == 0
+    kernel = tmp_path / "work/triton/key/kernel.cubin"
+    assert kernel.read_bytes() == b"code"
+    kernel.write_bytes(b"newer")
+    assert main(flags) == 0 and kernel.read_bytes() == b"newer"
 
 
 @pytest.fixture
@@ -145,14 +258,15 @@ def test_a_wrong_call_says_what_there_is(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main([str(tmp_path), "--dry-run", "speed"])
     assert error.value.code == 2
-    assert "speed: no such part; there are checks, models" in capsys.readouterr().err
+    assert "speed: no such part; there are warm, headline" in capsys.readouterr().err
 
 
 def test_the_parts_are_commands_and_end_within_a_call(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for part in [*PARTS.values(), *DRY.values()]:
-        cli.parse(part.arguments.split())
-        assert part.expected < part.seconds < 530
+        if part.module == "benchmarks":
+            cli.parse(part.arguments.split())
+        assert part.expected < part.seconds < max(plan.CALLS)
 
 
 @pytest.mark.parametrize(
@@ -215,32 +329,32 @@ def timed(tmp_path, monkeypatch):
         broken.clear()
         broken.update(failing)
         ran.clear()
-        return main([str(tmp_path), *arguments]), list(ran)
+        return main([str(tmp_path / "out"), "--work", str(tmp_path / "work"), *arguments]), list(ran)
 
     return call
 
 
 def test_no_part_starts_that_the_time_left_may_stop_and_the_first_call_gives_what_is_wanted_most(timed):
     code, first = timed()
-    assert code == 3 and first[:3] == ["checks", "models_small", "training_small"]
-    assert sum(PARTS[name].expected for name in first) <= 530
+    assert code == 3 and first == ["warm", "headline", "beside"]
     calls = [first]
     while code == 3:
         code, ran = timed()
-        assert ran
+        assert ran and sum(PARTS[name].expected for name in ran) <= plan.CALLS[1]
         calls.append(ran)
     assert code == 0 and sorted(sum(calls, [])) == sorted(PARTS)
+    assert "training" in calls[1] and "fashion" in sum(calls[:4], [])
 
 
 def test_the_first_part_of_a_call_starts_in_any_case(timed):
-    assert timed("--budget", "20") == (3, ["checks"])
-    assert timed("--budget", "20") == (3, ["models_small"])
+    assert timed("--budget", "20") == (3, ["warm"])
+    assert timed("--budget", "20") == (3, ["headline"])
 
 
 def test_a_part_that_failed_is_tried_again_and_the_others_go_on(timed):
-    code, ran = timed("checks", "training_tiny", failing=("checks",))
-    assert (code, ran) == (1, ["checks", "training_tiny"])
-    assert timed("checks", "training_tiny", "training_base") == (0, ["training_base", "checks"])
+    code, ran = timed("warm", "training_tiny", "--budget", "400", failing=("warm",))
+    assert (code, ran) == (1, ["warm", "training_tiny"])
+    assert timed("warm", "training_tiny", "training_base") == (0, ["training_base", "warm"])
 
 
 def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
@@ -256,8 +370,8 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path
         plan.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k)
     )
     (tmp_path / "models-bf16-x-pt1.json").write_text("{}")
-    options = Namespace(out=tmp_path, dry_run=True)
-    assert plan.run_part(options, plan.Part("training", 3, 1)) == "took longer than 3 s"
+    options = Namespace(out=tmp_path, work=tmp_path, dry_run=True)
+    assert plan.run_part(options, plan.Part("training", 3, 1, "")) == "took longer than 3 s"
     with tarfile.open(tmp_path / "results.tar.gz") as packed:
         assert packed.getnames() == ["models-bf16-x-pt1.json"], "what was measured by then"
     state = Path(f"/proc/{child.read_text()}/stat")
@@ -271,6 +385,17 @@ def test_a_copy_without_its_history_names_its_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("COMMIT", "abc")
     assert results.begin(tmp_path / "none", "ops", "fp32", torch.device("cpu"))["commit"] == "abc"
+
+
+def test_a_copy_inside_another_checkout_does_not_take_its_commit(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "another project"]):
+        subprocess.run([*git, *arguments], check=True)
+    (tmp_path / "project").mkdir()
+    monkeypatch.setattr(record, "_ROOT", tmp_path / "project")
+    monkeypatch.setenv("COMMIT", "abc")
+    begun = results.begin(tmp_path / "none", "ops", "fp32", torch.device("cpu"))
+    assert begun["commit"] == "abc"
 
 
 def test_nothing_that_a_gpu_machine_may_lack_is_needed_to_measure_models(tmp_path):

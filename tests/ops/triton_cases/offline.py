@@ -50,7 +50,9 @@ SETTINGS |= {
     "states_40": (16, 10, 2, FP32, True, 40),
     "video_tiny_evaluation": (192, 1569, 88, BF16, False),
 }
-MULTIPROCESSORS = (1, 132)  # few, and more than one sample fills: sequences are then split
+MULTIPROCESSORS = {
+    "90": (1, 132)
+}  # few, and more than one sample fills: sequences are then split; elsewhere the latter
 
 
 class Driver:
@@ -69,7 +71,15 @@ class Driver:
         return 0
 
 
-def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool, states: int = 16) -> None:
+def block(
+    embed: int,
+    tokens: int,
+    r: int,
+    dtype: torch.dtype,
+    training: bool,
+    states: int = 16,
+    multiprocessors: tuple[int, ...] = (132,),
+) -> None:
     """Launch what one block of a model launches, forward and (training) backward."""
     inner, rank = 2 * embed, -(-embed // 16)
 
@@ -89,7 +99,7 @@ def block(embed: int, tokens: int, r: int, dtype: torch.dtype, training: bool, s
     taps = make(inner, 1, 4), make(inner), make(inner, 1, 4), make(inner)
     forward, backward = bidirectional_conv1d(u, *taps)
     outputs = [merged, normed, total]
-    for sms in MULTIPROCESSORS:
+    for sms in multiprocessors:
         triton_scan.num_sms = lambda _, sms=sms: sms
         outputs.append(bidirectional_scan(direction(forward), direction(backward), z, True))
         if training:
@@ -126,7 +136,7 @@ def main(capability: str, *settings: str) -> None:
 
     JITFunction.run = compile_only
     for setting in settings:
-        block(*SETTINGS[setting])
+        block(*SETTINGS[setting], multiprocessors=MULTIPROCESSORS.get(capability, (132,)))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ QUICK = ("vim_nano_patch2_16",)
 ON_CPU = ("targets", "deploy", "breakdown", "formats")
 DRAWN = {"front": front.draw, "sizes": sizes.draw}
 USED_BY = {
-    "dtype": ("operators", "models", "training"),
+    "dtype": ("operators", "models", "training", "memory"),
     "models": ("models", "training", "front"),
     "backends": ("models", "training"),
     "batch": ("models", "front"),

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -33,12 +32,23 @@ TOKENS = ((8, 197, 192), (64, 197, 192))  # (B, L, C)
 GPU_SCANS = ((128, 384, 197), (128, 768, 197), (8, 768, 197))
 GPU_TOKENS = ((128, 197, 192), (128, 197, 384), (8, 197, 384))
 SAMPLE = 2  # images that a GPU's large cases are verified on: the definition keeps every state in float64
-# Settings of the forward scan that are worth trying where there is a GPU.
-KNOBS = "POLYNOMIAL", "FORWARD_REGISTERS", "FORWARD_TILE"
-VARIANTS = (
-    *((0, registers, (1, 16)) for registers in (128, 168, 255)),
-    *((polynomial, 168, (1, 16)) for polynomial in (4, 8)),
-    *((0, registers, (2, 8)) for registers in (128, 168, 255)),
+# Settings of the scan that are worth trying where there is a GPU: tiles, registers, loads ahead, warps to fill it with.
+FORWARD_VARIANTS = (
+    *(
+        {"FORWARD_TILE": tile, "FORWARD_REGISTERS": n}
+        for tile in ((8, 2, 8), (8, 1, 16), (4, 1, 32))
+        for n in (128, 168, 255)
+    ),
+    {"FORWARD_STAGES": 2},
+    {"POLYNOMIAL": 4},
+)
+BACKWARD_VARIANTS = (
+    {},
+    {"AHEAD": True},
+    {"BACKWARD_STAGES": 2},
+    {"BACKWARD_TILE": (8, 4, 4)},
+    {"BACKWARD_TILE": (4, 2, 8)},
+    {"LONG": 1},  # a state every 64 tokens: less memory
 )
 QUICK_SCANS, QUICK_TOKENS = ((2, 16, 9),), ((2, 21, 16),)
 R, QUICK_R = 11, 4
@@ -65,7 +75,8 @@ def cases(
     batch, channels, length = middle = scans[len(scans) // 2]
     yield made(bidirectional, middle)
     if gpu:
-        yield made(variants, middle)
+        yield made(partial(variants, FORWARD_VARIANTS), middle)
+        yield made(partial(variants, BACKWARD_VARIANTS), middle)
     if isinstance(kernels, peers.Kernels):
         yield made(partial(channel_major, kernels), middle)
     yield made(convolution, (batch, length, channels))
@@ -79,6 +90,13 @@ def measure(
     case: Case, device: torch.device, runs: int, min_seconds: float = 0.05
 ) -> Iterator[dict[str, Any]]:
     """Rows of an operator: each way verified, and timed in turn with the others of its case."""
+    try:
+        yield from _measure(case, device, runs, min_seconds)
+    finally:
+        case.restore()
+
+
+def _measure(case: Case, device: torch.device, runs: int, min_seconds: float) -> Iterator[dict[str, Any]]:
     head = {"what": case.what, "shape": case.shape}
     parity: dict[str, dict[str, float]] = {}
     sample = case.sample or case
@@ -200,19 +218,38 @@ def channel_major(
     )
 
 
-def variants(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case:
-    """The Triton kernel of `bidirectional` under other settings, forward."""
+def variants(
+    settings: Sequence[dict[str, Any]], shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Case:
+    """The Triton kernels of `bidirectional` under other settings; forward, or (if one is empty) both passes."""
     from rmeeto.ops.selective_scan import triton_scan
 
     case = bidirectional(shape, device, dtype)
     shipped = case.ways["triton"]
+    names = {name for values in settings for name in values}
+    before = {name: getattr(triton_scan, name) for name in names}
 
-    ways = {}
-    for values in VARIANTS:
-        setting = dict(zip(KNOBS, values))
-        way = mock.patch.multiple(triton_scan, **setting)(shipped)
-        ways[", ".join(f"{name} {value}" for name, value in setting.items())] = way
-    return dataclasses.replace(case, what="bidirectional scan, settings", ways=ways, differentiable=False)
+    def use(values: dict[str, Any]) -> None:
+        for name, value in (before | values).items():
+            setattr(triton_scan, name, triton_scan.Tile(*value) if isinstance(value, tuple) else value)
+
+    def under(values: dict[str, Any]) -> Callable:
+        def call(*tensors: Tensor) -> Tensor:
+            use(values)  # and left so: the backward pass, which follows, reads it too
+            return shipped(*tensors)
+
+        return call
+
+    return dataclasses.replace(
+        case,
+        what=f"bidirectional scan, settings of {'both passes' if {} in settings else 'the forward pass'}",
+        ways={
+            ", ".join(f"{n} {v}" for n, v in values.items()) or "shipped": under(values)
+            for values in settings
+        },
+        differentiable={} in settings,
+        restore=partial(use, {}),
+    )
 
 
 def convolution(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case:

@@ -36,6 +36,7 @@ class Case:
         differentiable: whether there are gradients at all.
         roundings: of values on the way that the definition does not have, and its own: times the tolerance.
         sample: a smaller case that is verified in its place.
+        restore: undoes what the ways have set.
     """
 
     what: str
@@ -52,6 +53,7 @@ class Case:
     differentiable: bool = True
     roundings: int = 1
     sample: Case | None = None
+    restore: Callable[[], None] = lambda: None
 
     def call(self, way: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Results that are compared."""

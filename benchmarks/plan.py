@@ -162,7 +162,8 @@ def _unpack(options: argparse.Namespace) -> str | None:
             with tarfile.open(path) as packed:
                 packed.extractall(options.work, filter="data")
         except (OSError, tarfile.TarError) as error:
-            return f"{path} cannot be unpacked ({error}); leave it out, or make it again."
+            reason = str(error).splitlines()[0]
+            return f"{path} cannot be unpacked ({reason}); leave it out, or make it again."
     return None
 
 

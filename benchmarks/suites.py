@@ -146,6 +146,12 @@ def _teacher(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     yield Unit("teacher", partial(teacher.rows, options.quick), "teacher")
 
 
+def _memory(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:
+    from benchmarks import memory
+
+    return memory.units(dtype)
+
+
 def _ncu(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     from benchmarks import ncu
 
@@ -171,6 +177,7 @@ SUITES = {
     "breakdown": Suite("breakdown", _breakdown),
     "formats": Suite("formats", _formats),
     "checks": Suite("checks", _checks),
+    "memory": Suite("memory", _memory, dtypes=True),
     "ncu": Suite("ncu", _ncu),
     "fashion": Suite("fashion", _fashion),
     "front": Suite("front", _front),
@@ -194,4 +201,5 @@ APART = (
     "minutes",
     "ncu",
     "fashion",
+    "memory",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,15 +48,27 @@ class Captured:
 class Graphed:
     """A captured forward pass; see `graphed`."""
 
-    def __init__(self, captured: Captured, batch: Tensor) -> None:
-        self._captured, self._batch = captured, batch
+    def __init__(self, captured: Callable[[], Any], batch: Tensor, model: Any = None) -> None:
+        self._captured, self._batch, self._model = captured, batch, model
+        self._read = self._weights()
+
+    def _weights(self) -> list[tuple[int, torch.dtype]]:
+        if not isinstance(self._model, nn.Module):
+            return []
+        return [(t.data_ptr(), t.dtype) for t in chain(self._model.parameters(), self._model.buffers())]
 
     def __call__(self, batch: Tensor) -> Any:
         """Run the pass on a batch of the captured shape; the next call overwrites the result.
 
         Raises:
-            UserError: a batch of another shape or type.
+            UserError: a batch of another shape or type, or weights that lie elsewhere than when they were captured.
         """
+        if self._weights() != self._read:
+            raise UserError(
+                "graphed: the model's weights have moved since they were captured (.to(), .half(), p.data = ...), and "
+                "the graph would read what lies there now. Capture it again, or change weights in place, as "
+                "load_state_dict does."
+            )
         if batch.shape != self._batch.shape or batch.dtype != self._batch.dtype:
             raise UserError(
                 f"graphed: got a batch {tuple(batch.shape)} of {batch.dtype}; this graph was captured for "
@@ -68,7 +81,8 @@ class Graphed:
 def graphed(
     model: Callable[[Tensor], Any], batch: Tensor, dtype: torch.dtype | None = None, warmup: int = 3
 ) -> Graphed:
-    """Capture a forward pass. Weights are read at each replay; shapes and settings are those of the capture.
+    """Capture a forward pass. Weights are read at each replay, where they lay at the capture: what changes them in
+    place counts, what moves them is refused. Shapes and settings are those of the capture.
 
     Args:
         model: a module in evaluation mode, or any function of a batch.
@@ -107,4 +121,4 @@ def graphed(
                 f"graphed: the model cannot be captured: {str(error).splitlines()[0]}",
                 "A pass that waits for the GPU or whose shapes depend on data cannot be a graph.",
             ) from error
-    return Graphed(captured, static)
+    return Graphed(captured, static, model)

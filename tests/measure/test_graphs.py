@@ -14,7 +14,7 @@ import image_task.models  # noqa: F401  (registers the models)
 from rmeeto import MergeConfig
 from rmeeto.errors import UserError
 from rmeeto.measure import graphed
-from rmeeto.measure.graphs import Captured
+from rmeeto.measure.graphs import Captured, Graphed
 
 
 def merged_model():
@@ -84,3 +84,20 @@ def test_a_graph_gives_the_numbers_of_the_model():
         fast(batches[0][:2])
     with pytest.raises(UserError, match="training mode"):
         graphed(model.train(), batches[0])
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda model: model.half(),
+        lambda model: setattr(model[0], "weight", torch.nn.Parameter(torch.ones(2, 2))),
+    ],
+)
+def test_weights_that_moved_since_the_capture_are_refused_and_those_changed_in_place_are_not(move):
+    model, batch = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.zeros(1, 2)
+    fast = Graphed(lambda: "replayed", batch, model)
+    model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
+    assert fast(batch) == "replayed"
+    move(model)
+    with pytest.raises(UserError, match="weights have moved.*Capture it again"):
+        fast(batch)

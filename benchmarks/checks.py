@@ -8,9 +8,11 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -108,7 +110,7 @@ def no_sync(device: torch.device, quick: bool) -> dict[str, Any]:
         optim=OptimConfig(clip_grad=1.0, accumulation=2, model_ema=True),
         run=RunConfig(amp="bf16"),
         world=World(device),
-        folder=None,
+        folder=SimpleNamespace(path=Path(tempfile.gettempdir()), trained_on={}),
     )
     batch = images, torch.zeros(4, dtype=torch.long, device=device)
     with torch.no_grad():
@@ -136,7 +138,7 @@ def captured_step(device: torch.device, quick: bool) -> dict[str, Any]:
             optim=OptimConfig(lr=1e-4, accumulation=2, cuda_graph=on),
             run=RunConfig(amp="bf16"),
             world=World(device),
-            folder=None,
+            folder=SimpleNamespace(path=Path(tempfile.gettempdir()), trained_on={}),
         )
         for _ in range(steps):
             training.step(iter([batch, batch]), group=2)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers, timing
+from benchmarks import peers, timing, variants
 from benchmarks.parity import Case, Refused, Verifier, as_tuple, leaves, upstream
 from rmeeto.merge import MergePlan, Tokens, match, merge_wavg
 from rmeeto.merge.plan import take_tokens
@@ -32,24 +32,6 @@ TOKENS = ((8, 197, 192), (64, 197, 192))  # (B, L, C)
 GPU_SCANS = ((128, 384, 197), (128, 768, 197), (8, 768, 197))
 GPU_TOKENS = ((128, 197, 192), (128, 197, 384), (8, 197, 384))
 SAMPLE = 2  # images that a GPU's large cases are verified on: the definition keeps every state in float64
-# Settings of the scan that are worth trying where there is a GPU: tiles, registers, loads ahead, warps to fill it with.
-FORWARD_VARIANTS = (
-    *(
-        {"FORWARD_TILE": tile, "FORWARD_REGISTERS": n}
-        for tile in ((8, 2, 8), (8, 1, 16), (4, 1, 32))
-        for n in (128, 168, 255)
-    ),
-    {"FORWARD_STAGES": 2},
-    {"POLYNOMIAL": 4},
-)
-BACKWARD_VARIANTS = (
-    {},
-    {"AHEAD": True},
-    {"BACKWARD_STAGES": 2},
-    {"BACKWARD_TILE": (8, 4, 4)},
-    {"BACKWARD_TILE": (4, 2, 8)},
-    {"LONG": 1},  # a state every 64 tokens: less memory
-)
 QUICK_SCANS, QUICK_TOKENS = ((2, 16, 9),), ((2, 21, 16),)
 R, QUICK_R = 11, 4
 RELEASED = "two merges"  # the released code's arithmetic
@@ -75,8 +57,8 @@ def cases(
     batch, channels, length = middle = scans[len(scans) // 2]
     yield made(bidirectional, middle)
     if gpu:
-        yield made(partial(variants, FORWARD_VARIANTS), middle)
-        yield made(partial(variants, BACKWARD_VARIANTS), middle)
+        for settings in (variants.FORWARD, variants.BACKWARD):
+            yield made(partial(variants.variants, settings, bidirectional), middle)
     if isinstance(kernels, peers.Kernels):
         yield made(partial(channel_major, kernels), middle)
     yield made(convolution, (batch, length, channels))
@@ -215,40 +197,6 @@ def channel_major(
         inputs=turned,
         ways={**{name: partial(back, way) for name, way in case.ways.items()}, kernels.name: theirs},
         reference=partial(back, case.reference),
-    )
-
-
-def variants(
-    settings: Sequence[dict[str, Any]], shape: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> Case:
-    """The Triton kernels of `bidirectional` under other settings; forward, or (if one is empty) both passes."""
-    from rmeeto.ops.selective_scan import triton_scan
-
-    case = bidirectional(shape, device, dtype)
-    shipped = case.ways["triton"]
-    names = {name for values in settings for name in values}
-    before = {name: getattr(triton_scan, name) for name in names}
-
-    def use(values: dict[str, Any]) -> None:
-        for name, value in (before | values).items():
-            setattr(triton_scan, name, triton_scan.Tile(*value) if isinstance(value, tuple) else value)
-
-    def under(values: dict[str, Any]) -> Callable:
-        def call(*tensors: Tensor) -> Tensor:
-            use(values)  # and left so: the backward pass, which follows, reads it too
-            return shipped(*tensors)
-
-        return call
-
-    return dataclasses.replace(
-        case,
-        what=f"bidirectional scan, settings of {'both passes' if {} in settings else 'the forward pass'}",
-        ways={
-            ", ".join(f"{n} {v}" for n, v in values.items()) or "shipped": under(values)
-            for values in settings
-        },
-        differentiable={} in settings,
-        restore=partial(use, {}),
     )
 
 

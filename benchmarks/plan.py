@@ -89,7 +89,7 @@ DRY = {
     "training": Part(f"training {_QUICK} --backends auto peer", 60, 5, "rows of training", True),
     "ncu": Part("ncu --quick", 60, 5, "that there is no GPU"),
     "operators": Part(f"operators {_QUICK}", 60, 5, "rows of operators", True),
-    "fashion": Part("fashion --quick", 60, 5, "that there is no data, or that the recipes are sound"),
+    "fashion": Part("fashion --quick", 300, 10, "that there is no data, or that the recipes are sound"),
 }
 DRY = {name: part._replace(module=PARTS[name].module) for name, part in DRY.items()}
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -20,51 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import build, cli, floors, packing, plan, report, results
+from benchmarks import build, cli, floors, packing, plan, results
 from benchmarks.plan import DRY, PARTS, main
 from rmeeto.engine import record
 from rmeeto.ops import triton_support
+from tests.benchmarks.test_cut import archived, call
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def call(out: Path, *arguments: str, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        ["bash", str(ROOT / "benchmarks/gpu.sh"), str(out), "--work", str(out.parent / "work"), *arguments],
-        env=os.environ | {"PYTHON": PYTHON},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **options,
-    )
-
-
-def archived(out: Path) -> dict[str, dict]:
-    """The results in an archive by their suite; rows of a unit that was cut count as those of its table."""
-    found = {}
-    with tarfile.open(out / plan.ARCHIVE) as packed:
-        for name in packed.getnames():
-            if "-" in name and name.endswith(".json"):
-                result = json.loads(packed.extractfile(name).read())
-                cut = result.get("open")
-                if cut is not None:
-                    result.setdefault(cut["table"], []).extend(cut["rows"])
-                found[name.partition("-")[0]] = result
-    return found
-
-
-def shown(text: str) -> list[str]:
-    """The rows that the suites printed."""
-    return [line for line in text.splitlines() if line.startswith("  ") and not line.startswith("   ")]
-
-
-def lines_of(found: dict[str, dict]) -> list[str]:
-    tables = (
-        (table, rows) for result in found.values() for table, rows in result.items() if report.are_rows(rows)
-    )
-    return [f"  {report.line(row, table)}" for table, rows in tables for row in rows]
 
 
 @pytest.mark.slow
@@ -88,53 +48,6 @@ def test_a_dry_run_does_every_part_once(tmp_path):
     again = call(tmp_path / "out", "--dry-run")
     text, _ = again.communicate()
     assert again.returncode == 0 and "..." not in text
-
-
-@pytest.mark.slow
-def test_a_cut_at_any_second_loses_no_row_that_was_shown(tmp_path):
-    """The whole plan on the CPU's stand-ins, killed with all that it started."""
-    seconds = random.uniform(5, 60)
-    process = call(tmp_path / "out", "--dry-run", "--budget", "600")
-    try:
-        text, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        kill_tree(process.pid)
-        text, _ = process.communicate()
-    if shown(text):
-        assert set(shown(text)) <= set(lines_of(archived(tmp_path / "out"))), f"cut after {seconds:.1f} s"
-
-
-def kill_tree(pid: int) -> None:
-    """A process and all that descend from it, as a machine that is taken away."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        kill_tree(int(child))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-SUITE = """
-import sys, time
-from pathlib import Path
-import torch
-from benchmarks import cli, results
-from benchmarks.results import Unit
-
-folder, archive = Path(sys.argv[1]), Path(sys.argv[2])
-result = results.begin(folder / "models-fp32-cpu-pt1.json", "models", "fp32", torch.device("cpu"))
-rows = lambda unit: ({"unit": unit, "row": row} for row in range(3) if not time.sleep(0.01))
-units = [Unit(str(i), lambda i=i: rows(i)) for i in range(1000)]
-cli.measure(folder / "models-fp32-cpu-pt1.json", result, units, archive=archive)
-"""
-
-
-def test_every_row_that_was_shown_is_in_the_archive_when_a_suite_is_killed(tmp_path):
-    command = [PYTHON, "-c", SUITE, str(tmp_path), str(tmp_path / plan.ARCHIVE)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        first = process.stdout.readline()
-        time.sleep(random.uniform(0, 0.5))
-        process.kill()
-        text = first + process.stdout.read()
-    assert shown(text) and set(shown(text)) <= set(lines_of(archived(tmp_path)))
 
 
 def test_parts_are_left_for_another_call_when_the_time_is_up(tmp_path):

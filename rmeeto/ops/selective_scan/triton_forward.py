@@ -51,13 +51,13 @@ def load_rows(pointer, row, rows, channels, inside, EVEN: tl.constexpr):
 
 @triton.jit
 def load_states(pointer, row, rows, STATES: tl.constexpr, N: tl.constexpr):
-    """(T, N) of a (B, L, N) tensor."""
+    """(T, N) of a (B, L, N) tensor, in fp32 at once: once for each thread that loads, not for each that reads."""
     state = tl.arange(0, N)
     pointers = pointer + rows[:, None] * row + state[None, :]
     if STATES == N:
-        return tl.load(pointers)
+        return tl.load(pointers).to(tl.float32)
     else:
-        return tl.load(pointers, mask=(state < STATES)[None, :], other=0.0)
+        return tl.load(pointers, mask=(state < STATES)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit

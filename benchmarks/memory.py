@@ -34,7 +34,7 @@ def units(dtype: torch.dtype) -> Iterator[Unit]:
     """One a model and length."""
     for name, (_, _, _, lengths) in MODELS.items():
         for length in lengths:
-            yield Unit(f"{name}, {length} tokens", partial(rows, name, length, dtype))
+            yield Unit(f"{name}, {length} tokens", partial(rows, name, length, dtype), "memory")
 
 
 def rows(name: str, length: int, dtype: torch.dtype) -> Iterator[dict[str, Any]]:

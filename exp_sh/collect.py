@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
 
     found, skipped = collect(args.folders)
     lines = [
-        f"{name}: {figures(record)} ({record['epochs']} epochs, {record['processes']} x {record['device']})"
+        f"{name}: {figures(record)} ({_trained(record)}, {record['processes']} x {record['device']})"
         for name, record in sorted(found.items(), key=lambda item: natural(item[0]))
     ]
     lines += [f"skipped {folder}: {reason}" for folder, reason in skipped.items()]
@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _trained(record: Mapping[str, Any]) -> str:
+    """How long a run trained, if it did."""
+    return f"{record['epochs']} epochs" if record["epochs"] else "evaluated"
 
 
 def collect(roots: Iterable[Path]) -> tuple[dict[str, Record], dict[str, str]]:

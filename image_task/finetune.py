@@ -105,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         for notice in notices:
             print(f"note: {shown(notice)}", file=sys.stderr)
+        values = given["way"].values
+        if values.get("model_pth") and Path(values["model_pth"]).is_dir() and "model" not in values:
+            values["model"] = parse(["--model_pth", values["model_pth"], "--eval"])[0].model.model
         finetune(Path(folder), given["way"].over(Way()), merge)
 
     try:

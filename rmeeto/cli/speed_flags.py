@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from rmeeto.cli.flags import Flag, FlagParser, Given, converter
@@ -17,7 +18,7 @@ from rmeeto.errors import UserError
 from rmeeto.measure.speed import MIN_RUNS
 from rmeeto.merge import MergeConfig
 from rmeeto.settings import Settings, setting
-from rmeeto.trained_on import trained_on
+from rmeeto.trained_on import CONFIG, trained_on
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 
@@ -105,6 +106,23 @@ def speed_parser(
     return parser
 
 
+def _find_run(values: dict[str, Any]) -> None:
+    """Put the run's folder in the place of weights in it, which alone do not say what they are of.
+
+    Raises:
+        UserError: weights that are not there, or of a model that nothing names.
+    """
+    if values.get("model_pth") is None:
+        return
+    path = Path(values["model_pth"])
+    if not path.exists():
+        raise UserError(f"--model_pth {path} does not exist; expected a run or model folder.")
+    if path.is_file() and not values.get("model"):
+        if not (path.parent / CONFIG).is_file():
+            raise UserError(f"--model_pth {path} does not say its model; give --model beside it.")
+        values["model_pth"] = str(path.parent)
+
+
 def _one(numbers: list[Any]) -> Any:
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
@@ -138,6 +156,7 @@ def read_options(
         UserError: a flag or value that cannot be used.
     """
     given, notices = parser.read(argv)
+    _find_run(given["model"].values)
     start = open_folders(given, start)
     model, speed = given["model"].over(ModelConfig()), dict(given["speed"].values)
     several = {name: speed.pop(name, None) for name in ("r", "window", "target")}

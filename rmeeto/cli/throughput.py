@@ -18,6 +18,7 @@ from torch import nn
 
 from rmeeto.cli.config import TaskConfig
 from rmeeto.cli.flags import FlagParser, in_flags
+from rmeeto.cli.parser import run_small
 from rmeeto.cli.speed_flags import ModelConfig, SpeedConfig, read_options, speed_parser
 from rmeeto.cli.speed_plot import draw, title, window_of
 from rmeeto.cli.target import FITTED_BATCH, check, fit, found, merge_words
@@ -78,21 +79,13 @@ class Throughput:
     more: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run a command line; errors that the user can fix are one or two lines on stderr.
-
-        Returns:
-            The exit code: 0, 2 for a user error, 130 after Ctrl-C.
-        """
-        try:
-            self.measure(self.parse(sys.argv[1:] if argv is None else argv))
-        except UserError as error:
-            sections = {"merge": MergeConfig, "model": ModelConfig, "speed": SpeedConfig}
-            print(f"error: {in_flags(str(error), sections)}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted; nothing was written", file=sys.stderr)
-            return 130
-        return 0
+        """Run a command line; the exit code of `run_small`."""
+        sections = {"merge": MergeConfig, "model": ModelConfig, "speed": SpeedConfig}
+        return run_small(
+            lambda: self.measure(self.parse(sys.argv[1:] if argv is None else argv)),
+            lambda message: in_flags(message, sections),
+            "interrupted; nothing was written",
+        )
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Read and check a command line.

@@ -274,6 +274,10 @@ class RunFolder:
         """
         if not self._writes:
             return
+        if not self.path.is_dir():
+            raise UserError(
+                f"{self.path} is gone, removed or moved during the run; start anew with another run.name."
+            )
         line = {"event": event, **position, **values, **({"process": process} if process else {})}
         self._log.write(json.dumps(line) + "\n")
         self._log.flush()
@@ -295,7 +299,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the files."""
-        for file in (self._log, self._board):
+        for file in (
+            self._log,
+            self._board if self.path.is_dir() else None,
+        ):  # a board's thread would fail aloud
             if file is not None:
                 file.close()
 

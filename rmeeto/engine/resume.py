@@ -41,6 +41,7 @@ def snapshot(training: Training) -> dict[str, Any]:
         "model": training.model.state_dict(),
         "model_ema": None if training.ema is None else training.ema.module.state_dict(),
         "optimizer": training.optimizer.state_dict(),
+        "stepped": len(training.optimizer.state),  # parameters that have met a gradient
         "scaler": training.scaler.state_dict(),
         "position": dataclasses.asdict(training.at),
         "ranks": world.gather(own),
@@ -93,6 +94,9 @@ def read(training: Training, path: Path) -> dict[str, Any]:
             if name != "optimizer":
                 verify.check_like(state[name], value, name)
         verify.check_optimizer(state["optimizer"], training.optimizer, started=at["step"] > 0)
+        stepped = len(state["optimizer"]["state"])
+        wanted = state.get("stepped", stepped)  # files from before it was kept have none
+        verify.expect(stepped == wanted, "optimizer.state", f"of {stepped} parameters", wanted)
         verify.check_results(state["accuracy"], state["best"], at["epoch"], training.weights)
         for rank, process in enumerate(state["ranks"]):
             verify.expect(isinstance(process, dict), f"ranks[{rank}]", process, "a process's state")

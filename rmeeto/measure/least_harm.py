@@ -34,8 +34,9 @@ def least_harm(latency: Latency, target: float, depth: int, blocks: Sequence[int
     fastest = latency.dense - sum(spans) * float(latency.block[tokens]) + _least_time(latency, spans)
     if fastest > target:
         raise UserError(
-            f"fit_schedule: a latency of {target * 1e3:.4g} ms cannot be reached: {len(blocks)} merges bring the dense "
-            f"{latency.dense * 1e3:.4g} ms to {fastest * 1e3:.4g} ms; ask for less, or merge more often (interval)"
+            f"fit_schedule: a latency of {target * 1e3:.4g} ms ({latency.dense / target:.3g} times as fast) cannot be "
+            f"reached: {len(blocks)} merges bring the dense {latency.dense * 1e3:.4g} ms to {fastest * 1e3:.4g} ms "
+            f"({latency.dense / fastest:.3g} times); ask for less, or merge more often (interval)"
         )
     if latency.dense <= target:
         return (0,) * len(blocks)

@@ -17,7 +17,7 @@ from rmeeto.merge.tokens import grid_cells
 from rmeeto.nn.block import Block, recomputed
 from rmeeto.nn.features import as_outputs, class_first, class_token, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
-from rmeeto.nn.layers import check_drop_path
+from rmeeto.nn.layers import PatchEmbed, check_drop_path, grid_size, resize_pos_embed
 from rmeeto.nn.mamba import BiMamba
 from rmeeto.nn.shuffle import shuffle_state
 from rmeeto.ops import add_rms_norm
@@ -293,6 +293,35 @@ class VisionMamba(nn.Module):
         """Head on the output of `forward_features`."""
         pooled = x[:, 0]
         return pooled if pre_logits else self.head(pooled)
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None
+    ) -> None:
+        """Take images of another size (timm's convention): the position embedding is resized to their patches.
+
+        Args:
+            img_size: side in pixels, or (height, width).
+            patch_size: as it is, or None.
+
+        Raises:
+            ValueError: another patch size, an image smaller than a patch, or a model of clips.
+        """
+        embed, name = self.patch_embed, type(self).__name__
+        if not isinstance(embed, PatchEmbed) or patch_size not in (None, embed.proj.kernel_size[0]):
+            raise ValueError(
+                f"{name}: patch_size={patch_size}; images alone change their size, patches do not"
+            )
+        size = embed.input_size if img_size is None else img_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        grid = grid_size(size, embed.proj.kernel_size[0], embed.proj.stride[0])
+        index = math.prod(grid) // 2 if self.class_index else 0
+        old = self.pos_embed.detach()
+        self.pos_embed = nn.Parameter(resize_pos_embed(old, grid, index, self.class_index, embed.grid_size))
+        embed.input_size = embed.img_size = size
+        embed.grid_size, self.num_patches, self.class_index = grid, math.prod(grid), index
+        self.merge_config = self.merge_config  # which may not fit fewer tokens
+        if hasattr(self, "pretrained_cfg"):
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": self.input_size}
 
     def get_classifier(self) -> nn.Module:
         """The head."""

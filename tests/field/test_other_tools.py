@@ -237,3 +237,21 @@ def test_costs_of_a_dynamic_size_and_of_a_hybrid():
     assert count_flops(dynamic, (3, 96, 96)).total > count_flops(dynamic, (3, 64, 64)).total
     hybrid = rmeeto.apply(timm.create_model("vit_tiny_r_s16_p8_224", depth=2), MergeConfig(r=2))
     assert count_flops(hybrid, (3, 224, 224)).total > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vim_nano_patch2_16", "videomamba_tiny_patch16_224"])
+def test_the_input_size_is_set_as_of_timms_models(name, tmp_path):
+    make = {"depth": 2, "img_size": 16} if "nano" in name else {"depth": 2, "img_size": 64}
+    model = timm.create_model(name, merge=MergeConfig(r=3), **make).eval()
+    nn.init.normal_(model.pos_embed)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    larger = (24, 32) if "nano" in name else (96, 64)
+    other = timm.create_model(name, merge=MergeConfig(r=3), **{**make, "img_size": larger}).eval()
+    models.load_weights(other, tmp_path / "x.pth")
+    model.set_input_size(larger)
+    x = torch.randn(1, 3, *larger)
+    assert torch.equal(model(x), other(x)) and model.num_tokens == other.num_tokens
+    assert model.pretrained_cfg["input_size"] == (3, *larger) and model.head_hidden_size == model.num_features
+    with pytest.raises(ValueError, match="patch_size=3; images alone change their size"):
+        model.set_input_size(larger, patch_size=3)

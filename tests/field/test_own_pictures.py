@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from image_task import finetune, main, throughput
+from rmeeto.engine.loop import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +32,25 @@ def test_a_student_from_scratch_beside_a_trained_teacher_is_trained_and_told(tmp
     told = " ".join(capsys.readouterr().out.split())
     assert "weights drawn from seed 0" in told and "a dense teacher" in told
     assert "the student starts from random weights beside a trained teacher; --model_pth gives it" in told
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_folder_that_is_removed_meanwhile_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step = Training.step
+
+    def removing(training, *arguments):
+        if training.at.step == 2:
+            shutil.rmtree(training.folder.path)
+        return step(training, *arguments)
+
+    monkeypatch.setattr(Training, "step", removing)
+    line = "--epochs 1 --max_train_batches 4 --max_eval_batches 1 --batch_size 4 --accumulation 1 --num_workers 0"
+    assert main.main(f"{line} --log_every 1 --device cpu --name x".split()) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.splitlines()[-1].startswith(
+        "error: log/x is gone, removed or moved"
+    )
 
 
 def test_each_step_is_there():

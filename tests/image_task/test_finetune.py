@@ -16,7 +16,7 @@ from PIL import Image
 from image_task.defaults import BODY, PEAK, STEPS, recipe, small_size
 from image_task.finetune import _command, main
 from image_task.flags import parse
-from image_task.models import load
+from image_task.models import export, load
 from image_task.split import make_split
 from rmeeto.errors import UserError
 from tests.photographs import OTHERS, OWN, make_folder
@@ -140,6 +140,19 @@ def test_nothing_to_merge_and_no_folder_are_said(capsys):
     assert "no folder of pictures is given" in capsys.readouterr().err
     assert main(["photos", "--r", "3", "--mdel", "x"]) == 2
     assert "did you mean --model?" in capsys.readouterr().err
+
+
+def test_a_folder_of_weights_says_its_model(tmp_path, monkeypatch):
+    export(timm.create_model("vim_nano_patch2_16", img_size=12, num_classes=3, depth=3), tmp_path / "m")
+    ways = []
+    monkeypatch.setattr("image_task.finetune.finetune", lambda pictures, way, merge: ways.append(way))
+    weights = ["--model_pth", str(tmp_path / "m")]
+    assert (
+        main(["photos", "--r", "3", *weights])
+        == main(["photos", "--r", "3", "--model", "deit_tiny", *weights])
+        == 0
+    )
+    assert [way.model for way in ways] == ["vim_nano_patch2_16", "deit_tiny"]
 
 
 @pytest.mark.slow

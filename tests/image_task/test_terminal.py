@@ -18,6 +18,7 @@ from image_task.throughput import COMMAND as SPEED
 from rmeeto import MergeConfig
 from rmeeto.cli.command import EXAMPLES
 from rmeeto.cli.interrupt import answer_interrupts
+from rmeeto.errors import UserError
 from video_task.flags import COMMAND as VIDEO
 from video_task.throughput import COMMAND as VIDEO_SPEED
 
@@ -113,6 +114,12 @@ def test_a_folder_says_what_is_timed(tmp_path):
         ["--model_pth", str(tmp_path / "m"), "--r", "4", "--metric", "X", "--device", "cpu"]
     )
     assert options.r == [0, 4] and options.merge.metric == "X"
+    weights = tmp_path / "m" / "model.safetensors"
+    assert SPEED.parse(["--model_pth", str(weights), "--device", "cpu"]).model == "vim_nano_patch2_16"
+    alone = weights.rename(tmp_path / "alone.safetensors")
+    for path, said in ((alone, "does not say its model"), (tmp_path / "x", "does not exist")):
+        with pytest.raises(UserError, match=said):
+            SPEED.parse(["--model_pth", str(path), "--device", "cpu"])
 
 
 @pytest.mark.parametrize("speed", [SPEED, VIDEO_SPEED], ids=["image", "video"])

@@ -102,6 +102,7 @@ def read(training: Training, path: Path) -> dict[str, Any]:
             verify.expect(isinstance(process, dict), f"ranks[{rank}]", process, "a process's state")
             verify.check_means(process.get("means"), at["batch"], f"ranks[{rank}].means")
             verify.check_rng(process.get("rng"), training.world.device, f"ranks[{rank}].rng")
+        verify.expect(isinstance(state.get("data"), dict | None), "data", state.get("data"), "classes")
         changed = _changes(state.get("data"), training.contents)
     except UserError:
         raise

@@ -100,6 +100,7 @@ DAMAGES = {
     "state of no parameter": (put(of("optimizer", "state", 99), {}), r"optimizer.state\[99\]"),
     "a parameter's state without its step": (lambda s: s["optimizer"]["state"][0].pop("step"), "without step"),
     "no state": (put(of("optimizer", "state"), {}), "optimizer.state is of 0 parameters"),
+    "data that are none": (put(of("data"), [1]), "data is a list; expected classes"),
     "a parameter without state": (lambda s: s["optimizer"]["state"].pop(1), r"optimizer.state is of \d+ parameters"),
     "no optimizer": (put(of("optimizer"), {}), "optimizer is a dict"),
     "an optimizer that is none": (put(of("optimizer"), None), "optimizer is None"),

@@ -247,6 +247,11 @@ def test_python_files_are_at_most_400_lines():
     assert not {name: length for name, length in lengths.items() if length > 400}
 
 
+def test_main_programs_are_at_most_90_lines():
+    for task in ("image_task", "video_task"):
+        assert len((ROOT / task / "main.py").read_text().splitlines()) <= 90
+
+
 def test_no_machine_paths():
     path = re.compile(r"(?<![\w.])/(?:work|home|root|Users|opt|tmp/(?:w|venv))/[\w.]+")
     found = []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from rmeeto.cli import config as cli
 from rmeeto.cli.config import AUGMENTED, WEIGHTED
 from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
 from rmeeto.settings import Need, refuse, setting
+from rmeeto.trained_on import TrainedOn
 from video_task.optim import VideoOptimConfig
 
 CHECKPOINTED = Need(lambda config: config.model.use_checkpoint, "model.use_checkpoint is off")
@@ -165,6 +169,13 @@ class VideoDataConfig(cli.DataConfig):
     def dense(self) -> bool:
         """Whether a clip is a run of frames, not taken from all over the video."""
         return (self.sampling or ("dense" if self.data_set == "Kinetics" else "sparse")) == "dense"
+
+    def trained_on(self, size: Sequence[int], class_names: Sequence[str]) -> TrainedOn:
+        """What weights that are trained on these clips, 3 x T x H x W of these classes, are for."""
+        return TrainedOn(
+            tuple(size), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, size[-1] / (self.short_side_size or size[-1]),
+            "bilinear", tuple(class_names), self.data_set,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

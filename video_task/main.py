@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before torch is imported
     answer_interrupts()
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from rmeeto.cli.task import Parts, Task
@@ -26,9 +25,8 @@ from rmeeto.engine.precision import amp_dtype
 from rmeeto.trained_on import TrainedOn
 from rmeeto.weights import LoadReport
 from video_task.config import VideoConfig
-from video_task.data import VideoData, build_data
 from video_task.data.digits import smoke_clips
-from video_task.data.videos import check_data
+from video_task.data.videos import VideoData, build_data, check_data
 from video_task.flags import COMMAND
 from video_task.models import load_weights
 from video_task.models.weights import read_head_map
@@ -63,23 +61,14 @@ class VideoTask(Task):
         return scaled_lr(config.optim.lr, clips, world.size, REFERENCE_BATCH)
 
     def trained_on(self, config: VideoConfig, parts: Parts) -> TrainedOn:
-        size = tuple(parts.model.pretrained_cfg["input_size"])
-        return TrainedOn(
-            input_size=size,
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-            crop_pct=size[-1] / (config.data.short_side_size or size[-1]),
-            interpolation="bilinear",
-            label_names=tuple(parts.data.class_names),
-            data_set=config.data.data_set,
-        )
+        return config.data.trained_on(parts.model.pretrained_cfg["input_size"], parts.data.class_names)
 
     def evaluated(self, data: VideoData, samples: str) -> str:
         validated = f"{data.num_eval} to validate, " if data.num_train else ""
         return f"{validated}{data.num_test}{samples} to test on {len(data.views)} views"
 
     def work(self, config: VideoConfig, parts: Parts, world: World, folder: RunFolder) -> dict[str, Any]:
-        model, trained = parts.model, dict[str, Any]()
+        model, trained, amp = parts.model, dict[str, Any](), amp_dtype(config.run.amp, world.device)
         if config.run.eval:
             torch.manual_seed(config.run.seed)
             folder.start()
@@ -89,9 +78,7 @@ class VideoTask(Task):
             trained = {"epochs": result["epochs"], "steps": result["steps"], "validation": result}
             if config.run.test_best:
                 world.on_every(lambda: load_weights(model, folder.path / "best.pt"))
-        tested = evaluate_views(
-            model, parts.data, world, folder.path, amp_dtype(config.run.amp, world.device)
-        )
+        tested = evaluate_views(model, parts.data, world, folder.path, amp)
         folder.log("test", {"epoch": trained.get("epochs", 0), "step": trained.get("steps", 0)}, tested)
         return {**tested, **trained}
 

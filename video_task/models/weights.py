@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -92,10 +93,8 @@ def _adapt_spatial(state: dict[str, Tensor], model: nn.Module) -> None:
     given, wanted = state.get("pos_embed"), model.pos_embed
     if given is None or given.shape == wanted.shape or given.shape[::2] != wanted.shape[::2]:
         return
-    try:
+    with suppress(ValueError):  # reported as a mis-shaped key
         state["pos_embed"] = resize_pos_embed(given, model.patch_embed.grid_size[1:], model.class_index)
-    except ValueError:
-        return  # reported as a mis-shaped key
 
 
 def _map_head(state: dict[str, Tensor], model: nn.Module, head_map: Sequence[int]) -> None:

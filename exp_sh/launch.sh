@@ -58,7 +58,7 @@ launch_mode=--dry_run
 finish() {
     local status=$?
     ((status == 0 && ${#launch_commands[@]})) || exit "$status"
-    WORLD_SIZE=$((NPROC * NNODES)) RANK=0 "$PYTHON" -m rmeeto.cli.together "${launch_commands[@]}" ||
+    WORLD_SIZE=$((NPROC * NNODES)) RANK=0 "$PYTHON" -m rmeeto.cli.dry_runs "${launch_commands[@]}" ||
         fail "the command above is not valid." $?
 }
 [[ $DRY_RUN == 0 ]] || trap finish EXIT

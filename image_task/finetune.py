@@ -47,7 +47,7 @@ NAMES = {"dense": "dense", "training_free": "merged, not trained", "retrained": 
 
 
 @dataclass(frozen=True)
-class Way(Settings):
+class FinetuneConfig(Settings):
     """What to train, and where to."""
 
     output_dir: str = setting(
@@ -85,7 +85,7 @@ def parser() -> FlagParser:
         "folder", "of pictures: <class>/<image>, or train/<class>/<image> and val/<class>/<image>"
     )
     example = "photos --model vim_tiny_patch16_224 --r 11 --output_dir runs/photos"
-    found.add_section("way", Way, "what, how and where", example=example)
+    found.add_section("finetune", FinetuneConfig, "what, how and where", example=example)
     add_merge_flags(found, "--r 11 --metric X")
     return found
 
@@ -105,10 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         for notice in notices:
             print(f"note: {shown(notice)}", file=sys.stderr)
-        values = given["way"].values
+        values = given["finetune"].values
         if values.get("model_pth") and Path(values["model_pth"]).is_dir() and "model" not in values:
             values["model"] = parse(["--model_pth", values["model_pth"], "--eval"])[0].model.model
-        finetune(Path(folder), given["way"].over(Way()), merge)
+        finetune(Path(folder), given["finetune"].over(FinetuneConfig()), merge)
 
     try:
         return run_small(work, COMMAND.in_flags, "interrupted; the same command with --resume goes on")
@@ -117,29 +117,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODE
 
 
-def finetune(pictures: Path, way: Way, merge: MergeConfig) -> dict[str, Any]:
+def finetune(pictures: Path, settings: FinetuneConfig, merge: MergeConfig) -> dict[str, Any]:
     """Train a dense model on the classes of a folder, merge it, re-train it with the dense one as teacher, export it.
 
     Args:
         pictures: holds <class>/<image>, or train/ and val/ of them.
-        way: its folder takes the runs, merged.png, summary.json and model/, as `rmeeto.hub.export` writes it.
+        settings: their folder takes the runs, merged.png, summary.json and model/, as `rmeeto.hub.export` writes it.
         merge: how to merge. Where the input is made smaller here, r becomes the same share of its tokens.
 
     Returns:
         The summary: top-1 in percent of each step, pictures per second, token counts, seconds.
     """
-    began, folder = time.perf_counter(), Path(way.output_dir)
-    if not way.resume and folder.exists() and any(folder.iterdir()):
+    began, folder = time.perf_counter(), Path(settings.output_dir)
+    if not settings.resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output_dir {folder} is not empty; give another, or --resume to go on there.")
-    way, merge = _smaller(dataclasses.replace(way, model=COMMAND.resolve(way.model)[0]), merge)
+    settings, merge = _smaller(dataclasses.replace(settings, model=COMMAND.resolve(settings.model)[0]), merge)
     if not any((pictures / name).is_dir() for names in SPLITS.values() for name in names):
         pictures = make_split(pictures, folder / "pictures")
-    chosen = recipe(
-        _count(pictures), trained=way.model_pth is not None, batch_size=way.batch_size, epochs=way.epochs,
-        retrain_epochs=way.retrain_epochs, lr=way.lr,
-    )  # fmt: skip
+    wanted = {name: getattr(settings, name) for name in ("batch_size", "epochs", "retrain_epochs", "lr")}
+    chosen = recipe(_count(pictures), trained=settings.model_pth is not None, **wanted)
     top1 = {}
-    for name, flags in _steps(pictures, way, merge, chosen).items():
+    for name, flags in _steps(pictures, settings, merge, chosen).items():
         print(f"\n== {NAMES[name]}", *_command(flags), sep="\n", flush=True)
         config, _, notices = parse(flags)
         for note in [*notices, *check(config)]:
@@ -149,23 +147,23 @@ def finetune(pictures: Path, way: Way, merge: MergeConfig) -> dict[str, Any]:
         result = run(config)
         top1[name] = (result.get("best") or result)["top1"]
     print(f"\n== measured, drawn, exported: {shown(folder)}")
-    summary = {**top1, "r": merge.to_dict()["r"], **finish(config, folder, way.onnx)}
+    summary = {**top1, "r": merge.to_dict()["r"], **finish(config, folder, settings.onnx)}
     summary = write_summary(folder, summary, began)
     for line in _table(summary):
         print(line)
     return summary
 
 
-def _smaller(way: Way, merge: MergeConfig) -> tuple[Way, MergeConfig]:
+def _smaller(settings: FinetuneConfig, merge: MergeConfig) -> tuple[FinetuneConfig, MergeConfig]:
     """Another input size, and r with it, where training from scratch on a CPU would take hours."""
-    on_cpu = way.device == "cpu" or (way.device == "auto" and not torch.cuda.is_available())
-    if way.model_pth is not None or way.input_size is not None or not on_cpu:
-        return way, merge
-    config, _, _ = parse(["--model", way.model, "--merge_method", "none"])
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
+    if settings.model_pth is not None or settings.input_size is not None or not on_cpu:
+        return settings, merge
+    config, _, _ = parse(["--model", settings.model, "--merge_method", "none"])
     own = TASK.meta_model(config)
     size = small_size(config.img_size, own.patch_embed.proj.kernel_size[-1])
     if size == config.img_size:
-        return way, merge
+        return settings, merge
     data = dataclasses.replace(config.data, input_size=size)
     here, there = TASK.meta_model(dataclasses.replace(config, data=data)).num_tokens[0], own.num_tokens[0]
     r = merge.r
@@ -177,7 +175,7 @@ def _smaller(way: Way, merge: MergeConfig) -> tuple[Way, MergeConfig]:
         f"--r {r} for the same share of them; --input_size {config.img_size} trains on all"
     )
     print(*textwrap.wrap(f"note: {text}", WIDTH, subsequent_indent="      "), sep="\n", flush=True)
-    return dataclasses.replace(way, input_size=size), merge
+    return dataclasses.replace(settings, input_size=size), merge
 
 
 def _count(pictures: Path) -> int:
@@ -188,26 +186,24 @@ def _count(pictures: Path) -> int:
     return build_data(config, img_size=16, rank=0, world_size=1, seed=0).num_train
 
 
-def _steps(pictures: Path, way: Way, merge: MergeConfig, chosen: Recipe) -> dict[str, list[str]]:
+def _steps(
+    pictures: Path, settings: FinetuneConfig, merge: MergeConfig, chosen: Recipe
+) -> dict[str, list[str]]:
     """A command line of `image_task.main` for each step."""
-    always = {
-        "data_set": "folder",
-        "data_path": str(pictures),
-        "output_dir": way.output_dir,
-        "model": way.model,
-    }
-    always |= {"num_workers": f"{way.num_workers}", "seed": f"{way.seed}", "device": way.device}
-    if way.input_size is not None:
-        always["input_size"] = f"{way.input_size}"
-    if way.resume:
+    names = ("output_dir", "model", "num_workers", "seed", "device")
+    always = {"data_set": "folder", "data_path": str(pictures)}
+    always |= {name: f"{getattr(settings, name)}" for name in names}
+    if settings.input_size is not None:
+        always["input_size"] = f"{settings.input_size}"
+    if settings.resume:
         always["resume"] = "True"
     merging = {
         name: _words(value)
         for name, value in merge.to_dict().items()
         if value != getattr(MergeConfig(), name)
     }
-    head = {"model_pth": way.model_pth, "delete_head": "True"} if way.model_pth else {}
-    after = {"model_pth": str(Path(way.output_dir, "dense", "best.pt"))}
+    head = {"model_pth": settings.model_pth, "delete_head": "True"} if settings.model_pth else {}
+    after = {"model_pth": str(Path(settings.output_dir, "dense", "best.pt"))}
     evaluation = {"batch_size": chosen.dense["batch_size"], "eval": "True"}
     steps = {
         "dense": {**head, "merge_method": "none", **chosen.dense},

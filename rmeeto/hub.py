@@ -131,8 +131,8 @@ def load(source: str | Path) -> nn.Module:
         raise UserError(f"load: {weights_path} cannot be read: {error}") from None
     check_depth(arguments, len(header), config_path)
     with torch.device("meta"):  # takes no memory: the shapes are compared before any is taken
-        sketch = _create(name, cfg, arguments, config_path)
-    check_fit(header, sketch, weights_path)
+        expected = _create(name, cfg, arguments, config_path)
+    check_fit(header, expected, weights_path)
     with _Uninitialised():
         model = _create(name, cfg, arguments, config_path)
     try:

@@ -36,7 +36,7 @@ VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED", "FR
 _STAND_IN = r"""#!/bin/sh
 [ "$1" != -c ] || { echo 1; exit 0; }
 record=$(dirname "$0")/commands
-if [ "$2" = rmeeto.cli.together ]; then
+if [ "$2" = rmeeto.cli.dry_runs ]; then
     shift 2
     while [ $# -gt 0 ]; do
         printf '%s\n' "$2"

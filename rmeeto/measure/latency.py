@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rmeeto.errors import UserError
 from rmeeto.measure.speed import seconds_of
-from rmeeto.measure.unmerged import first_tokens
+from rmeeto.measure.without_merging import first_tokens
 from rmeeto.merge import MergeConfig
 
 Timer = Callable[[Callable[[], Any]], float]

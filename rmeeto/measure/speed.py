@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rmeeto.errors import UserError
 from rmeeto.measure.graphs import Captured
-from rmeeto.measure.unmerged import without_merging
+from rmeeto.measure.without_merging import without_merging
 
 MIN_RUNS = 5
 

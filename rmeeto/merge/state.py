@@ -36,7 +36,8 @@ class TokenState:
         class_index: where the class token is (a (B,) tensor under ``class_position="exact"``).
         ssm: parameters of the last mixer, only when the next block's merge asks for them.
         target: (B, L0) where each original token is now, -1 for a pruned one; only when it is to be known.
-        cell: (B, L) the cell of the grid of patches that each token stands at, only when the rule asks for it.
+        cell: (B, L) the cell of the grid of patches that each token stands at, only when the rule asks for it: of the
+            patches that a token is part of (``target``), the one that the others went into.
     """
 
     hidden: Tensor

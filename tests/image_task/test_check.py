@@ -11,7 +11,7 @@ from PIL import Image
 
 from image_task.flags import parse
 from image_task.main import TASK, build_model, main
-from rmeeto.cli import together
+from rmeeto.cli import dry_runs
 from rmeeto.weights import load_weights
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
@@ -116,8 +116,8 @@ def test_a_run_folder_that_is_in_the_way_is_found(tmp_path, capsys):
 def test_commands_are_printed_and_checked_until_one_fails(capfd):
     words = ["--", "first  line", "-m", "image_task.main", "--dry_run"]
     words += ["--", "second", "-m", "image_task.main", "--r", "-3", "--dry_run", *words]
-    assert together.main(words) == 2
+    assert dry_runs.main(words) == 2
     out, err = capfd.readouterr()
     assert out.splitlines() == ["first  line", "second"]
     assert err.startswith("error: --r -3")
-    assert together.main([]) == 0
+    assert dry_runs.main([]) == 0

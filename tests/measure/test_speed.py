@@ -12,7 +12,7 @@ from torch import nn
 
 from image_task.models import Deit, VideoMamba, Vim
 from rmeeto.measure import Timing, benchmark, speed
-from rmeeto.measure.unmerged import without_merging
+from rmeeto.measure.without_merging import without_merging
 from rmeeto.merge import MergeConfig
 
 BATCH = torch.zeros(4, 3, 16, 16)

@@ -30,10 +30,11 @@ def adjacent(metric: Tensor, r: int, tokens: Tokens, *, zone: int = 2) -> MergeP
         zone: patches on each side of the class token that are protected.
 
     Sources are the even patches, as in `exact`, so every source has a neighbour that stays. Of equal neighbours the one
-    before is taken. The idea is that merging the neighbours of a scan keeps its sequence, and that the hidden states
-    round the class token are to stay as they are. Left open, and decided here: a source goes into one neighbour, not
-    half into each; the zone is 2 patches wide on each side, whatever the block; its pairs come last and not never, so
-    that shapes depend on r alone; without a class token, or with a prefix (Transformers), there is no zone.
+    before is taken. The idea is that merging the neighbours of a scan, on both sides alike, keeps its sequence, and
+    that the hidden states round the class token are to stay as they are. Left open, and decided here: a source goes
+    into one neighbour, not half into each; the zone is 2 patches wide on each side, whatever the block; its pairs come
+    last and not never, so that shapes depend on r alone; without a class token, or with a prefix (Transformers), there
+    is no zone.
 
     Source: the idea of Sequential Token Merging (arXiv 2509.22691).
     """

@@ -19,9 +19,10 @@ def shift(metric: Tensor, r: int, tokens: Tokens, *, output: Tensor, distance: s
         metric, r, tokens, distance: as in `exact`; tokens that keep their order.
         output: (B, L, C) of the last mixer (of a Transformer, the attention): what it adds to the residual stream.
 
-    The shift of a token is the L2 norm of what a layer changes it by, which in a residual block is the output of its
-    mixer, there already. Left open, and decided here: one mixer's output, not a whole block's with its MLP; a
-    destination is chosen as in `importance`, where the source leaves merging to the method that it is combined with.
+    The shift of a token is how far a layer moves it, by any distance; in a residual block that is the norm of what the
+    layer adds, which is there already. Left open, and decided here: the L2 norm; of the mixer (the attention), where
+    the source takes an MLP, which a Mamba block does not have; a destination is chosen as in `importance`, where the
+    source leaves merging to the method that it is combined with.
 
     Source: Representation Shift (arXiv 2508.00367).
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 from rmeeto.ops import build
 from rmeeto.ops.add_norm import naive
 from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointer, pointers, run, suffix
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 
 
 class NormStruct(Task):

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmeeto.ops.add_norm import naive
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 from rmeeto.ops.triton_support import dispatch_keys, num_sms, on_device, power_of_two
 
 ROWS = 4  # tokens a program normalises at a time, one a warp

@@ -14,7 +14,7 @@ from torch import Tensor
 from rmeeto.ops import build
 from rmeeto.ops.conv1d import eager
 from rmeeto.ops.cpp_support import STORAGE, Task, as_type, integers, pointers, rows, run, spread, suffix
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 
 
 class ConvStruct(Task):

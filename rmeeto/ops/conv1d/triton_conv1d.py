@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmeeto.ops.conv1d import eager
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 from rmeeto.ops.triton_math import sigmoid
 from rmeeto.ops.triton_support import check_batch, contiguous_rows, dispatch_keys, num_sms, on_device
 

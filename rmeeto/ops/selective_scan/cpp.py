@@ -27,7 +27,7 @@ from rmeeto.ops.cpp_support import (
     spread,
     suffix,
 )
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 from rmeeto.ops.selective_scan import eager
 from rmeeto.ops.selective_scan.direction import (
     NUM_TENSORS,

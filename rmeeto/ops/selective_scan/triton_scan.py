@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 from rmeeto.ops.selective_scan import eager
 from rmeeto.ops.selective_scan.direction import (
     NUM_TENSORS,

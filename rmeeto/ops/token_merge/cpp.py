@@ -10,14 +10,14 @@ from torch import Tensor
 
 from rmeeto.ops import build
 from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointer, pointers, rows, run, spread, suffix
-from rmeeto.ops.token_merge.naive import check_range
-from rmeeto.ops.token_merge.registered import (
+from rmeeto.ops.token_merge.library import (
     match_fake,
     matching,
     merge_backward_fake,
     merge_fake,
     merging,
 )
+from rmeeto.ops.token_merge.naive import check_range
 
 
 class MatchStruct(Task):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmeeto.ops.token_merge.registered import match_fake, matching
+from rmeeto.ops.token_merge.library import match_fake, matching
 from rmeeto.ops.triton_support import (
     STORAGE,
     check_batch,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmeeto.ops.token_merge.registered import merge_backward_fake, merge_fake, merging
+from rmeeto.ops.token_merge.library import merge_backward_fake, merge_fake, merging
 from rmeeto.ops.triton_support import (
     STORAGE,
     check_batch,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rmeeto.merge import MergePlan, Tokens
-from rmeeto.ops.register import operator
+from rmeeto.ops.library import operator
 from rmeeto.ops.token_merge import naive
 
 _MATCH = "(Tensor metric, SymInt r, Tensor? class_index, SymInt index, bool exact) -> (Tensor, Tensor, Tensor, Tensor)"

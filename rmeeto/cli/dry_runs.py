@@ -1,6 +1,6 @@
 """Validate several commands in one process, for importing torch takes longer than all of them.
 
-`python -m rmeeto.cli.together -- LINE -m MODULE ARGUMENTS... -- LINE -m MODULE ...` prints each LINE and calls its
+`python -m rmeeto.cli.dry_runs -- LINE -m MODULE ARGUMENTS... -- LINE -m MODULE ...` prints each LINE and calls its
 module's `main`, until one fails; exp_sh/launch.sh hands over a recipe's commands so.
 """
 

@@ -338,8 +338,7 @@ def test_floor_is_the_longest_of_its_bounds():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_what_a_call_adds_at_its_peak():
     def call():
-        a = torch.ones(8_000_000)
-        return a + 1
+        return torch.ones(8_000_000) + 1
 
     assert timing.peak_memory(call, CPU) == pytest.approx(64e6, rel=0.1)
 

@@ -46,8 +46,8 @@ def units(device: torch.device, runs: int, quick: bool = False) -> Iterator[Unit
     the clips of moving digits (training-free) beside the fitted one that is as fast; how near a fitted full-size model
     comes to its aim.
     """
-    images, labels = _digits(device)
-    model = _trained(device)
+    images, labels = digits(device)
+    model = trained(device)
     yield Unit("order", partial(_orders, model, images, 5 if quick else RANDOM))
     subjects = [("digits", model, images, labels, CONSTANT)]
     if not quick:
@@ -99,7 +99,7 @@ def _compare(
         yield {"what": what, "way": "fitted", "skipped": str(reason)}
     found = benchmark(ways, batch, runs=runs)  # anew: the fitted one was chosen for its time
     for row, twin in zip(_rows(what, ways, found), ways.values()):
-        yield row | {"top1": _top1(twin, x, labels)}
+        yield row | {"top1": top1(twin, x, labels)}
 
 
 def _rows(what: str, ways: dict[str, nn.Module], found: dict[str, Timing]) -> Iterator[dict[str, Any]]:
@@ -150,13 +150,13 @@ def _reached(device: torch.device, runs: int) -> Iterator[dict[str, Any]]:
     yield from _rows(LARGE, ways, found)
 
 
-def _trained(device: torch.device) -> nn.Module:
+def trained(device: torch.device) -> nn.Module:
     model = models.create(MODEL, torch.device("cpu"))
     load_weights(model, str(WEIGHTS))
     return model.to(device)
 
 
-def _digits(device: torch.device) -> tuple[Tensor, Tensor]:
+def digits(device: torch.device) -> tuple[Tensor, Tensor]:
     """The embedded test images and their labels."""
     data = build_data(DataConfig(num_workers=0), img_size=16, rank=0, world_size=1, seed=0, train=False)
     images, labels = zip(*data.eval_batches())
@@ -177,5 +177,5 @@ def _clips(device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def _top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * float((model(images).argmax(1) == labels).float().mean())

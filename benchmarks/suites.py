@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import breakdown, front, models, operators, peers, sizes, targets, training
+from benchmarks import front, models, operators, peers, sizes, training
 from benchmarks.results import Unit
 
 TRAINING_BATCH = {"cpu": 4, "cuda": 128}
@@ -43,10 +44,6 @@ def _setting(options: argparse.Namespace, dtype: torch.dtype) -> models.Setting:
     )
 
 
-def _targets(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    return targets.units(options.device, options.runs, options.quick)
-
-
 def _operators(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:
     least = 0.001 if options.quick else 0.05
     kernels = peers.find(options.upstream, options.device) if options.upstream or options.quick else None
@@ -73,71 +70,24 @@ def _training(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Itera
         yield Unit(name, partial(training.rows, name, batch, r, setting))
 
 
-# What follows needs packages that a machine may lack which measures the rest.
-def _loader(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import loader
+def _units_of(module: str, *settings: str) -> Callable[..., Iterator[Unit]]:
+    """Those of a module that is imported only then: it needs packages that a machine may lack which measures the rest.
 
-    return loader.units(options.device, options.quick)
+    Args:
+        settings: of the options, what its ``units`` takes.
+    """
 
+    def units(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
+        given = (getattr(options, name) for name in settings)
+        return importlib.import_module(f"benchmarks.{module}").units(*given)
 
-def _schedules(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import schedules
-
-    return schedules.units(options.device, options.runs, options.quick)
-
-
-def _windows(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import windows
-
-    return windows.units(options.device, options.runs, options.quick)
-
-
-def _deploy(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import deploy
-
-    return deploy.units(options.device, options.runs, options.quick)
-
-
-def _breakdown(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    return breakdown.units(options.runs, options.quick)
-
-
-def _formats(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import formats
-
-    return formats.units(options.device, options.runs, options.data, options.quick)
-
-
-def _long(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import long
-
-    return long.units(options.device, options.runs, options.quick)
-
-
-def _checks(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import checks
-
-    return checks.units(options.device, options.quick)
-
-
-def _front(options: argparse.Namespace, _: torch.dtype, rows: list[dict[str, Any]]) -> Iterator[Unit]:
-    return front.units(options, rows)
-
-
-def _sizes(options: argparse.Namespace, _: torch.dtype, rows: list[dict[str, Any]]) -> Iterator[Unit]:
-    return sizes.units(options, rows)
+    return units
 
 
 def _scaling(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
     from benchmarks import scaling
 
     yield Unit("scaling", partial(scaling.rows, options.quick), "scaling")
-
-
-def _minutes(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import minutes
-
-    return minutes.units(options.device, options.quick)
 
 
 def _teacher(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
@@ -152,38 +102,26 @@ def _memory(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterato
     return memory.units(dtype)
 
 
-def _ncu(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import ncu
-
-    return ncu.units(options.device)
-
-
-def _fashion(options: argparse.Namespace, *_: Any) -> Iterator[Unit]:
-    from benchmarks import fashion
-
-    return fashion.units(options.quick)
-
-
 SUITES = {
-    "targets": Suite("targets", _targets),
+    "targets": Suite("targets", _units_of("targets", "device", "runs", "quick")),
     "operators": Suite("operators", _operators, dtypes=True),
     "models": Suite("models", _models, dtypes=True),
     "training": Suite("training", _training, dtypes=True),
-    "loader": Suite("loader", _loader),
-    "schedules": Suite("schedule", _schedules),
-    "windows": Suite("window", _windows),
-    "long": Suite("long", _long),
-    "deploy": Suite("deploy", _deploy),
-    "breakdown": Suite("breakdown", _breakdown),
-    "formats": Suite("formats", _formats),
-    "checks": Suite("checks", _checks),
+    "loader": Suite("loader", _units_of("loader", "device", "quick")),
+    "schedules": Suite("schedule", _units_of("schedules", "device", "runs", "quick")),
+    "windows": Suite("window", _units_of("windows", "device", "runs", "quick")),
+    "long": Suite("long", _units_of("long", "device", "runs", "quick")),
+    "deploy": Suite("deploy", _units_of("deploy", "device", "runs", "quick")),
+    "breakdown": Suite("breakdown", _units_of("breakdown", "runs", "quick")),
+    "formats": Suite("formats", _units_of("formats", "device", "runs", "data", "quick")),
+    "checks": Suite("checks", _units_of("checks", "device", "quick")),
     "memory": Suite("memory", _memory, dtypes=True),
-    "ncu": Suite("ncu", _ncu),
-    "fashion": Suite("fashion", _fashion),
-    "front": Suite("front", _front),
-    "sizes": Suite("sizes", _sizes),
+    "ncu": Suite("ncu", _units_of("ncu", "device")),
+    "fashion": Suite("fashion", _units_of("fashion", "quick")),
+    "front": Suite("front", lambda options, _, rows: front.units(options, rows)),
+    "sizes": Suite("sizes", lambda options, _, rows: sizes.units(options, rows)),
     "scaling": Suite("scaling", _scaling),
-    "minutes": Suite("minutes", _minutes),
+    "minutes": Suite("minutes", _units_of("minutes", "device", "quick")),
     "teacher": Suite("teacher", _teacher),
 }
 # Not of `all`: measures nothing; takes long, twice; is the CPU's, three times, and compiles or needs data; whole

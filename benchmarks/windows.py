@@ -20,12 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import schedules
 from benchmarks.results import Unit
-from image_task.config import DataConfig
-from image_task.data import build_data
-from image_task.models import load_weights
 from rmeeto import MergeConfig
-from rmeeto.engine import World, evaluate
 from rmeeto.measure import benchmark, count_flops
 from rmeeto.merge import MergePlan, Tokens, TokenState, match
 from rmeeto.merge.plan import take_tokens
@@ -39,7 +36,6 @@ from video_task.throughput import made_up
 MODEL = "videomamba_video_tiny_patch16_224"
 WINDOWS = ((1, 14, 14), (2, 14, 14), (2, 3, 3), (2, 5, 5), (3, 3, 3))
 FRAMES = (8, 16, 32, 64)
-DIGITS = Path(__file__).parents[1] / "image_task" / "exp_sh" / "digits" / "dense.safetensors"
 DIGITS_R = (8, 12, 16)
 DIGITS_WINDOWS = ((1, 2, 2), (1, 3, 3), (1, 4, 4))
 
@@ -136,12 +132,10 @@ def _similarity(metric: Tensor, pairs: Tensor) -> float:
 
 def digits_accuracy() -> Iterator[dict[str, Any]]:
     """Training-free top-1 of the shipped digits model (64 patches of an image), merged exactly and locally."""
-    data = build_data(DataConfig(num_workers=0), img_size=16, rank=0, world_size=1, seed=0, train=False)
-    model = timm.create_model("vim_nano_patch2_16")
-    load_weights(model, DIGITS)
-    world = World(torch.device("cpu"))
+    cpu = torch.device("cpu")
+    model, (images, labels) = schedules.trained(cpu), schedules.digits(cpu)
     settings = [None, *(MergeConfig(r=r, window=w) for r in DIGITS_R for w in (None, *DIGITS_WINDOWS))]
     for merge in settings:
         model.merge_config = merge
-        top1 = round(evaluate(model, data, world)["top1"], 2)
+        top1 = round(schedules.top1(model, images, labels), 2)
         yield {"r": merge.r if merge else 0, "window": merge.window if merge else None, "top1": top1}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.models._features import feature_take_indices
 from torch import Tensor
 
 from rmeeto.merge.plan import take_tokens
@@ -49,15 +50,12 @@ def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[
     Raises:
         ValueError: a block that does not exist.
     """
-    if indices is None:
-        indices = depth
-    asked = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
-    if not asked or not all(-depth <= i < depth for i in asked):
+    try:
+        return feature_take_indices(depth, indices)
+    except (AssertionError, ValueError):  # its own, and of no index at all
         raise ValueError(
             f"indices={indices!r}; expected None, the last 1 to {depth}, or some of the {depth} blocks"
-        )
-    wanted = [i % depth for i in asked]
-    return wanted, max(wanted)
+        ) from None
 
 
 def to_map(patches: Tensor, grid: tuple[int, ...], output_fmt: str) -> Tensor:

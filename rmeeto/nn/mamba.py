@@ -83,11 +83,7 @@ class BiMamba(nn.Module):
             (B, L, C), or that and the features.
         """
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u_f, u_b = bidirectional_conv1d(
-            u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
-        )
-        forward = self._direction(u_f, self.x_proj, self.dt_proj, self.A_log, self.D)
-        backward = self._direction(u_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        forward, backward = self._directions(u)
         y = bidirectional_scan(forward, backward, z, self.average)
         out = self.out_proj(y)
         if not return_ssm:
@@ -109,14 +105,7 @@ class BiMamba(nn.Module):
             of the sum of the two (halved under ``average``).
         """
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        convolved = bidirectional_conv1d(
-            u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
-        )
-        weights = (
-            (self.x_proj, self.dt_proj, self.A_log, self.D),
-            (self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
-        )
-        directions = (self._direction(v, *of).plain() for v, of in zip(convolved, weights))
+        directions = (direction.plain() for direction in self._directions(u))
         outputs = (
             selective_scan(
                 d.u.mT, d.delta.mT, d.A, d.B.mT, d.C.mT, d.D, z.mT, d.delta_bias, reverse=reverse
@@ -128,6 +117,16 @@ class BiMamba(nn.Module):
     def macs(self, num_tokens: int, directions: int = 2) -> dict[str, int]:
         """Multiply-accumulates of one sample, by part."""
         return scan_macs(self, num_tokens, directions)
+
+    def _directions(self, u: Tensor) -> tuple[Direction, Direction]:
+        """What the scans forwards and backwards read."""
+        forward, backward = bidirectional_conv1d(
+            u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
+        )
+        return (
+            self._direction(forward, self.x_proj, self.dt_proj, self.A_log, self.D),
+            self._direction(backward, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
 
     def _direction(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor

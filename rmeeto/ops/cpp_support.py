@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,16 @@ class Task(Struct):
 
     __slots__ = ()
     _fields_ = integers("openmp", "threads")
+
+
+def built(function: Callable) -> Callable:
+    """A function that calls kernels of the library, once that is there.
+
+    Raises:
+        BackendUnavailable: it cannot be built here.
+    """
+    build.library()
+    return function
 
 
 def run(function: str, task: Task) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from rmeeto.ops import triton_support
 from rmeeto.ops.add_norm import cpp, naive
 from rmeeto.ops.backend import Backend, Operator
+from rmeeto.ops.cpp_support import built
 
 _TRITON = "rmeeto.ops.add_norm.triton_add_norm"
 
@@ -14,7 +17,7 @@ ADD_NORM = Operator(
     "add_rms_norm",
     [
         Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "add_rms_norm")),
-        Backend("cpp", ("cpu",), cpp.load),
+        Backend("cpp", ("cpu",), partial(built, cpp.add_rms_norm)),
         Backend("torch", ("any",), lambda: naive.naive_add_rms_norm),
     ],
     whole=cpp.add_rms_norm,

@@ -6,13 +6,11 @@ Shapes: hidden, residual (B, L, C), weight (C,).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmeeto.ops import build
 from rmeeto.ops.add_norm import naive
 from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointer, pointers, run, suffix
 from rmeeto.ops.library import operator
@@ -28,16 +26,6 @@ class NormStruct(Task):
         ("eps", ctypes.c_double),
         *pointers("sum", "normed", "dsum", "dnormed", "dhidden", "dresidual", "dweight"),
     ]
-
-
-def load() -> Callable:
-    """`add_rms_norm` for tensors on the CPU.
-
-    Raises:
-        BackendUnavailable: the kernel cannot be built here.
-    """
-    build.library()
-    return add_rms_norm
 
 
 def add_rms_norm(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
 from rmeeto.ops.conv1d import cpp, eager, naive, upstream
+from rmeeto.ops.cpp_support import built
 
 _TRITON = "rmeeto.ops.conv1d.triton_conv1d"
 
@@ -15,7 +18,7 @@ CONV1D = Operator(
     [
         Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "bidirectional_conv1d")),
         Backend("upstream", ("cuda",), upstream.load),
-        Backend("cpp", ("cpu",), cpp.load),
+        Backend("cpp", ("cpu",), partial(built, cpp.bidirectional_conv1d)),
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_conv1d),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_conv1d, automatic=False),
     ],

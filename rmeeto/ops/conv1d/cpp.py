@@ -5,13 +5,11 @@ Shapes: x (B, L, D), weight (D, 1, K), bias (D,).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmeeto.ops import build
 from rmeeto.ops.conv1d import eager
 from rmeeto.ops.cpp_support import STORAGE, Task, as_type, integers, pointers, rows, run, spread, suffix
 from rmeeto.ops.library import operator
@@ -30,16 +28,6 @@ class ConvStruct(Task):
         *pointers("dx"),
         *pointers("dweight", "dbias", each=2),
     ]
-
-
-def load() -> Callable:
-    """`bidirectional_conv1d` for tensors on the CPU.
-
-    Raises:
-        BackendUnavailable: the kernel cannot be built here.
-    """
-    build.library()
-    return bidirectional_conv1d
 
 
 def bidirectional_conv1d(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
+from rmeeto.ops.cpp_support import built
 from rmeeto.ops.selective_scan import cpp, eager, naive, upstream
 from rmeeto.ops.selective_scan.direction import Direction
 
@@ -16,7 +19,7 @@ SCAN = Operator(
     [
         Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "selective_scan")),
         Backend("upstream", ("cuda",), lambda: upstream.load()[0]),
-        Backend("cpp", ("cpu",), lambda: cpp.load()[0]),
+        Backend("cpp", ("cpu",), partial(built, cpp.selective_scan)),
         Backend("torch", ("any",), lambda: eager.eager_selective_scan),
         Backend("naive", ("any",), lambda: naive.naive_selective_scan, automatic=False),
     ],
@@ -27,7 +30,7 @@ BIDIRECTIONAL = Operator(
     [
         Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON, "bidirectional_scan")),
         Backend("upstream", ("cuda",), lambda: upstream.load()[1]),
-        Backend("cpp", ("cpu",), lambda: cpp.load()[1]),
+        Backend("cpp", ("cpu",), partial(built, cpp.bidirectional_scan)),
         Backend("torch", ("any",), lambda: eager.eager_bidirectional_scan),
         Backend("naive", ("any",), lambda: naive.naive_bidirectional_scan, automatic=False),
     ],

@@ -5,14 +5,13 @@ Shapes: B batch, L tokens, D channels, N states. u, delta, z (B, L, D); A (D, N)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmeeto.ops import build
 from rmeeto.ops.backend import are_steps_left
 from rmeeto.ops.cpp_support import (
     Struct,
@@ -65,16 +64,6 @@ class ScanStruct(Task):
         *pointers("dz"),
         ("direction", DirectionStruct * 2),
     ]
-
-
-def load() -> tuple[Callable, Callable]:
-    """`selective_scan` and `bidirectional_scan` for token-major tensors on the CPU.
-
-    Raises:
-        BackendUnavailable: the kernel cannot be built here.
-    """
-    build.library()
-    return selective_scan, bidirectional_scan
 
 
 @of_tensors

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from rmeeto.merge import MergePlan, Tokens
 from rmeeto.merge.rules import exact
 from rmeeto.ops import triton_support
 from rmeeto.ops.backend import Backend, Operator
+from rmeeto.ops.cpp_support import built
 from rmeeto.ops.token_merge import cpp, naive
 
 _TRITON = "rmeeto.ops.token_merge.triton_"
@@ -18,7 +21,7 @@ MATCH = Operator(
         Backend(
             "triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "match", "match_tokens")
         ),
-        Backend("cpp", ("cpu",), lambda: cpp.load()[0]),
+        Backend("cpp", ("cpu",), partial(built, cpp.match_tokens)),
         Backend("torch", ("any",), lambda: naive.naive_match_tokens),
     ],
     whole=cpp.match_tokens,
@@ -29,7 +32,7 @@ MERGE = Operator(
         Backend(
             "triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "merge", "merge_tokens")
         ),
-        Backend("cpp", ("cpu",), lambda: cpp.load()[1]),
+        Backend("cpp", ("cpu",), partial(built, cpp.merge_tokens)),
         Backend("torch", ("any",), lambda: naive.naive_merge_tokens),
     ],
     whole=cpp.merge_tokens,

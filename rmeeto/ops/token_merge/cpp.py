@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmeeto.ops import build
 from rmeeto.ops.cpp_support import STORAGE, Task, integers, pointer, pointers, rows, run, spread, suffix
 from rmeeto.ops.token_merge.library import (
     match_fake,
@@ -47,16 +45,6 @@ class MergeStruct(Task):
         *pointers("size", "keep", "source", "destination", "merged", "new_size"),
         *pointers("dmerged", "dhidden", "dresidual"),
     ]
-
-
-def load() -> tuple[Callable, Callable]:
-    """`match_tokens` and `merge_tokens` for tensors on the CPU.
-
-    Raises:
-        BackendUnavailable: the kernels cannot be built here.
-    """
-    build.library()
-    return match_tokens, merge_tokens
 
 
 def _match(

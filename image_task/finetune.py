@@ -29,7 +29,7 @@ from image_task.export import load_run, write
 from image_task.flags import COMMAND, parse
 from image_task.main import TASK, check, run
 from image_task.split import make_split
-from rmeeto.cli.flags import FlagParser
+from rmeeto.cli.flags import FlagParser, in_flags
 from rmeeto.cli.merging import add_merge_flags, merge_settings
 from rmeeto.cli.parser import run_small
 from rmeeto.cli.quickstart import write_summary
@@ -110,8 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             values["model"] = parse(["--model_pth", values["model_pth"], "--eval"])[0].model.model
         finetune(Path(folder), given["finetune"].over(FinetuneConfig()), merge)
 
+    def flags(message: str) -> str:
+        return COMMAND.in_flags(in_flags(message, {"finetune": FinetuneConfig}))
+
     try:
-        return run_small(work, COMMAND.in_flags, "interrupted; the same command with --resume goes on")
+        return run_small(work, flags, "interrupted; the same command with --resume goes on")
     except Preempted as error:
         print(f"stopped by {shown(str(error))}", file=sys.stderr)
         return EXIT_CODE

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,7 @@ class DistillLoss:
         self.smoothing = smoothing
         self.cache = cache
         self._answers: Answers | None = None
+        self._cast: tuple[Any, nn.Module] | None = None
 
     def place(self, epoch: int, number: int, images: Tensor) -> None:
         """Say which micro-batch comes next, which is what a cache knows it by.
@@ -151,6 +153,21 @@ class DistillLoss:
     def _ask(self, images: Tensor) -> Tensor:
         assert self.teacher is not None
         with torch.inference_mode():
-            logits = self.teacher(images)
+            logits = self._in_autocasts_type(images.device.type)(images)
         # The copy is an ordinary tensor: autograd may not keep one that was made under inference_mode.
         return logits.float().clone()
+
+    def _in_autocasts_type(self, device: str) -> nn.Module:
+        """The teacher with its linear layers' weights cast once, instead of by autocast in every step."""
+        assert self.teacher is not None
+        compiled = any(module._compiled_call_impl is not None for module in self.teacher.modules())
+        if compiled or not torch.is_autocast_enabled(device):
+            return self.teacher
+        dtype = torch.get_autocast_dtype(device)
+        weights = [module.weight for module in self.teacher.modules() if type(module) is nn.Linear]
+        key = dtype, [(id(weight), weight._version) for weight in weights]
+        if self._cast is None or self._cast[0] != key:
+            shared: dict[int, Any] = {id(p): p for p in (*self.teacher.parameters(), *self.teacher.buffers())}
+            shared |= {id(w): nn.Parameter(w.detach().to(dtype), requires_grad=False) for w in weights}
+            self._cast = key, copy.deepcopy(self.teacher, shared)
+        return self._cast[1]

@@ -7,7 +7,7 @@ from torch import nn
 
 from rmeeto.engine import DistillConfig, DistillLoss
 from rmeeto.errors import UserError
-from tests.engine.toy import toy_model
+from tests.engine.toy import CLASSES, toy_model
 from tests.golden_data import Case, names
 
 
@@ -74,3 +74,21 @@ def test_a_negative_weight_is_refused():
         UserError, match="DistillConfig: distill_weight=-0.5; expected a finite number of at least 0"
     ):
         DistillConfig(distill_weight=-0.5)
+
+
+def test_the_teachers_weights_are_cast_once_and_its_answers_are_those_of_autocast():
+    """And again when they have changed; biases and what is no linear layer stay as they are."""
+    teacher, images = toy_model(seed=3), torch.randn(4, 3, 4, 4)
+    loss, logits, targets = DistillLoss(teacher), torch.randn(4, CLASSES), torch.arange(4)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            expected = teacher(images)
+            loss(images, logits, targets)
+            got, cast = loss._ask(images), loss._in_autocasts_type("cpu")
+            assert loss._in_autocasts_type("cpu") is cast
+        assert torch.equal(got, expected.float())
+        assert [p.dtype for p in cast.parameters()] == 2 * [torch.bfloat16, torch.float32]
+        with torch.no_grad():
+            teacher[1].weight.add_(1)
+    assert teacher[1].weight.dtype == torch.float32
+    assert torch.equal(loss._ask(images), teacher(images))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.checks import captured_step
 from rmeeto.engine import DistillLoss, OptimConfig, checkpoint, evaluate, fit, start
 from tests.engine.test_loop import Cut, cut_at
 from tests.engine.toy import ToyData, toy_folder, toy_model, toy_run
@@ -41,3 +42,8 @@ def test_a_resumed_run_follows_the_uninterrupted_one(tmp_path):
     assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-3)
     state = checkpoint.load(tmp_path / "cut" / "toy" / "last.pt")
     assert "cuda" in state["ranks"][0]["rng"]
+
+
+def test_two_hundred_captured_steps_are_the_eager_ones():
+    found = captured_step(torch.device("cuda"), quick=False)
+    assert found["captured"] and found["steps"] == 200

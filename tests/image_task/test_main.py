@@ -159,7 +159,7 @@ def test_retraining_fills_the_run_folder(weights, capsys):
 def test_evaluation_only_reports(weights, capsys):
     assert call(f"{SHORT} {MERGED} --eval --model_pth {weights}") == 0
     assert "data    digits: 360 images to evaluate, 10 classes" in capsys.readouterr().out
-    folder = "log/vim_nano_patch2_16-r12-eval"
+    folder = "log/vim_nano_patch2_16-r12-nano-eval"
     result = result_of(folder)
     assert result["count"] == 32
     assert [line["event"] for line in lines_of(folder)] == ["eval"]
@@ -211,8 +211,8 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on_where_they_are_at_their_
 
 def test_a_runs_config_runs_again(weights):
     call(f"{SHORT} {MERGED} --eval --model_pth {weights}")
-    assert call("--config log/vim_nano_patch2_16-r12-eval/config.json --name again") == 0
-    assert result_of("log/again") == result_of("log/vim_nano_patch2_16-r12-eval")
+    assert call("--config log/vim_nano_patch2_16-r12-nano-eval/config.json --name again") == 0
+    assert result_of("log/again") == result_of("log/vim_nano_patch2_16-r12-nano-eval")
 
 
 def test_smoke_runs_the_full_size_model(capsys):

@@ -44,6 +44,14 @@ def test_readme_quotes_the_recorded_runs(arm, start):
     assert numbers(row[3]) == pytest.approx(recorded, abs=0.005)
 
 
+@pytest.mark.parametrize(("kind", "start"), [("vim", "| fashion: Vim |"), ("deit", "| fashion: DeiT |")])
+def test_readme_quotes_the_evidence(kind, start):
+    records = json.loads((ROOT / "image_task" / "exp_sh" / "fashion" / "results.json").read_text())
+    arms = ("r0", "r5", "r11", "r20", "r11-prune", "r11-noorder")
+    (row,) = rows("README.md", start)
+    assert numbers(" ".join(row)) == [records[f"{kind}-{arm}-free-test-seed0"]["top1"] for arm in arms]
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_ckpt_quotes_the_recorded_runs(arm):
     (row,) = rows("CKPT.md", f"| {arm} |")

@@ -111,6 +111,11 @@ def _all_cores(sizes: Sizes, device: torch.device) -> Iterator[dict[str, Any]]:
             "training": lambda: _speed(on_device(_train(data), device)),
             "training, float32 by the worker": lambda: _speed(on_device(_train(data, True), device)),
         }
+        if device.type == "cuda":
+            build = partial(_data, sizes, folder / "photos", num_workers=cores, device=device, aa="none")
+            plain, nvjpeg = build(), build(decoder="nvjpeg")
+            ways["training, no policy"] = lambda: _speed(on_device(_train(plain), device))
+            ways["training, no policy, nvJPEG"] = lambda: _speed(on_device(_train(nvjpeg), device))
         for way, found in _interleaved(ways, sizes.rounds).items():
             yield {"what": _words(size), "way": way, "workers": cores, **_rate(found, cores)}
 

@@ -11,8 +11,8 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    "index method options own-pictures video machines scaling measure kernels flops evidence rules extend differences "
-    "faq reference api"
+    "index method options own-pictures video machines feeding scaling measure kernels flops evidence rules extend "
+    "differences faq reference api"
 ).split()
 OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from image_task.encoded import Drawn, EncodedBatch
 from image_task.sources import Source
 from image_task.transforms import Transform
 from rmeeto.data.finish import Batch, Erased, batch_of
 from rmeeto.data.loading import Unreadable
 from rmeeto.data.sampler import Split, draw_seeds, preserved_globals, seed_globals
 
-Sample = tuple[Tensor, list[Erased], int]  # pixels, what is erased of them, class
+Sample = tuple[Tensor | Drawn, list[Erased], int]  # pixels, what is erased of them, class
 
 
 class TrainBatches(Dataset):
@@ -35,7 +36,7 @@ class TrainBatches(Dataset):
         self.indices, self.batch_size = indices, batch_size
         self.key, self.split, self.max_skips = key, split, max_skips
 
-    def __getitem__(self, number: int) -> tuple[Batch | None, list[Unreadable]]:
+    def __getitem__(self, number: int) -> tuple[Batch | EncodedBatch | None, list[Unreadable]]:
         indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist()
         seeds = draw_seeds((*self.key, *self.split.place(number)), self.batch_size + 1)
         samples: list[Sample] = []
@@ -46,7 +47,7 @@ class TrainBatches(Dataset):
                 if sample is None:
                     return None, unreadable
                 samples.append(sample)
-        return batch_of(samples, seeds[-1]), unreadable
+        return self.transform.collate(samples, seeds[-1]), unreadable
 
     def _next_readable(self, index: int, seeds: list[int], unreadable: list[Unreadable]) -> Sample | None:
         for skip in range(self.max_skips + 1):

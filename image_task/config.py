@@ -36,6 +36,9 @@ UNREPEATED = Need(
     "data.repeated_aug is on, whose repeats of an image go to several processes",
     fatal=True,
 )
+UNPOLICED = Need(
+    lambda config: config.data.aa in ("", "none"), "data.aa names a policy, which runs on a CPU", fatal=True
+)
 PHOTOS = Need(lambda config: not config.data.digits, "the digits have an augmentation of their own")
 CROPPED = (
     Need(lambda config: not config.data.digits, "the digits are not cropped"),
@@ -130,6 +133,14 @@ class DataConfig(cli.DataConfig):
         one_of=("bicubic", "bilinear", "random"),
         only="training",
         needs=(AUGMENTED, PHOTOS, RESIZED),
+    )
+    decoder: str = setting(
+        "pillow",
+        "of training JPEGs: pillow, or nvjpeg (torchvision's, which then crops on the GPU too; evaluation stays with "
+        "pillow)",
+        one_of=("pillow", "nvjpeg"),
+        only="training",
+        needs=(STORED, AUGMENTED, UNPOLICED),
     )
     draft: str = setting(
         "training",

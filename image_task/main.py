@@ -19,6 +19,7 @@ from torch import nn
 from image_task.config import Config
 from image_task.data import ImageData, build_data
 from image_task.datasets import loader_of
+from image_task.encoded import check_decoder
 from image_task.flags import COMMAND
 from image_task.models import load_weights
 from image_task.models.pretrained import load_official, official
@@ -43,6 +44,8 @@ class ImageTask(Task):
             build_mixup(config.data, config.model.nb_classes or 1, config.data.batch_size, img_size)
 
     def build_data(self, config: Config, **where: Any) -> ImageData:
+        if config.data.decoder == "nvjpeg" and where["train"] and "device" in where:
+            check_decoder(where["device"])
         return build_data(config.data, labels=self.labels(config), **where)
 
     def load(self, config: Config, model: nn.Module, name: str, path: str | None, **how: Any) -> LoadReport:

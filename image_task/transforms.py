@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
@@ -14,6 +16,7 @@ from torchvision.transforms import Resize as TorchvisionResize
 from torchvision.transforms.functional import resized_crop
 
 from image_task.config import SMALL, DataConfig
+from image_task.encoded import DecodeFinish, Draw, encoded_batch
 from image_task.sources import Picture, decoded, header
 from rmeeto.data.augment import allow_black
 from rmeeto.data.finish import Erased, Finish, Mix, batch_of, draw_erased
@@ -41,19 +44,26 @@ class Transform:
         steps: from a picture to (3, H, W) uint8.
         finish: what is left to do.
         erase: timm's random erasing, drawn behind the steps.
+        collate: a batch of what `pixels` gives, and classes.
     """
 
-    def __init__(self, steps: Compose, finish: Finish, erase: RandomErasing | None = None) -> None:
-        self.steps, self.finish, self.erase = steps, finish, erase
+    def __init__(
+        self,
+        steps: Callable[[Picture], Any],
+        finish: Callable[..., tuple[Tensor, Tensor]],
+        erase: RandomErasing | None = None,
+        collate: Callable[..., Any] = batch_of,
+    ) -> None:
+        self.steps, self.finish, self.erase, self.collate = steps, finish, erase, collate
 
-    def pixels(self, picture: Picture) -> tuple[Tensor, list[Erased]]:
-        """(3, H, W) uint8, and what is to be erased of it."""
+    def pixels(self, picture: Picture) -> tuple[Any, list[Erased]]:
+        """(3, H, W) uint8, or what a GPU is to decode; and what is to be erased of it."""
         found = self.steps(picture)
         return found, draw_erased(self.erase, found.shape)
 
     def __call__(self, picture: Picture) -> Tensor:
         """All of it but the mixing, for one picture: (3, H, W) float32."""
-        return self.finish(batch_of([(*self.pixels(picture), 0)]))[0][0]
+        return self.finish(self.collate([(*self.pixels(picture), 0)]))[0][0]
 
 
 def train_transform(config: DataConfig, img_size: int, mix: Mix | None = None) -> Transform:
@@ -66,9 +76,15 @@ def train_transform(config: DataConfig, img_size: int, mix: Mix | None = None) -
         mix: mixup of whole batches, the last part of `finish`.
 
     Raises:
-        UserError: an augmentation that timm does not know.
+        UserError: an augmentation that timm does not know, or that a GPU does not do.
     """
     finish = Finish(**normalisation(config), mix=mix)
+    gpu = config.decoder == "nvjpeg"
+    if gpu and (not config.augment or config.aa not in ("", "none") or config.digits or img_size <= SMALL):
+        raise UserError(
+            f"data.decoder='nvjpeg' augments JPEGs of more than {SMALL} pixels, without a policy of timm, which runs "
+            "on Pillow's images; give --aa none, or leave it out."
+        )
     if not config.augment:
         return Transform(_eval_steps(config, img_size, config.draft != "off"), finish)
     digits = config.data_set == "digits"
@@ -76,6 +92,9 @@ def train_transform(config: DataConfig, img_size: int, mix: Mix | None = None) -
     erase = None
     if config.reprob or digits:
         erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
+    if gpu:
+        crop, flip, jitter, _ = steps.transforms
+        return Transform(Draw(crop.crop, flip, jitter), DecodeFinish(finish), erase, encoded_batch)
     return Transform(steps, finish, erase)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from image_task.config import DataConfig
 from image_task.mapped import Mapped, load_own, load_torchvision, torchvision_name
 from image_task.sources import Arrays, Files, Part, Reader, Source
-from image_task.tars import Shards
+from image_task.tars import INDEX, Shards
 from rmeeto.data.classes import (
     LeftOut,
     as_labelled,
@@ -262,6 +262,8 @@ def _class_folders(root: Path) -> list[str]:
 
 def _tar(config: DataConfig, split: str) -> Source:
     shards = _split_shards(config, split)
+    if (index := Path(shards[0]).with_name(INDEX)).exists():
+        return _not_empty(Shards.by_index(shards, index), "<class>/<image>")
     # train.tar holds class folders; a tar among others in train/ is named after its class
     source = Shards.by_folder(shards, stem_is_class=Path(shards[0]).parent != Path(config.data_path))
     return _not_empty(source, "<class>/<image>")

@@ -28,7 +28,7 @@ from torchvision.transforms import InterpolationMode
 from image_task.config import DataConfig
 from image_task.datasets import LOADERS, SPLITS
 from image_task.sources import Files
-from image_task.tars import Place, Shards
+from image_task.tars import INDEX, LEAD, Place, Shards, entry, save_index
 from image_task.transforms import Resize
 from rmeeto.cli.parser import OneLineParser, run_small
 from rmeeto.data.contents import of_files
@@ -75,9 +75,22 @@ class Shard:
     path: Path
     pictures: list[tuple[str, str]]
 
+    @property
+    def index(self) -> Path:
+        """Of this file alone, until that of all is written."""
+        return self.path.with_suffix(".npy")
+
+    @property
+    def is_done(self) -> bool:
+        return self.path.exists() and self.index.exists()
+
     def write(self, recipe: Recipe) -> int:
-        """Write it whole or not at all; pictures that cannot be read are left out. Returns how many were taken up."""
-        temporary = self.path.with_suffix(".tmp")
+        """Write it and its index whole or not at all; pictures that cannot be read are left out.
+
+        Returns:
+            How many there were.
+        """
+        temporary, rows = self.path.with_suffix(".tmp"), []
         with open(temporary, "wb") as file:
             with tarfile.open(fileobj=file, mode="w") as tar:
                 for path, name in self.pictures:
@@ -89,8 +102,17 @@ class Shard:
                     member.size = len(data)
                     member.gname = f"crc32 {zlib.crc32(data):08x}"  # see `image_task.tars`
                     tar.addfile(member, io.BytesIO(data))
+                    block = member.tobuf(tar.format, tar.encoding, tar.errors)[
+                        -LEAD:
+                    ]  # as it was just written
+                    offset = tar.offset - -(-len(data) // LEAD) * LEAD
+                    rows.append(
+                        (os.fsencode(name), 0, offset, len(data), zlib.crc32(data, zlib.crc32(block)))
+                    )
             file.flush()
             os.fsync(file.fileno())
+        longest = max((len(name) for name, *_ in rows), default=0)
+        np.save(self.index, np.array(rows, entry(longest)))
         os.replace(temporary, self.path)
         return len(self.pictures)
 
@@ -127,7 +149,7 @@ def make(folder: Path, output: Path, recipe: Recipe = Recipe(), workers: int = 0
         (work / split).mkdir(parents=True, exist_ok=True)
     write_json(work / PLAN, plan)
     shards = {split: _shards(folder, split, source, work, recipe.size) for split, source in sources.items()}
-    waiting = [shard for some in shards.values() for shard in some if not shard.path.exists()]
+    waiting = [shard for some in shards.values() for shard in some if not shard.is_done]
     done = sum(map(len, sources.values())) - sum(len(shard.pictures) for shard in waiting)
     with Progress("packing", sum(map(len, sources.values())), done) as progress:
         for count in _each(partial(Shard.write, recipe=recipe), waiting, workers):
@@ -139,10 +161,12 @@ def make(folder: Path, output: Path, recipe: Recipe = Recipe(), workers: int = 0
     write_json(work / INFO, {"splits": splits, "recipe": vars(recipe)})
     left_out = {}
     for split, source in sources.items():
+        _join([shard.index for shard in shards[split]], work / split / INDEX)
         names = set(map(os.fsdecode, _packed(work, split, source).names))
         left_out[split] = [name for name in _names(folder, split, source) if name not in names]
-    (work / PLAN).unlink()
     os.replace(work, output)
+    for path in (work / PLAN, *(shard.index for some in shards.values() for shard in some)):
+        (output / path.relative_to(work)).unlink()  # what it took to go on
     return left_out
 
 
@@ -224,6 +248,19 @@ def _shards(folder: Path, split: str, source: Files, work: Path, size: int) -> l
         Shard(work / split / f"{number:05}.tar", [pictures[index] for index in part])
         for number, part in enumerate(parts)
     ]
+
+
+def _join(parts: list[Path], index: Path) -> None:
+    """One index of that of each shard."""
+    found = [np.load(part) for part in parts]
+    longest = max(part.dtype["name"].itemsize for part in found)
+    whole = np.empty(sum(map(len, found)), entry(longest))
+    at = 0
+    for number, part in enumerate(found):
+        part["shard"] = number
+        whole[at : at + len(part)] = part
+        at += len(part)
+    save_index(index, whole)
 
 
 def _packed(output: Path, split: str, source: Files) -> Shards:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,23 +17,34 @@ import numpy as np
 from image_task.sources import Picture, Source
 from rmeeto.data.classes import LeftOut, in_order, numbered
 from rmeeto.data.contents import by_class
-from rmeeto.data.pictures import ENDINGS, MAX_BYTES, Encoded, check_regular, hidden
+from rmeeto.data.pictures import ENDINGS, MAX_BYTES, Encoded, check_regular, hidden, read_file
 from rmeeto.errors import UserError
 
+INDEX = "index.npy"  # beside tar files
+PLACE = "shard", "offset", "size", "crc"  # of an image, in an index
+LEAD = tarfile.BLOCKSIZE  # of an image in an index: its header
 LABEL = 32  # bytes of a class number, spaces included
 _LONGEST_HEADER = 2**15  # bytes of a name, or of the fields that follow a header; a path has 4,096
+_SUM = 4  # bytes of an index's checksum
 _CRC = re.compile("crc32 ([0-9a-f]{8})")
 _MANY_DIGITS = re.compile(rb"\d{100}")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image lies in a tar file: offset and size in bytes, and its CRC-32, -1 where none is known."""
+    """Where an image lies in a tar file.
+
+    Attributes:
+        offset, size: in bytes.
+        crc: its CRC-32; -1: none is known.
+        lead: bytes before it that the checksum covers as well.
+    """
 
     shard: str
     offset: int
     size: int
     crc: int = -1
+    lead: int = 0
 
     def read(self) -> bytes:
         """Its content.
@@ -45,11 +57,11 @@ class Place:
         if self.size > MAX_BYTES:
             raise OSError(f"more than {MAX_BYTES >> 20} MiB")
         with open(self.shard, "rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
+            file.seek(self.offset - self.lead)
+            data = file.read(self.lead + self.size)
         if self.crc >= 0 and zlib.crc32(data) != self.crc:
             raise ValueError("damaged: its checksum differs")
-        return data
+        return data[self.lead :]
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Shards(Source):
     names: np.ndarray  # (n,) bytes
     targets: np.ndarray  # (n,)
     classes: list[str]
+    lead: int = 0  # bytes before an image that its checksum covers as well
 
     def __len__(self) -> int:
         return len(self.places)
@@ -68,7 +81,7 @@ class Shards(Source):
     def place(self, index: int) -> Place:
         """Where an image lies."""
         shard, *rest = self.places[index].tolist()
-        return Place(self.shards[shard], *rest)
+        return Place(self.shards[shard], *rest, self.lead)
 
     def open(self, index: int) -> tuple[Picture, int]:
         return Encoded(self.place(index).read()), int(self.targets[index])
@@ -109,11 +122,40 @@ class Shards(Source):
                 names.append(os.fsencode(path))
                 labels.append(label)
         left_out.say(os.path.dirname(shards[0]))
-        classes = in_order(labels)
-        index = {name: target for target, name in enumerate(classes)}
-        return cls(
-            shards, np.array(places), np.array(names), np.array([index[name] for name in labels]), classes
-        )
+        return cls(shards, np.array(places), np.array(names), *_numbered(labels))
+
+    @classmethod
+    def by_index(cls, shards: list[str], index: Path) -> Shards:
+        """Take the places of images from an index (see `entry`) in place of reading every header.
+
+        Raises:
+            UserError: a tar file that is cut, or an index that is damaged or not of these files.
+        """
+        try:
+            data = read_file(index)
+            if zlib.crc32(data[:-_SUM]).to_bytes(_SUM, "little") != data[-_SUM:]:
+                raise ValueError("its checksum differs")
+            found = np.load(io.BytesIO(data), allow_pickle=False)
+            if found.ndim != 1 or found.dtype != entry(found.dtype["name"].itemsize):
+                raise ValueError(f"it holds {found.dtype}")
+            places = np.stack([found[name] for name in PLACE], axis=1)
+            if (places < 0).any() or (places[:, 0] >= len(shards)).any() or (places[:, 1] < LEAD).any():
+                raise ValueError("it leads out of the tar files")
+            names = np.array(found["name"])
+        except Exception as error:  # NumPy raises nearly anything on a damaged file
+            raise UserError(
+                f"{index} is no index of these tar files ({error}); remove it, or fetch it again."
+            ) from None
+        ends = np.zeros(len(shards), np.int64)
+        np.maximum.at(ends, places[:, 0], places[:, 1] + places[:, 2])
+        for shard, end in zip(shards, ends.tolist()):
+            with _opened(shard) as file:
+                if (size := os.fstat(file.fileno()).st_size) < end:
+                    raise UserError(
+                        f"{shard} is cut: it has {size} bytes and had {end} or more; fetch it again."
+                    )
+        labels = [os.fsdecode(name).rpartition("/")[0].rpartition("/")[2] for name in names.tolist()]
+        return cls(shards, places, names, *_numbered(labels), LEAD)
 
     @classmethod
     def webdataset(cls, shards: list[str]) -> Shards:
@@ -135,6 +177,32 @@ class Shards(Source):
         left_out.say(os.path.dirname(shards[0]))
         classes = numbered(targets, os.path.dirname(shards[0]))
         return cls(shards, np.array(places), np.array(names), np.array(targets), classes)
+
+
+def entry(length: int) -> np.dtype:
+    """What an index holds of an image.
+
+    Its name, the number of its shard, offset and size in bytes, and the CRC-32 of its header and content.
+
+    Args:
+        length: bytes of the longest name.
+    """
+    return np.dtype([("name", f"S{max(1, length)}"), *((name, "<i8") for name in PLACE)])
+
+
+def save_index(path: Path, found: np.ndarray) -> None:
+    """Write an index, its own checksum behind it."""
+    file = io.BytesIO()
+    np.save(file, found)
+    data = file.getvalue()
+    path.write_bytes(data + zlib.crc32(data).to_bytes(_SUM, "little"))
+
+
+def _numbered(labels: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Class numbers and the classes."""
+    classes = in_order(labels)
+    number = {name: target for target, name in enumerate(classes)}
+    return np.array([number[name] for name in labels]), classes
 
 
 def _samples(shard: str, left_out: LeftOut) -> tuple[dict[str, tuple[int, int, int]], dict[str, int]]:

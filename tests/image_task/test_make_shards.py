@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tarfile
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from image_task import shards
 from image_task.config import DataConfig
 from image_task.datasets import load_sources
+from image_task.tars import save_index
 from rmeeto.errors import UserError
 from tests.warm import PYTHON
 
@@ -58,7 +60,7 @@ def test_shards_hold_the_pictures_and_classes_of_the_folder(folder, tmp_path, wo
     assert shards.main([str(folder), "--output", str(output), "--size", "10", "--num_workers", workers]) == 0
     assert "--data_set tar --data_path" in capsys.readouterr().out
     assert sorted(os.listdir(output)) == ["_info.json", "train", "val"]
-    assert sorted(os.listdir(output / "train")) == ["00000.tar", "00001.tar", "00002.tar"]
+    assert sorted(os.listdir(output / "train")) == ["00000.tar", "00001.tar", "00002.tar", "index.npy"]
     for packed, source in zip(_load(output, "tar"), _load(folder, "folder")):
         assert packed.classes == source.classes
         assert _pictures(packed) == _pictures(source)
@@ -163,13 +165,14 @@ def test_what_was_interrupted_goes_on_and_another_recipe_is_refused(
     part = tmp_path / "made.part"
     times = {path: path.stat().st_mtime_ns for path in part.rglob("*.tar")}
     assert len(times) == 3
+    (part / "train" / "00001.npy").unlink()  # as one that was interrupted there would leave it
     _refused(capsys, "was begun otherwise (size); remove it", *command, "5")
     written = []
     monkeypatch.setattr(
         shards.Shard, "write", lambda shard, recipe: written.append(shard.path.name) or write(shard, recipe)
     )
     assert shards.main([*command, "4"]) == 0
-    assert written == ["00003.tar", "00004.tar", "00005.tar", "00000.tar", "00001.tar", "00002.tar"]
+    assert written == [f"{number:05}.tar" for number in (1, 3, 4, 5, 0, 1, 2)]
     assert not part.exists()
     for path in (path for path in made.rglob("*") if path.is_file()):
         assert (output / path.relative_to(made)).read_bytes() == path.read_bytes()
@@ -212,9 +215,10 @@ def _damaged(path, kind, rng):
     """A tar file of shards, cut short or with a flipped bit in a header or a picture; what was hit."""
     data = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
-        member = rng.choice(tar.getmembers())
+        members = tar.getmembers()
+    member = rng.choice(members)
     if kind == "cut":
-        end = rng.randrange(1, tar.offset)
+        end = rng.randrange(1, max(one.offset_data + one.size for one in members))
         path.write_bytes(data[:end])
         return None
     start, length = (member.offset, 257) if kind == "header" else (member.offset_data, member.size)
@@ -223,13 +227,16 @@ def _damaged(path, kind, rng):
     return member.name
 
 
+@pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("kind", ["cut", "header", "picture"])
-def test_of_twenty_damaged_shards_each_is_named_and_no_damaged_picture_is_loaded(
-    folder, made, tmp_path, kind
+def test_of_sixty_damaged_shards_each_is_named_and_no_damaged_picture_is_loaded(
+    folder, made, tmp_path, kind, indexed
 ):
     whole = {content for split in _load(folder, "folder") for _, content, _ in _pictures(split)}
     rng = random.Random(kind)
-    for number in range(20):
+    for path in [] if indexed else made.glob("*/index.npy"):
+        path.unlink()
+    for number in range(10):
         copy = tmp_path / f"{number}"
         shutil.copytree(made, copy)
         path = rng.choice(sorted(copy.glob("*/*.tar")))
@@ -239,7 +246,7 @@ def test_of_twenty_damaged_shards_each_is_named_and_no_damaged_picture_is_loaded
         except UserError as error:
             assert str(path) in str(error)
             continue
-        assert kind == "picture"
+        assert kind == "picture" or (kind == "header" and indexed)
         failed = []
         for split in splits:
             for index in range(len(split)):
@@ -251,6 +258,38 @@ def test_of_twenty_damaged_shards_each_is_named_and_no_damaged_picture_is_loaded
         (problem,) = shards.check(folder, copy)
         assert f"{path}:{hit}: damaged: its checksum differs" in problem
         shutil.rmtree(copy)
+
+
+def test_a_damaged_index_is_refused_and_without_one_the_files_say_the_same(folder, made):
+    expected = [_pictures(split) for split in _load(made, "tar")]
+    path = made / "train" / "index.npy"
+    data, rng = path.read_bytes(), random.Random(0)
+    for _ in range(20):
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(rng.choice((damaged, data[: rng.randrange(len(data))], data + b"more")))
+        with pytest.raises(UserError, match="index.npy is no index of these tar files"):
+            _load(made, "tar")
+    for other in made.glob("*/index.npy"):
+        other.unlink()
+    assert [_pictures(split) for split in _load(made, "tar")] == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("shard", 99), ("shard", -1), ("offset", 0), ("size", -5), ("crc", -1)]
+)
+def test_an_index_that_leads_out_of_the_files_is_refused(made, column, value):
+    path = made / "val" / "index.npy"
+    found = np.load(io.BytesIO(path.read_bytes()))
+    found[column][1] = value
+    save_index(path, found)
+    with pytest.raises(UserError, match="index.npy is no index .* leads out of the tar files"):
+        _load(made, "tar")
+    np.save(path, np.arange(3))
+    data = path.read_bytes()
+    path.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+    with pytest.raises(UserError, match="index.npy is no index of these tar files"):
+        _load(made, "tar")
 
 
 def test_training_goes_on_without_a_damaged_picture_and_counts_it(folder, made):

@@ -47,7 +47,9 @@ def test_what_is_missing_is_named(machine, place, name, value, reason):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_the_ladder_goes_on_to_pytorch():
+def test_without_a_gpu_the_ladder_goes_on_to_pytorch(monkeypatch):
+    monkeypatch.setattr(BIDIRECTIONAL, "_names", {})  # other tests pretend to have a GPU, and a choice is kept
+    triton_support.require_triton.cache_clear()
     assert BIDIRECTIONAL.chosen("cuda") == "torch"
     states = dict(BIDIRECTIONAL.explain("cuda"))
     assert states["torch"] == "chosen"

@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", nargs="?", type=Path, help="of pack: the archive")
     parser.add_argument("--capability", default="90", help="of the GPU; default: 90, of an H100")
     parser.add_argument("--sdists", type=Path, help="folder with upstream's sdists, see build.py")
-    parser.add_argument(
-        "--settings", nargs="+", default=SETTINGS, help="of tests/ops/triton_cases/offline.py"
-    )
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="of tests/ops/triton_cases/offline.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["warm"]:
@@ -55,9 +53,7 @@ def warm(options: argparse.Namespace, checks: Sequence[str]) -> int:
     """Compile the kernels of the models, while the suite of checks runs with its options; its exit code."""
     with ThreadPoolExecutor() as pool:
         quick = "--quick" in checks
-        kernels = (
-            None if quick else pool.submit(compile_kernels, options, Path(os.environ["TRITON_CACHE_DIR"]))
-        )
+        kernels = None if quick else pool.submit(compile_kernels, options, Path(os.environ["TRITON_CACHE_DIR"]))
         code = subprocess.run([sys.executable, "-m", "benchmarks", "checks", *checks], cwd=ROOT).returncode
         failed = [] if kernels is None else kernels.result()
     return code or bool(failed)

@@ -45,9 +45,7 @@ def main(sdists: Path, out: Path, capability: str | None = None) -> None:
     for wheel in sdists.glob("*.whl"):
         shutil.copy(wheel, out)
     with ThreadPoolExecutor() as pool:  # the compilers are processes of their own
-        reports = dict(
-            zip(EXTENSIONS, pool.map(lambda name: compiled(name, sdists, out, capability), EXTENSIONS))
-        )
+        reports = dict(zip(EXTENSIONS, pool.map(lambda name: compiled(name, sdists, out, capability), EXTENSIONS)))
     errors = [f"{name}: {report['error']}" for name, report in reports.items() if report["error"]]
     report = {"error": "; ".join(errors) or None} | reports
     temporary = out / "build.tmp"

@@ -97,15 +97,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options.modes = options.modes or (
         list(front.MODES) if options.suite == "front" else ["eager", "graphed" if on_gpu else "compiled"]
     )
-    chosen = options.models or (
-        QUICK if options.quick else front.DEFAULT if options.suite == "front" else MODELS
-    )
+    chosen = options.models or (QUICK if options.quick else front.DEFAULT if options.suite == "front" else MODELS)
     options.models = [_registered(name) for name in chosen]
     small, large = (front.BATCHES, front.BATCHES) if options.suite == "front" else ([1, 2], [128, 8, 1])
     options.batch = options.batch or (small if options.quick else large)
-    options.r = (
-        (list(front.R) if options.suite == "front" else [0, 5, 11]) if options.r is None else options.r
-    )
+    options.r = (list(front.R) if options.suite == "front" else [0, 5, 11]) if options.r is None else options.r
     options.backends = options.backends or ["auto", *(["peer"] if options.upstream else [])]
     options.max_pass = 5.0 if options.max_pass is None else options.max_pass
     options.data = options.data or ROOT / "data"
@@ -129,17 +125,13 @@ def _registered(name: str) -> str:
 def _flags() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m benchmarks", description=DESCRIPTION, allow_abbrev=False)
     add, several = parser.add_argument, {"nargs": "+", "default": None}
-    add(
-        "suite", choices=(*SUITES, "all"), help=f"targets: the CPU's; all: every suite but {', '.join(APART)}"
-    )
+    add("suite", choices=(*SUITES, "all"), help=f"targets: the CPU's; all: every suite but {', '.join(APART)}")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=DTYPES, **several, help="of operators, models and training; default: both")
     add("--models", **several, help=f"default: {' '.join(CHOSEN)}")
     add("--batch", type=int, **several, help="of the models; default: 128 8 1")
     add("--r", type=int, **several, help="of the models; default: 0 5 11")
-    add(
-        "--modes", choices=MODES, **several, help="of the models; default: eager, and compiled (GPU: graphed)"
-    )
+    add("--modes", choices=MODES, **several, help="of the models; default: eager, and compiled (GPU: graphed)")
     add("--backends", choices=(*NAMES, "peer"), **several,
         help="of models and training; peer: the model as it runs on upstream's kernels; default: auto")  # fmt: skip
     add("--upstream", type=Path, help="folder of upstream's kernels, built by benchmarks.build: adds peer")
@@ -178,9 +170,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{name}, {result['dtype']}, {result['device']}, {result['threads']} threads", flush=True)
         if results.is_busy(result):
             load, cores = result["load_average_start"][0], result["cores"]
-            print(
-                f"note: load {load:.1f} on {cores} cores: the machine is busy, figures are rough", flush=True
-            )
+            print(f"note: load {load:.1f} on {cores} cores: the machine is busy, figures are rough", flush=True)
         units = SUITES[name].units(options, DTYPES[result["dtype"]], result["rows"])
         sound &= measure(path, result, units, end, options.archive)
         complete &= "stopped" not in result

@@ -62,15 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out:
         path = results.path_of(options.out, "faults", "fp32", torch.device("cpu"))
         result = results.begin(path, "faults", "fp32", torch.device("cpu"), force=True)
-        results.write(
-            path, {**result, "command": ["python", "benchmarks/faults.py", *sys.argv[1:]], "rows": rows}
-        )
+        results.write(path, {**result, "command": ["python", "benchmarks/faults.py", *sys.argv[1:]], "rows": rows})
         report.update()
-    print(
-        json.dumps(
-            {"suite": "faults", "kills": sum(row["kills"] for row in rows), "lost": len(lost), "rows": rows}
-        )
-    )
+    print(json.dumps({"suite": "faults", "kills": sum(row["kills"] for row in rows), "lost": len(lost), "rows": rows}))
     return 1 if lost else 0
 
 
@@ -247,11 +241,7 @@ def repeated(path: Path) -> int:
 def logged(path: Path) -> list[tuple[str, int]]:
     """Event and step of each line of the log."""
     log = path / "run" / "log.jsonl"
-    lines = (
-        [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        if log.exists()
-        else []
-    )
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")] if log.exists() else []
     return [(line["event"], line["step"]) for line in map(json.loads, lines)]
 
 

@@ -73,9 +73,7 @@ def merge(batch: int, length: int, r: int, embed: int) -> list[Work]:
 
 
 def _product(name: str, rows: int, inputs: int, outputs: int) -> Work:
-    return Work(
-        name, HALF * (rows * (inputs + outputs) + inputs * outputs), flops=2.0 * rows * inputs * outputs
-    )
+    return Work(name, HALF * (rows * (inputs + outputs) + inputs * outputs), flops=2.0 * rows * inputs * outputs)
 
 
 def block(batch: int, length: int, embed: int) -> Iterator[Work]:

@@ -49,9 +49,7 @@ REPORTED: dict[str, dict[int, float]] = {
 def units(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[Unit]:
     """The runs that the rows lack, round by round."""
     way = partial(_way, options.device)
-    return rounds.units(
-        cases(options), rows, options.runs, way, options.device, 0.0 if options.quick else 0.2
-    )
+    return rounds.units(cases(options), rows, options.runs, way, options.device, 0.0 if options.quick else 0.2)
 
 
 def cases(options: argparse.Namespace) -> Iterator[rounds.Case]:

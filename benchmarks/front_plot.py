@@ -22,11 +22,7 @@ def accuracy(ax: Any, rows: Rows, batch: int, mode: str = "eager") -> None:
     """Accuracy as reported against the latency of a batch, with quartiles; a line joins a model's dense and merged."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # as the suites import it: late
 
-    mine = [
-        row
-        for row in rows
-        if row["batch"] == batch and row["mode"] == mode and row["reported_top1"] is not None
-    ]
+    mine = [row for row in rows if row["batch"] == batch and row["mode"] == mode and row["reported_top1"] is not None]
     for model in dict.fromkeys(row["model"] for row in mine):
         known = sorted((row for row in mine if row["model"] == model), key=lambda row: row["r"])
         low, high = zip(*(row["quartiles_ms"] for row in known))
@@ -64,9 +60,7 @@ def lengths(ax: Any, rows: Rows, kind: str) -> None:
     sizes = sorted({row["size"] for row in mine})
     for number, model in enumerate(dict.fromkeys(row["model"] for row in mine)):
         for way in dict.fromkeys(row["way"] for row in mine if row["model"] == model):
-            line = sorted(
-                (row["size"], row["median_ms"]) for row in mine if (row["model"], row["way"]) == (model, way)
-            )
+            line = sorted((row["size"], row["median_ms"]) for row in mine if (row["model"], row["way"]) == (model, way))
             style = {"linestyle": LINES[way], "color": f"C{number}", "marker": "o"}
             ax.plot(*zip(*line), **style, label=f"{_short(model)}, {way}")
     ax.set(xscale="log", yscale="log", xlabel=LABELS[kind], ylabel="ms a sample")

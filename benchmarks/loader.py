@@ -239,14 +239,11 @@ def _photographs(size: tuple[int, int], count: int, copies: int = 1) -> Iterator
             (folder / "photos" / "train" / name).mkdir(parents=True)
         (folder / "photos" / "val").symlink_to("train")
         whole = [
-            np.pad(image, [(0, size[1]), (0, size[0]), (0, 0)], "symmetric")
-            for image in load_sample_images().images
+            np.pad(image, [(0, size[1]), (0, size[0]), (0, 0)], "symmetric") for image in load_sample_images().images
         ]
         for number in range(count):
             image = whole[number % 2]
-            top, left = (
-                int(generator.integers(0, held - side)) for held, side in zip(image.shape, size[::-1])
-            )
+            top, left = (int(generator.integers(0, held - side)) for held, side in zip(image.shape, size[::-1]))
             path = folder / "photos" / "train" / CLASSES[number % 2] / f"{number}.jpg"
             Image.fromarray(image[top : top + size[1], left : left + size[0]]).save(path, quality=QUALITY)
             for copy in range(1, copies):

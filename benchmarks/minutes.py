@@ -68,9 +68,7 @@ def rows(name: str, device: torch.device, quick: bool) -> Iterator[dict[str, Any
 
 def row(name: str, source: str, machine: str, minutes: Any) -> dict[str, Any]:
     """A line of the table; None for what is not known."""
-    cells = {
-        f"{count}": None if value is None else round(value, 1) for count, value in zip(MACHINES, minutes)
-    }
+    cells = {f"{count}": None if value is None else round(value, 1) for count, value in zip(MACHINES, minutes)}
     return {"model": name, "minutes": source, "machine": machine, **cells}
 
 

@@ -28,9 +28,7 @@ TOLERANCE, TOLERANCE_BF16 = 1e-3, 2e-2
 # Two images: in bf16 merged models are compared in fp32 alone, because another rounding makes other pairs.
 PARITY_IMAGES = 2
 SMALLEST = {"cpu": "vim_nano_patch2_16", "cuda": "vim_tiny_patch16_224"}  # of checks
-MERGING_BATCH = (
-    64  # images from which on a GPU's share of time in merging is measured: fewer wait for the host
-)
+MERGING_BATCH = 64  # images from which on a GPU's share of time in merging is measured: fewer wait for the host
 
 
 @dataclass(frozen=True)
@@ -190,9 +188,7 @@ def _timed(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one model at one batch size in one mode, timed in turn."""
     macs = {key: count_flops(models[key], tuple(x.shape[1:]), "full").total for key in ways}
-    floor = timing.Floor(
-        x.device, setting.dtype, timing.COPY * (x.device.type == "cuda"), max(macs.values()) * len(x)
-    )
+    floor = timing.Floor(x.device, setting.dtype, timing.COPY * (x.device.type == "cuda"), max(macs.values()) * len(x))
     labelled = {f"{backend}, r = {r}": ways[backend, r] for backend, r in ways}
     probes = {label: lambda _, probe=probe: probe() for label, probe in floor.probes.items()}
     how = {"runs": setting.runs, "min_seconds": setting.min_seconds, "cuda_graph": mode.endswith("graphed")}
@@ -207,9 +203,7 @@ def _timed(
             row["speed_up"], row["speed_up_spread"] = timing.ratio(dense.seconds, took.seconds)
             row["theory"] = macs[backend, 0] / macs[backend, r]
         if backend != "peer" and ("peer", r) in ways:
-            row["over_peer"], row["over_peer_spread"] = timing.ratio(
-                found[f"peer, r = {r}"].seconds, took.seconds
-            )
+            row["over_peer"], row["over_peer_spread"] = timing.ratio(found[f"peer, r = {r}"].seconds, took.seconds)
         if x.device.type == "cuda" and isinstance(model, VisionMamba):
             floor_ms = 1e3 * floors.forward(len(x), model.num_tokens, model.embed_dim, floor.rates(found))
         else:

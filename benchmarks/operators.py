@@ -68,9 +68,7 @@ def cases(
         yield made(merging, shape, r)
 
 
-def measure(
-    case: Case, device: torch.device, runs: int, min_seconds: float = 0.05
-) -> Iterator[dict[str, Any]]:
+def measure(case: Case, device: torch.device, runs: int, min_seconds: float = 0.05) -> Iterator[dict[str, Any]]:
     """Rows of an operator: each way verified, and timed in turn with the others of its case."""
     try:
         yield from _measure(case, device, runs, min_seconds)
@@ -128,9 +126,7 @@ def scan(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case
     inputs = _direction(shape, device, dtype) | {"z": _halves((batch, length, channels), device, dtype)[1]}
     del inputs["features"]
 
-    def ordered(
-        way: Callable, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor
-    ) -> Tensor:
+    def ordered(way: Callable, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor) -> Tensor:
         D, bias, z = rest
         return way(u, delta, A, B, C, D, z, bias)
 
@@ -177,9 +173,7 @@ def bidirectional(shape: Sequence[int], device: torch.device, dtype: torch.dtype
     )
 
 
-def channel_major(
-    kernels: peers.Kernels, shape: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> Case:
+def channel_major(kernels: peers.Kernels, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Case:
     """`scan` as upstream's kernel wants its tensors: what the kernels are worth without changes of layout."""
     case = scan(shape, device, dtype)
     turned = {n: t.transpose(1, 2).contiguous() if t.ndim == 3 else t for n, t in case.inputs.items()}
@@ -327,9 +321,7 @@ def _halves(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> t
     return _draw(device, 1)(batch, length, 2 * channels).to(dtype).chunk(2, dim=-1)
 
 
-def _direction(
-    shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int = 0
-) -> dict[str, Tensor]:
+def _direction(shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
     """u, delta, A, B, C, D, bias of a direction, and features; these, B and C are views of x_proj's output."""
     batch, channels, length = shape
     draw, rank = _draw(device, 10 + seed), _rank(channels)

@@ -111,9 +111,7 @@ class OneWayMixer(nn.Module):
         return self.kernels.scan(u, delta, A, B, C, D=D.float(), z=z, delta_bias=bias, delta_softplus=True)
 
 
-def two_merges(
-    state: TokenState, r: int, config: MergeConfig, drop_path: nn.Module, _: object = None
-) -> TokenState:
+def two_merges(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Module, _: object = None) -> TokenState:
     """One matching, applied to the hidden state and to the residual stream in turn."""
     plan = match(state.hidden.detach(), r, state.class_index)
     residual, _ = merge_wavg(plan, state.residual, state.size)

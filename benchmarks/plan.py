@@ -50,42 +50,26 @@ _BF16 = "--dtype bf16 --models"
 _GRAPHED = "--batch 128 --modes graphed"
 # What is wanted most comes first: a call may be cut anywhere. All seconds are estimates: not yet measured.
 PARTS = {
-    "warm": Part(
-        "warm", 150, 110, "whether the kernels are right; all are compiled", module="benchmarks.ahead"
-    ),
-    "headline": Part(
-        f"models {_BF16} vim_small --batch 128 --modes graphed eager", 60, 40, "Vim-S: r = 0, 5, 11"
-    ),
-    "beside": Part(
-        f"models {_BF16} vim_small {_GRAPHED} --backends auto peer", 70, 45, "Vim-S over upstream", True
-    ),
-    "training": Part(
-        f"training {_BF16} vim_small", 100, 60, "a step of Vim-S with its teacher, over upstream", True
-    ),
+    "warm": Part("warm", 150, 110, "whether the kernels are right; all are compiled", module="benchmarks.ahead"),
+    "headline": Part(f"models {_BF16} vim_small --batch 128 --modes graphed eager", 60, 40, "Vim-S: r = 0, 5, 11"),
+    "beside": Part(f"models {_BF16} vim_small {_GRAPHED} --backends auto peer", 70, 45, "Vim-S over upstream", True),
+    "training": Part(f"training {_BF16} vim_small", 100, 60, "a step of Vim-S with its teacher, over upstream", True),
     "ncu": Part("ncu", 60, 30, "what the scan's three launches wait for"),
-    "operators": Part(
-        "operators --dtype bf16", 120, 90, "every operator; which tiles the scan should have", True
-    ),
+    "operators": Part("operators --dtype bf16", 120, 90, "every operator; which tiles the scan should have", True),
     "tiny": Part(f"models {_BF16} vim_tiny {_GRAPHED}", 50, 30, "Vim-Ti"),
     "training_tiny": Part(f"training {_BF16} vim_tiny", 70, 40, "a step of Vim-Ti"),
-    "batches": Part(
-        f"models {_BF16} vim_small --batch 8 1 --modes graphed", 60, 40, "Vim-S at small batches"
-    ),
+    "batches": Part(f"models {_BF16} vim_small --batch 8 1 --modes graphed", 60, 40, "Vim-S at small batches"),
     "base": Part(f"models {_BF16} vim_base {_GRAPHED}", 80, 50, "Vim-B"),
     "fashion": Part("fashion", 300, 230, "the evidence on Fashion-MNIST, three seeds"),
     "training_base": Part(f"training {_BF16} vim_base", 120, 70, "a step of Vim-B"),
-    "compiled": Part(
-        f"models {_BF16} vim_small --batch 128 --modes compiled-graphed", 240, 200, "torch.compile"
-    ),
+    "compiled": Part(f"models {_BF16} vim_small --batch 128 --modes compiled-graphed", 240, 200, "torch.compile"),
 }
 CALLS = 235, 470  # seconds of the first call, and of each behind it
 _QUICK = "--quick --runs 5 --dtype bf16"
 DRY = {
     "warm": Part("warm --quick", 300, 40, "checks"),
     "headline": Part(f"models {_QUICK} --batch 2 --modes eager", 60, 5, "rows of models"),
-    "beside": Part(
-        f"models {_QUICK} --batch 2 --modes eager --backends auto peer", 60, 5, "rows beside a peer", True
-    ),
+    "beside": Part(f"models {_QUICK} --batch 2 --modes eager --backends auto peer", 60, 5, "rows beside a peer", True),
     "training": Part(f"training {_QUICK} --backends auto peer", 60, 5, "rows of training", True),
     "ncu": Part("ncu --quick", 60, 5, "that there is no GPU"),
     "operators": Part(f"operators {_QUICK}", 60, 5, "rows of operators", True),
@@ -104,22 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("part", nargs="*", help="parts to run; default: all")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="tiny sizes on the CPU, stand-ins for upstream"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="print the parts and what a cut leaves; runs nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, stand-ins for upstream")
+    parser.add_argument("--plan", action="store_true", help="print the parts and what a cut leaves; runs nothing")
     parser.add_argument(
         "--budget", type=float, help=f"seconds that a call may take; default: {CALLS[0]}, then {CALLS[1]}"
     )
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "runs/gpu-work", help="folder of the parts' own files"
-    )
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/gpu-work", help="folder of the parts' own files")
     parser.add_argument("--upstream", type=Path, help="folder with upstream's sdists, see build.py")
-    parser.add_argument(
-        "--ahead", type=Path, help="archive that benchmarks.ahead made, for this kind of machine"
-    )
+    parser.add_argument("--ahead", type=Path, help="archive that benchmarks.ahead made, for this kind of machine")
     options = parser.parse_intermixed_args(argv)
     parts = DRY if options.dry_run else PARTS
     unknown = [name for name in options.part if name not in parts]
@@ -154,9 +130,7 @@ def _unpack(options: argparse.Namespace) -> str | None:
     """What an earlier call has brought back, and what was made ahead."""
     before = options.out / ARCHIVE
     archives = [] if (options.work / STATES).exists() or not before.exists() else [before]
-    archives += (
-        [options.ahead] if options.ahead is not None and not (options.work / "triton").exists() else []
-    )
+    archives += [options.ahead] if options.ahead is not None and not (options.work / "triton").exists() else []
     for path in archives:
         try:
             with tarfile.open(path) as packed:
@@ -169,9 +143,7 @@ def _unpack(options: argparse.Namespace) -> str | None:
 
 def plan(parts: dict[str, Part]) -> str:
     """A line a part: when it ends, in which call, and what a cut behind it leaves."""
-    lines = [
-        f"{'part':<14}{'expected s':>11}{'at most s':>10}{'ends at s':>10}{'call':>5}  {'a cut behind it leaves'}"
-    ]
+    lines = [f"{'part':<14}{'expected s':>11}{'at most s':>10}{'ends at s':>10}{'call':>5}  {'a cut behind it leaves'}"]
     end, call, left = 0, 1, float(CALLS[0])
     for name, part in parts.items():
         if left < part.seconds and left < CALLS[min(call, 2) - 1]:

@@ -62,9 +62,7 @@ def _table(rows: list[dict[str, str]]) -> str:
         return ""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += [
-        "| " + " | ".join(row.get(key, "").replace("|", "\\|") for key in columns) + " |" for row in rows
-    ]
+    lines += ["| " + " | ".join(row.get(key, "").replace("|", "\\|") for key in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 

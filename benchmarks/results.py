@@ -83,21 +83,15 @@ def begin(
     if not path.exists() or force:
         return result
     if not resume:
-        raise UserError(
-            f"{path} exists; give --force to replace it, --resume to complete it, or another --out."
-        )
+        raise UserError(f"{path} exists; give --force to replace it, --resume to complete it, or another --out.")
     try:
         begun = json.loads(path.read_text())
         other = [f"{name} {begun[name]}, now {result[name]}" for name in SAME if begun[name] != result[name]]
         other += [] if isinstance(begun["units"], list) and isinstance(begun["rows"], list) else ["no units"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be completed ({type(error).__name__}: {error}); give --force."
-        ) from None
+        raise UserError(f"{path} cannot be completed ({type(error).__name__}: {error}); give --force.") from None
     if other:
-        raise UserError(
-            f"{path} was measured otherwise ({'; '.join(other)}); give --force, or another --out."
-        )
+        raise UserError(f"{path} was measured otherwise ({'; '.join(other)}); give --force, or another --out.")
     return begun
 
 

@@ -58,9 +58,7 @@ def _models(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterato
         for batch in options.batch:
             for mode in options.modes:
                 beside = ", beside a peer" * ("peer" in options.backends)
-                yield Unit(
-                    f"{name}, batch {batch}, {mode}{beside}", partial(models.rows, name, batch, mode, setting)
-                )
+                yield Unit(f"{name}, batch {batch}, {mode}{beside}", partial(models.rows, name, batch, mode, setting))
 
 
 def _training(options: argparse.Namespace, dtype: torch.dtype, _: list) -> Iterator[Unit]:

@@ -38,9 +38,7 @@ def units(device: torch.device, runs: int, quick: bool = False) -> Iterator[Unit
             yield _faster(name, rows, "torch", SCAN.chosen(device.type), target, kind)
 
     def merging() -> Iterator[dict[str, Any]]:
-        rows = list(
-            operators.measure(operators.merging(shape, r, device, torch.float32), device, runs, least)
-        )
+        rows = list(operators.measure(operators.merging(shape, r, device, torch.float32), device, runs, least))
         ours, name = MERGE.chosen(device.type), f"merge {_compact(shape)}, r = {r}"
         yield _faster(name, rows, operators.RELEASED, ours, MERGE_TARGET, FORWARD)
 

@@ -35,9 +35,7 @@ def rows(quick: bool) -> Iterator[dict[str, Any]]:
         own += ["--batch_size", str(BATCH), "--max_train_batches", str(BATCHES)]
     weights = WEIGHTS.parents[1] / "digits" / "dense.safetensors" if quick else WEIGHTS
     line = [*own, "--model_pth", str(weights), "--device", "cpu", "--num_workers", "0", "--accumulation", "1"]
-    line += (
-        "--num_prune 11 --distill --epochs 1 --max_eval_batches 1 --log_every 1 --checkpoint_every 0".split()
-    )
+    line += "--num_prune 11 --distill --epochs 1 --max_eval_batches 1 --log_every 1 --checkpoint_every 0".split()
     took: dict[str, list[float]] = {way: [] for way in WAYS}
     losses: dict[str, list[float]] = {}
     size, entries = 0, 1
@@ -47,12 +45,8 @@ def rows(quick: bool) -> Iterator[dict[str, Any]]:
                 with contextlib.redirect_stdout(io.StringIO()) as said:
                     code = train([*line, *flags, "--output_dir", folder, "--name", way])
                 if code:
-                    raise UserError(
-                        f"the training {way} ended with exit code {code}: {said.getvalue()[-500:]}"
-                    )
-                log = [
-                    json.loads(text) for text in (Path(folder) / way / "log.jsonl").read_text().splitlines()
-                ]
+                    raise UserError(f"the training {way} ended with exit code {code}: {said.getvalue()[-500:]}")
+                log = [json.loads(text) for text in (Path(folder) / way / "log.jsonl").read_text().splitlines()]
                 took[way] += [entry["process"]["seconds"] for entry in log if entry["event"] == "train"]
                 losses[way] = [entry["distillation"] for entry in log if entry["event"] == "step"]
             size = (Path(folder) / "teacher-cache" / "epoch0.bin").stat().st_size

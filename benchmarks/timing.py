@@ -51,8 +51,7 @@ def interleave(
     alone_each = {name: alone(way) for name, way in ways.items()}
     found = benchmark(alone_each, nothing, runs=runs, warmup=1, min_seconds=min_seconds)
     return {
-        name: Timing(tuple(run / calls for run in took.seconds), 1, took.calls * calls)
-        for name, took in found.items()
+        name: Timing(tuple(run / calls for run in took.seconds), 1, took.calls * calls) for name, took in found.items()
     }
 
 
@@ -106,9 +105,7 @@ def _status(name: str) -> int:
 def exponential_rate(device: torch.device) -> float:
     """Exponentials a second of a GPU's special-function units."""
     properties = torch.cuda.get_device_properties(device)
-    kilohertz = (
-        getattr(properties, "clock_rate", None) or USUAL_CLOCK
-    )  # some versions of torch do not know it
+    kilohertz = getattr(properties, "clock_rate", None) or USUAL_CLOCK  # some versions of torch do not know it
     return properties.multi_processor_count * SFU_LANES * kilohertz * 1e3
 
 

@@ -59,9 +59,7 @@ def rows(name: str, batch: int, r: int, setting: Setting) -> Iterator[dict[str, 
         row = {"model": name, "batch": batch, "mode": mode, "backend": backend, "r": r, **timing.times(took)}
         row["images_per_s"] = batch / took.median_s
         if backend != "peer" and ("peer", mode) in steps:
-            row["over_peer"], row["over_peer_spread"] = timing.ratio(
-                found["peer", mode].seconds, took.seconds
-            )
+            row["over_peer"], row["over_peer_spread"] = timing.ratio(found["peer", mode].seconds, took.seconds)
         if mode == "eager":
             row["memory_bytes"] = timing.peak_memory(step, device)
         yield row | {"parity": parity[backend]}

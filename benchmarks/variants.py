@@ -61,10 +61,7 @@ def variants(
     return dataclasses.replace(
         case,
         what=f"bidirectional scan, settings of {'both passes' if {} in settings else 'the forward pass'}",
-        ways={
-            ", ".join(f"{n} {v}" for n, v in values.items()) or "shipped": under(values)
-            for values in settings
-        },
+        ways={", ".join(f"{n} {v}" for n, v in values.items()) or "shipped": under(values) for values in settings},
         differentiable={} in settings,
         restore=partial(use, {}),
     )

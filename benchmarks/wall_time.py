@@ -71,13 +71,8 @@ def against_the_paper() -> str:
     """What follows for 16 and 32 GPUs from the figure for 8, beside what is reported; and what does not shrink."""
     rows = []
     for name, (minutes, _, _) in REPORTED.items():
-        predicted = [
-            predict(reported_rates(name), work(name), h100s(count)).total_s / 60 for count in MACHINES
-        ]
-        cells = [
-            f"{ours:.1f} ({100 * (ours / theirs - 1):+.0f} %)"
-            for ours, theirs in zip(predicted[1:], minutes[1:])
-        ]
+        predicted = [predict(reported_rates(name), work(name), h100s(count)).total_s / 60 for count in MACHINES]
+        cells = [f"{ours:.1f} ({100 * (ours / theirs - 1):+.0f} %)" for ours, theirs in zip(predicted[1:], minutes[1:])]
         fixed = 2 * minutes[1] - minutes[0]  # minutes = share / machines + fixed, from one and two machines
         with_fixed = (minutes[0] - fixed) / 4 + fixed
         error = 100 * (with_fixed / minutes[2] - 1)
@@ -139,9 +134,7 @@ def failures() -> str:
     rows = []
     for count in MANY:
         hours = 24 * FAILS_EVERY / count
-        lost = (
-            (SAVED_EVERY / 2 + 1) / 60 / hours
-        )  # half of what is between two checkpoints, and a minute to start
+        lost = (SAVED_EVERY / 2 + 1) / 60 / hours  # half of what is between two checkpoints, and a minute to start
         rows.append([count, f"{hours:,.1f}", f"{lost:.2%}"])
     return table(["machines", "hours between two failures", "time lost"], rows)
 

@@ -110,9 +110,7 @@ def _compared() -> Iterator[dict[tuple[int, int, int], list[tuple[float, ...]]]]
             theirs = _pairs(local)
             same = (pairs.unsqueeze(2) == theirs.unsqueeze(1)).all(-1).any(2).float().mean()
             sources = (pairs[..., 0].unsqueeze(2) == theirs[..., 0].unsqueeze(1)).any(2).float().mean()
-            rows.append(
-                (same.item(), sources.item(), _similarity(metric, pairs), _similarity(metric, theirs))
-            )
+            rows.append((same.item(), sources.item(), _similarity(metric, pairs), _similarity(metric, theirs)))
         return plan
 
     with mock.patch.object(block, "plan_merge", both):

@@ -48,8 +48,7 @@ def merging() -> list[str]:
 def section(name: str) -> list[str]:
     """The settings of a section in both tasks: flag, other names, defaults, meaning."""
     image, video = (
-        {field.name: field for field in dataclasses.fields(config.sections()[name])}
-        for config in (Config, VideoConfig)
+        {field.name: field for field in dataclasses.fields(config.sections()[name])} for config in (Config, VideoConfig)
     )
     lines = table(f"`{name}.`", "other names", "images", "clips", "what it is")
     for field in (image | video).values():

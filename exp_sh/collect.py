@@ -48,9 +48,7 @@ def main(argv: Sequence[str] | None = None, here: Path = HERE) -> int:
     """
     parser = Parser(description="Collect the results of finished runs for exp_sh/README.md.")
     parser.add_argument("folders", nargs="*", type=Path, default=[here.parent / "runs"], help="default: runs")
-    parser.add_argument(
-        "--write", action="store_true", help="update exp_sh/results.json and exp_sh/README.md"
-    )
+    parser.add_argument("--write", action="store_true", help="update exp_sh/results.json and exp_sh/README.md")
     args = parser.parse_args(argv)
     absent = [str(folder) for folder in args.folders if not os.path.isdir(folder)]
     if absent:

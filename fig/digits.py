@@ -48,21 +48,15 @@ def merged_digits(path: Path) -> None:
         for ax, group in zip(column[1:3], groups[1:]):
             ax.imshow(mosaic.paint(pixels[None].repeat(8, 1).repeat(8, 2), group)[0], interpolation="nearest")
         label = mosaic.spread(groups[-1], 1, 128, 128)
-        column[3].imshow(
-            np.log(mosaic.spread(sizes[None], 1, 128, 128)[0]), cmap="cividis", vmin=0, vmax=np.log(16)
-        )
-        column[3].imshow(
-            np.dstack([mosaic.edges(label, 1)[0]] * 3 + [mosaic.edges(label, 1)[0]]).astype(float)
-        )
+        column[3].imshow(np.log(mosaic.spread(sizes[None], 1, 128, 128)[0]), cmap="cividis", vmin=0, vmax=np.log(16))
+        column[3].imshow(np.dstack([mosaic.edges(label, 1)[0]] * 3 + [mosaic.edges(label, 1)[0]]).astype(float))
         for group in np.unique(groups[-1]):
             places = np.argwhere(groups[-1][0] == group)
             y, x = places[np.abs(places - places.mean(0)).sum(1).argmin()]
             size = len(places)
             if size > 1:
                 colour = "black" if size > 5 else "white"
-                column[3].text(
-                    16 * x + 8, 16 * y + 8, size, ha="center", va="center", fontsize=9, color=colour
-                )
+                column[3].text(16 * x + 8, 16 * y + 8, size, ha="center", va="center", fontsize=9, color=colour)
     words = (
         "what the model sees:\n8 x 8 patches",
         f"{steps[1].num_tokens} tokens\nafter the first merge",

@@ -46,10 +46,7 @@ ABLATIONS = [
     *((f"a merge in every {n}th block", f"r11-every{n}") for n in (2, 3, 4)),
     ("in every second block, the odd ones", "r11-odd"),
     ("class token's place exact", "r11-exact"),
-    *(
-        (f"rule `{name}`", f"r11-{name}")
-        for name in ("adjacent", "window", "energy", "importance", "shift", "random")
-    ),
+    *((f"rule `{name}`", f"r11-{name}") for name in ("adjacent", "window", "energy", "importance", "shift", "random")),
 ]
 AMOUNTS = [
     ("3 epochs of 20,000 images, with teacher", BASE),
@@ -70,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of finished runs")
-    parser.add_argument(
-        "--weights", type=Path, metavar="RUNS", help="take the dense weights of seed 0 from there"
-    )
+    parser.add_argument("--weights", type=Path, metavar="RUNS", help="take the dense weights of seed 0 from there")
     args = parser.parse_args(argv)
     if args.weights:
         for kind in MODELS:
@@ -173,10 +168,7 @@ def elastic(evidence: Evidence) -> str:
     head = ["r", "one set of weights (`--elastic_r 0,5,11,16`)", "one for each r", "training-free"]
     return table(
         head,
-        *(
-            [str(r), *(evidence.cell("vim", f"r{r}", arm) for arm in ("elastic", "trained", "free"))]
-            for r in ELASTIC
-        ),
+        *([str(r), *(evidence.cell("vim", f"r{r}", arm) for arm in ("elastic", "trained", "free"))] for r in ELASTIC),
     )
 
 
@@ -203,9 +195,7 @@ def draw(evidence: Evidence) -> None:
     ]
     for arm, words, style in lines:
         curve(axes[1, 1], evidence, [(r, "vim", f"r{r}") for r in ELASTIC], arm, style, words)
-    axes[1, 1].set(
-        title="One set of weights for any r (Vim)", xlabel="r", ylabel="top-1 on 10,000 test images (%)"
-    )
+    axes[1, 1].set(title="One set of weights for any r (Vim)", xlabel="r", ylabel="top-1 on 10,000 test images (%)")
     for ax in (axes[0, 0], axes[1, 1]):
         ax.grid(alpha=0.3)
         if ax.has_data():
@@ -244,9 +234,7 @@ def curve(
     if found:
         half = [value.high - value.mean for _, value in found]
         means = [value.mean for _, value in found]
-        ax.errorbar(
-            [x for x, _ in found], means, half, fmt=style, label=words, color=colour, ms=5, lw=1.2, capsize=2
-        )
+        ax.errorbar([x for x, _ in found], means, half, fmt=style, label=words, color=colour, ms=5, lw=1.2, capsize=2)
 
 
 def bars(ax: plt.Axes, evidence: Evidence, rows: Sequence[tuple[str, str]], title: str) -> None:

@@ -42,9 +42,7 @@ def collect(runs: Path) -> dict[str, Any]:
     """The records of the finished runs below a folder, by their names."""
     found = {}
     for path in sorted((runs / "fashion").glob("*/result.json")):
-        result, config, env = (
-            read_json(path.with_name(f"{name}.json")) for name in ("result", "config", "env")
-        )
+        result, config, env = (read_json(path.with_name(f"{name}.json")) for name in ("result", "config", "env"))
         if not config["run"]["smoke"]:
             record = record_of(result, config, env)
             found[path.parent.name] = {
@@ -99,10 +97,7 @@ class Evidence:
             half = STUDENT[len(seeds)] * statistics.stdev(sums) / math.sqrt(len(seeds))
         else:
             half = 1.96 * math.sqrt(
-                sum(
-                    (w**2) * of[seeds[0]] * (100 - of[seeds[0]]) / IMAGES
-                    for (w, *_), of in zip(terms, values)
-                )
+                sum((w**2) * of[seeds[0]] * (100 - of[seeds[0]]) / IMAGES for (w, *_), of in zip(terms, values))
             )
         return Interval(mean, mean - half, mean + half)
 
@@ -112,9 +107,7 @@ class Evidence:
         if found is None:
             return MISSING
         seeds = len(self.top1(kind, name, arm))
-        return f"{found.mean:.2f} ± {found.high - found.mean:.2f}" + (
-            f" ({seeds} seeds)" if seeds > 1 else ""
-        )
+        return f"{found.mean:.2f} ± {found.high - found.mean:.2f}" + (f" ({seeds} seeds)" if seeds > 1 else "")
 
     def change(self, kind: str, name: str, arm: str, base: str) -> str:
         """The same of the difference to another row."""

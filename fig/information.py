@@ -98,9 +98,7 @@ def table() -> str:
             values = [row["found"] for row in found if (row["nats"], row["estimator"]) == (nats, estimator)]
             low, high = (min(values[0]), max(values[0])) if values else (None, None)
             cells.append(
-                MISSING
-                if low is None
-                else f"{low:.2f} to {high:.2f} ({100 * (np.mean(values) / nats - 1):+.0f} %)"
+                MISSING if low is None else f"{low:.2f} to {high:.2f} ({100 * (np.mean(values) / nats - 1):+.0f} %)"
             )
         lines.append(f"| `{estimator}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -148,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", nargs="+", choices=("gaussians", *MODELS), default=[])
     parser.add_argument("--data", default="data", help="folder of FashionMNIST/raw/ (default: data)")
     parser.add_argument("--weights", help="of the model measured (default: those beside the recipes)")
-    parser.add_argument(
-        "--steps", type=int, default=1000, help="of each network (default: 1000, the paper's)"
-    )
+    parser.add_argument("--steps", type=int, default=1000, help="of each network (default: 1000, the paper's)")
     options = parser.parse_args(argv)
     RECORDS.mkdir(exist_ok=True)
     for name in options.measure:

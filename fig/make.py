@@ -29,9 +29,7 @@ FIGURES = {
     "speed": Drawing(ROOT / "fig" / "speed.png", speed.data(), speed.speed),
     "vis_exp": Drawing(ROOT / "fig" / "vis_exp.png", [merged.WEIGHTS], merged.vis_exp),
     "merged_digits": Drawing(ROOT / "fig" / "merged_digits.png", [digits.WEIGHTS], digits.merged_digits),
-    "digits_accuracy": Drawing(
-        ROOT / "fig" / "digits_accuracy.png", digits.ACCURACIES, digits.digits_accuracy
-    ),
+    "digits_accuracy": Drawing(ROOT / "fig" / "digits_accuracy.png", digits.ACCURACIES, digits.digits_accuracy),
     "rules": Drawing(rules.PICTURE, rules.data(), rules.draw),
     "information": Drawing(information.PICTURE, information.data(), information.draw),
     "evidence": Drawing(evidence.PICTURE, [evidence.RECORDS], lambda path: evidence.main([])),

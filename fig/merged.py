@@ -45,9 +45,7 @@ def vis_exp(path: Path) -> None:
     with torch.inference_mode():
         shares, numbers = model(x)[0].softmax(-1).topk(3)
     top = [(classes[i], float(p)) for i, p in zip(numbers.tolist(), shares)]
-    answer = Answer(
-        f"A moving {DIGIT}: eight frames in time, what the model keeps of them", "VideoMamba, r = 60", top
-    )
+    answer = Answer(f"A moving {DIGIT}: eight frames in time, what the model keeps of them", "VideoMamba, r = 60", top)
     edge = 64 * SIZE // 32
     at = (64 - edge) // 2
     pixels = (frames[:, at : at + edge, at : at + edge] / 255).repeat(5, 1).repeat(5, 2)

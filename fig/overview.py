@@ -55,9 +55,7 @@ def _where(ax: Axes) -> None:
 def _tokens(ax: Axes, x: float, y: float, count: int) -> None:
     for i in range(count):
         middle = i == count // 2
-        ax.add_patch(
-            Rectangle((x + 0.58 * i, y - 0.24), 0.46, 0.48, fc=ACCENT if middle else LIGHT, ec=INK, lw=1)
-        )
+        ax.add_patch(Rectangle((x + 0.58 * i, y - 0.24), 0.46, 0.48, fc=ACCENT if middle else LIGHT, ec=INK, lw=1))
 
 
 def _what(ax: Axes) -> None:
@@ -74,9 +72,7 @@ def _what(ax: Axes) -> None:
     ax.text(0.2, 5.75, "destinations: every odd one", fontsize=10, color="0.35")
     for source, destination in pairs.items():
         _arrow(ax, (xs[source], 7.85), (xs[destination], 7.15), ACCENT)
-    ax.text(
-        5.0, 5.05, "the r most similar pairs: size-weighted average", ha="center", fontsize=11, color=ACCENT
-    )
+    ax.text(5.0, 5.05, "the r most similar pairs: size-weighted average", ha="center", fontsize=11, color=ACCENT)
     left = [("0+1", 2), ("2", 1), ("3+4", 2), ("5", 1), ("6+7", 2)]
     for place, (text, size) in enumerate(left):
         x = 1.5 + 1.75 * place
@@ -125,7 +121,5 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
     ax.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=14, color=colour, lw=1.6, shrinkA=0, shrinkB=0
-        )
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=colour, lw=1.6, shrinkA=0, shrinkB=0)
     )

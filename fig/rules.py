@@ -141,10 +141,7 @@ def measure(runs: int = 7) -> dict[str, Any]:
         values = {name: timing.to_dict() for name, timing in timed.items()}
         result["sizes"][str(size)] = {
             "r": size.r,
-            **{
-                name: {key: round(v[key], 3) for key in ("latency_ms", "spread_ms")}
-                for name, v in values.items()
-            },
+            **{name: {key: round(v[key], 3) for key in ("latency_ms", "spread_ms")} for name, v in values.items()},
         }
     return result
 
@@ -219,9 +216,7 @@ def draw(path: Path | None = None) -> None:
                 ax.plot(values, [place] * len(values), "o", color="#0072B2", ms=5, mfc="none", zorder=3)
                 if len(values) == len(SEEDS):
                     mean, half = interval(values)
-                    ax.errorbar(
-                        mean, place, xerr=half, fmt="|", color="#D55E00", ms=14, mew=2, capsize=4, lw=1.4
-                    )
+                    ax.errorbar(mean, place, xerr=half, fmt="|", color="#D55E00", ms=14, mew=2, capsize=4, lw=1.4)
                 elif not values:
                     ax.text(
                         0.02,
@@ -239,9 +234,7 @@ def draw(path: Path | None = None) -> None:
             ax.grid(axis="x", alpha=0.3)
             ax.set_yticks(range(len(NAMES)), NAMES)
     axes[0, 0].set_ylim(len(NAMES) - 0.5, -0.5)
-    figure.suptitle(
-        "○ a seed   | mean of three seeds with its 95 % interval (cut off at the frame)", fontsize=9
-    )
+    figure.suptitle("○ a seed   | mean of three seeds with its 95 % interval (cut off at the frame)", fontsize=9)
     save(figure, path or PICTURE, data())
 
 

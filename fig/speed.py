@@ -62,14 +62,10 @@ def _merged_over_dense(left: Any, rows: list[dict[str, Any]]) -> None:
     names = [row["row"].rpartition(", ")[2] for row in rows]
     left.bar(places - 0.2, [row["theory"] for row in rows], 0.38, color="0.75", label="multiply-accumulates")
     measured, spread = ([row[name] for row in rows] for name in ("ratio", "spread"))
-    left.bar(
-        places + 0.2, measured, 0.38, yerr=np.array(spread) / 2, capsize=4, color="#0072B2", label="seconds"
-    )
+    left.bar(places + 0.2, measured, 0.38, yerr=np.array(spread) / 2, capsize=4, color="#0072B2", label="seconds")
     for place, row in zip(places, rows):
         left.text(place - 0.2, 1.005, f"{row['theory']:.2f}", ha="center", va="bottom", fontsize=9)
-        left.text(
-            place + 0.2, 1.005, f"{row['ratio']:.2f}", ha="center", va="bottom", fontsize=9, color="white"
-        )
+        left.text(place + 0.2, 1.005, f"{row['ratio']:.2f}", ha="center", va="bottom", fontsize=9, color="white")
     left.set_xticks(places, names)
     left.set(ylim=(1, 1.5), ylabel="dense over merged", title="Vim-Ti, batch 8, 224 px")
     left.legend(fontsize=8, loc="upper left")

@@ -17,15 +17,9 @@ from rmeeto.settings import Need, refuse, setting
 SMALL = 32  # up to this edge DeiT crops from a padded image instead of resizing, and evaluates uncropped
 
 STORED = Need(lambda config: not config.data.digits, "the digits are embedded", fatal=True)
-TORCHVISION = Need(
-    lambda config: _of_torchvision(config), "it belongs to torchvision's data sets", fatal=True
-)
-SUBSET = Need(
-    lambda config: config.data.data_set == "SUBIMNET", "it belongs to data_set='SUBIMNET'", fatal=True
-)
-INAT = Need(
-    lambda config: config.data.data_set.startswith("INAT"), "it belongs to data_set='INAT'", fatal=True
-)
+TORCHVISION = Need(lambda config: _of_torchvision(config), "it belongs to torchvision's data sets", fatal=True)
+SUBSET = Need(lambda config: config.data.data_set == "SUBIMNET", "it belongs to data_set='SUBIMNET'", fatal=True)
+INAT = Need(lambda config: config.data.data_set.startswith("INAT"), "it belongs to data_set='INAT'", fatal=True)
 SHARDED = Need(
     lambda config: config.data.data_set in ("tar", "wds"),
     "it belongs to data_set='tar' and 'wds'",

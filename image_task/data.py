@@ -157,9 +157,7 @@ class ImageData:
             return local_indices(self._train_source.files(), micro_batches, epoch, seed=self.seed)
         if self.config.repeated_aug and self.config.augment:
             rounded = min(ROUND, self.num_train)
-            return repeated_augmentation_indices(
-                self.num_train, epoch, seed=self.seed, selected_round=rounded
-            )
+            return repeated_augmentation_indices(self.num_train, epoch, seed=self.seed, selected_round=rounded)
         return shuffled_indices(self.num_train, epoch, seed=self.seed)
 
     def _count_batches(self) -> int:

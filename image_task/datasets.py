@@ -75,9 +75,7 @@ def load_sources(
     prefix, slash, rest = name.partition("/")
     kind = prefix.lower() if slash else name
     if kind in ("tfds", "hfids"):
-        raise UserError(
-            f"{name} is a stream, which can neither resume nor evaluate exactly; use hfds/ or wds."
-        )
+        raise UserError(f"{name} is a stream, which can neither resume nor evaluate exactly; use hfds/ or wds.")
     load = loader_of(name)
     if config.data_ratio != 1 and kind != "SUBIMNET":
         raise UserError(f"--data_ratio {config.data_ratio} has no effect on {name}; it belongs to SUBIMNET.")
@@ -145,9 +143,7 @@ def _class_map(path: str, kind: str, found: list[str]) -> list[str]:
         check_regular(path)
         names = [line.strip() for line in read_lines(Path(path).read_text(encoding="utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--class_map {path} cannot be read as text ({error}); give a class name a line."
-        ) from None
+        raise UserError(f"--class_map {path} cannot be read as text ({error}); give a class name a line.") from None
     names = names[:-1] if names[-1:] == [""] else names
     if "" in names or len(set(names)) < len(names):
         raise UserError(f"--class_map {path} has a class twice or an empty line; give each class name once.")
@@ -331,9 +327,7 @@ def _split_folder(config: DataConfig, split: str) -> Path:
     for name in SPLITS[split]:
         if (root / name).is_dir():
             return root / name
-    raise UserError(
-        f"{root} has no folder {split}/; --data-path must hold train/ and val/, each <class>/<image>."
-    )
+    raise UserError(f"{root} has no folder {split}/; --data-path must hold train/ and val/, each <class>/<image>.")
 
 
 def _split_shards(config: DataConfig, split: str) -> list[str]:
@@ -346,9 +340,7 @@ def _split_shards(config: DataConfig, split: str) -> list[str]:
         for pattern in (f"{name}.tar", f"{name}/*.tar", f"*{name}*.tar"):
             if shards := sorted(map(str, root.glob(pattern))):
                 return shards
-    raise UserError(
-        f"{root} has no {split}.tar, {split}/*.tar or *{split}*.tar; --data-path must hold tar files."
-    )
+    raise UserError(f"{root} has no {split}.tar, {split}/*.tar or *{split}*.tar; --data-path must hold tar files.")
 
 
 def _listed(info: Path, split: str) -> list[str]:
@@ -356,9 +348,7 @@ def _listed(info: Path, split: str) -> list[str]:
     content = _read_json(info)
     splits = content.get("splits", {}) if isinstance(content, dict) else None
     if not isinstance(splits, dict):
-        raise UserError(
-            f"{info} is not as timm writes it; expected {{'splits': {{name: {{'filenames': [...]}}}}}}."
-        )
+        raise UserError(f"{info} is not as timm writes it; expected {{'splits': {{name: {{'filenames': [...]}}}}}}.")
     name = next((name for name in SPLITS[split] if name in splits), None)
     if name is None:
         return []
@@ -367,9 +357,7 @@ def _listed(info: Path, split: str) -> list[str]:
         raise UserError(f"{info}: {name} lists no tar files; expected their names in 'filenames'.")
     absent = [file for file in files if not os.path.isfile(info.parent / file)]
     if absent:
-        raise UserError(
-            f"{info}: {len(absent)} of {len(files)} tar files are not there, such as {absent[0]}."
-        )
+        raise UserError(f"{info}: {len(absent)} of {len(files)} tar files are not there, such as {absent[0]}.")
     return files
 
 

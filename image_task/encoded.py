@@ -33,9 +33,7 @@ def check_decoder(device: torch.device) -> None:
         UserError: the device is no GPU, or torchvision has no decoder any more.
     """
     if device.type != "cuda":
-        raise UserError(
-            f"data.decoder='nvjpeg' decodes on a GPU, and this runs on {device.type}; leave it out."
-        )
+        raise UserError(f"data.decoder='nvjpeg' decodes on a GPU, and this runs on {device.type}; leave it out.")
     _decoder()
 
 
@@ -43,9 +41,7 @@ def _decoder() -> Callable[..., list[Tensor]]:
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
     except ImportError as error:
-        raise UserError(
-            f"data.decoder='nvjpeg' needs torchvision.io.decode_jpeg ({error}); leave it out."
-        ) from None
+        raise UserError(f"data.decoder='nvjpeg' needs torchvision.io.decode_jpeg ({error}); leave it out.") from None
     return partial(decode_jpeg, mode=ImageReadMode.RGB)
 
 
@@ -87,9 +83,7 @@ class Draw:
         several = isinstance(crop.interpolation, tuple | list)
         how = random.choice(crop.interpolation) if several else crop.interpolation
         flip = bool(torch.rand(1) < self.flip.p)
-        order, *factors = ColorJitter.get_params(
-            colour.brightness, colour.contrast, colour.saturation, colour.hue
-        )
+        order, *factors = ColorJitter.get_params(colour.brightness, colour.contrast, colour.saturation, colour.hue)
         data = torch.frombuffer(bytearray(_jpeg(picture)), dtype=torch.uint8)
         return Drawn(data, box, how.value, flip, (order.tolist(), tuple(factors)), (3, *crop.size))
 

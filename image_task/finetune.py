@@ -50,9 +50,7 @@ NAMES = {"dense": "dense", "training_free": "merged, not trained", "retrained": 
 class FinetuneConfig(Settings):
     """What to train, and where to."""
 
-    output_dir: str = setting(
-        "runs/finetune", "a new folder, for the runs, the picture, the summary and the model"
-    )
+    output_dir: str = setting("runs/finetune", "a new folder, for the runs, the picture, the summary and the model")
     resume: bool = setting(False, "go on in that folder, where it was interrupted")
     model: str = setting("vim_tiny_patch16_224", "its name; an unknown one lists all")
     model_pth: str | None = setting(None, "its weights, whose head is left out; none: from scratch")
@@ -62,9 +60,7 @@ class FinetuneConfig(Settings):
         within="[1, 16384]",
     )
     batch_size: int | None = setting(None, "pictures a step; none: by their number", within="[1, 1000000]")
-    epochs: int | None = setting(
-        None, "of the dense training; none: by the number of pictures", within="[1, inf)"
-    )
+    epochs: int | None = setting(None, "of the dense training; none: by the number of pictures", within="[1, inf)")
     retrain_epochs: int | None = setting(None, "of the merged model; none: a third", within="[1, inf)")
     lr: float | None = setting(
         None,
@@ -81,9 +77,7 @@ def parser() -> FlagParser:
     """All flags."""
     prog = "python -m image_task.finetune"
     found = FlagParser(prog, (__doc__ or "").strip(), {})
-    found.add_positional(
-        "folder", "of pictures: <class>/<image>, or train/<class>/<image> and val/<class>/<image>"
-    )
+    found.add_positional("folder", "of pictures: <class>/<image>, or train/<class>/<image> and val/<class>/<image>")
     example = "photos --model vim_tiny_patch16_224 --r 11 --output_dir runs/photos"
     found.add_section("finetune", FinetuneConfig, "what, how and where", example=example)
     add_merge_flags(found, "--r 11 --metric X")
@@ -100,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("no folder of pictures is given; --help shows an example.")
         merge = merge_settings(MergeConfig(), given["merge"], None)
         if merge is None or not merge.is_active:
-            raise UserError(
-                "nothing is to be merged; give --r, the tokens that each merge removes, such as --r 11."
-            )
+            raise UserError("nothing is to be merged; give --r, the tokens that each merge removes, such as --r 11.")
         for notice in notices:
             print(f"note: {shown(notice)}", file=sys.stderr)
         values = given["finetune"].values
@@ -144,9 +136,7 @@ def finetune(pictures: Path, settings: FinetuneConfig, merge: MergeConfig) -> di
         print(f"\n== {NAMES[name]}", *_command(flags), sep="\n", flush=True)
         config, _, notices = parse(flags)
         for note in [*notices, *check(config)]:
-            print(
-                *textwrap.wrap(f"note: {COMMAND.in_flags(note)}", WIDTH, subsequent_indent="      "), sep="\n"
-            )
+            print(*textwrap.wrap(f"note: {COMMAND.in_flags(note)}", WIDTH, subsequent_indent="      "), sep="\n")
         result = run(config)
         top1[name] = (result.get("best") or result)["top1"]
     print(f"\n== measured, drawn, exported: {shown(folder)}")
@@ -183,15 +173,11 @@ def _smaller(settings: FinetuneConfig, merge: MergeConfig) -> tuple[FinetuneConf
 
 def _count(pictures: Path) -> int:
     """How many there are to train on."""
-    config = DataConfig(
-        data_set="folder", data_path=str(pictures), batch_size=1, mixup=0.0, cutmix=0.0, num_workers=0
-    )
+    config = DataConfig(data_set="folder", data_path=str(pictures), batch_size=1, mixup=0.0, cutmix=0.0, num_workers=0)
     return build_data(config, img_size=16, rank=0, world_size=1, seed=0).num_train
 
 
-def _steps(
-    pictures: Path, settings: FinetuneConfig, merge: MergeConfig, chosen: Recipe
-) -> dict[str, list[str]]:
+def _steps(pictures: Path, settings: FinetuneConfig, merge: MergeConfig, chosen: Recipe) -> dict[str, list[str]]:
     """A command line of `image_task.main` for each step."""
     names = ("output_dir", "model", "num_workers", "seed", "device")
     always = {"data_set": "folder", "data_path": str(pictures)}
@@ -200,11 +186,7 @@ def _steps(
         always["input_size"] = f"{settings.input_size}"
     if settings.resume:
         always["resume"] = "True"
-    merging = {
-        name: _words(value)
-        for name, value in merge.to_dict().items()
-        if value != getattr(MergeConfig(), name)
-    }
+    merging = {name: _words(value) for name, value in merge.to_dict().items() if value != getattr(MergeConfig(), name)}
     head = {"model_pth": settings.model_pth, "delete_head": "True"} if settings.model_pth else {}
     after = {"model_pth": str(Path(settings.output_dir, "dense", "best.pt"))}
     evaluation = {"batch_size": chosen.dense["batch_size"], "eval": "True"}
@@ -214,9 +196,7 @@ def _steps(
         "retrained": {**after, **merging, **chosen.retrained},
     }
     return {
-        name: [
-            text for key, value in {**always, **flags, "name": name}.items() for text in (f"--{key}", value)
-        ]
+        name: [text for key, value in {**always, **flags, "name": name}.items() for text in (f"--{key}", value)]
         for name, flags in steps.items()
     }
 
@@ -263,9 +243,7 @@ def _table(summary: dict[str, Any]) -> list[str]:
         "retrained": f"{first} to {last} tokens, {merged:.0f}",
     }
     speeds["retrained"] += f" pictures/s: {merged / dense:.2f} times as fast"
-    return [
-        f"  {NAMES[name]:<20} {summary[name]:6.2f} % top-1  {speeds.get(name, '')}".rstrip() for name in NAMES
-    ]
+    return [f"  {NAMES[name]:<20} {summary[name]:6.2f} % top-1  {speeds.get(name, '')}".rstrip() for name in NAMES]
 
 
 if __name__ == "__main__":

@@ -81,10 +81,7 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
         result["samples"], result["places"] = len(x), places
         for estimator in options.estimators:
             found = torch.stack(
-                [
-                    mutual_information(x, y, estimator, amortised=not options.per_token, settings=s)
-                    for s in settings
-                ]
+                [mutual_information(x, y, estimator, amortised=not options.per_token, settings=s) for s in settings]
             )
             row = {"part": part, "estimator": estimator, "nats": found.tolist()}
             result["results"].append(row)
@@ -156,9 +153,7 @@ def draw(result: dict[str, Any]) -> Figure:
                 marker=MARKERS[at % len(MARKERS)],
                 label=row["part"],
             )
-            ax.fill_between(
-                places, nats[:, number].min(0), nats[:, number].max(0), color=colour, alpha=0.2, lw=0
-            )
+            ax.fill_between(places, nats[:, number].min(0), nats[:, number].max(0), color=colour, alpha=0.2, lw=0)
             ax.set_title(f"block {blocks[number]}: {row['estimator']}", fontsize=9)
             ax.grid(alpha=0.3)
     for ax in axes[-1]:

@@ -110,9 +110,7 @@ def _source(dataset: Any, name: str) -> Source:
         (getattr(dataset, key) for key in ("targets", "labels", "_labels", "y") if hasattr(dataset, key)),
         None,
     )
-    targets = (
-        targets.numpy() if isinstance(targets, Tensor) else None if targets is None else np.asarray(targets)
-    )
+    targets = targets.numpy() if isinstance(targets, Tensor) else None if targets is None else np.asarray(targets)
     classes = getattr(dataset, "classes", None)
     if classes is None and targets is not None:
         classes = range(int(targets.max()) + 1)

@@ -32,9 +32,7 @@ class Preparation:
     def __init__(self, chosen: Chosen) -> None:
         self.channels, *_, self.size = chosen.model.pretrained_cfg["input_size"]
         if self.channels not in (1, 3):
-            raise UserError(
-                f"the model takes images of {self.channels} channels; pictures have 3, or 1 in grey."
-            )
+            raise UserError(f"the model takes images of {self.channels} channels; pictures have 3, or 1 in grey.")
         cfg = self._described(chosen)
         self.transform = create_transform(self.size, **{**cfg, "crop_pct": cfg["crop_pct"] or 1.0})
         resized = self.transform.transforms[0].size

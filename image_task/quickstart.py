@@ -48,9 +48,7 @@ def quickstart(folder: Path, seed: int = 0, weights: str = str(WEIGHTS)) -> dict
 def speed() -> dict[str, Any]:
     """Images per second of a full-size model, dense and merged."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dense, merged = (
-        timm.create_model(SPEED_MODEL, merge=merge).to(device) for merge in (None, MergeConfig(r=SPEED_R))
-    )
+    dense, merged = (timm.create_model(SPEED_MODEL, merge=merge).to(device) for merge in (None, MergeConfig(r=SPEED_R)))
     images = torch.randn(SPEED_BATCH, 3, SPEED_SIZE, SPEED_SIZE, device=device)
     return measure_speed(dense, merged, images, f"{SPEED_MODEL}, {SPEED_SIZE} px")
 
@@ -62,9 +60,7 @@ def draw(folder: Path, flags: list[str]) -> list[int]:
     data = build_data(config.data, img_size=16, rank=0, world_size=1, seed=0, train=False)
     images, labels = next(iter(data.eval_batches()))
     chosen = torch.stack([images[(labels == digit).nonzero()[0, 0]] for digit in range(10)])
-    draw_merged(chosen, trace(model, chosen), model.class_index, mean=0.5, std=0.5).savefig(
-        folder / "merged.png"
-    )
+    draw_merged(chosen, trace(model, chosen), model.class_index, mean=0.5, std=0.5).savefig(folder / "merged.png")
     return model.num_tokens
 
 

@@ -102,13 +102,9 @@ class Shard:
                     member.size = len(data)
                     member.gname = f"crc32 {zlib.crc32(data):08x}"  # see `image_task.tars`
                     tar.addfile(member, io.BytesIO(data))
-                    block = member.tobuf(tar.format, tar.encoding, tar.errors)[
-                        -LEAD:
-                    ]  # as it was just written
+                    block = member.tobuf(tar.format, tar.encoding, tar.errors)[-LEAD:]  # as it was just written
                     offset = tar.offset - -(-len(data) // LEAD) * LEAD
-                    rows.append(
-                        (os.fsencode(name), 0, offset, len(data), zlib.crc32(data, zlib.crc32(block)))
-                    )
+                    rows.append((os.fsencode(name), 0, offset, len(data), zlib.crc32(data, zlib.crc32(block))))
             file.flush()
             os.fsync(file.fileno())
         longest = max((len(name) for name, *_ in rows), default=0)

@@ -145,7 +145,5 @@ class Reader(Source):
         return str(self.reader.filename(index) or f"image {index}")
 
     def contents(self, folder: str) -> dict[str, list[Any]]:
-        names = (
-            os.fsencode(self.name(index)) for index in range(len(self))
-        )  # a class needs the image opened
+        names = (os.fsencode(self.name(index)) for index in range(len(self)))  # a class needs the image opened
         return by_class(["of any"], [0] * len(self), names)

@@ -37,13 +37,9 @@ def make_split(pictures: Path, folder: Path) -> Path:
         return folder
     counts = {"train": 0, "val": 0}
     for name in classes:
-        files = [
-            path for path in files_below(pictures / name) if os.path.splitext(path)[1].lower() in ENDINGS
-        ]
+        files = [path for path in files_below(pictures / name) if os.path.splitext(path)[1].lower() in ENDINGS]
         if len(files) < 2:
-            raise UserError(
-                f"{pictures / name} holds {len(files)} pictures; expected at least 2: fill or remove it."
-            )
+            raise UserError(f"{pictures / name} holds {len(files)} pictures; expected at least 2: fill or remove it.")
         random.Random(0).shuffle(files)
         held = -(-len(files) // EVERY)
         for split, part in (("val", files[:held]), ("train", files[held:])):

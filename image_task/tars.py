@@ -93,9 +93,7 @@ class Shards(Source):
         return self.places[:, 0]
 
     def contents(self, folder: str) -> dict[str, list[Any]]:
-        samples = (
-            b"%s %d" % (name, size) for name, size in zip(self.names.tolist(), self.places[:, 2].tolist())
-        )
+        samples = (b"%s %d" % (name, size) for name, size in zip(self.names.tolist(), self.places[:, 2].tolist()))
         return by_class(self.classes, self.targets, samples)
 
     @classmethod
@@ -151,9 +149,7 @@ class Shards(Source):
         for shard, end in zip(shards, ends.tolist()):
             with _opened(shard) as file:
                 if (size := os.fstat(file.fileno()).st_size) < end:
-                    raise UserError(
-                        f"{shard} is cut: it has {size} bytes and had {end} or more; fetch it again."
-                    )
+                    raise UserError(f"{shard} is cut: it has {size} bytes and had {end} or more; fetch it again.")
         labels = [os.fsdecode(name).rpartition("/")[0].rpartition("/")[2] for name in names.tolist()]
         return cls(shards, places, names, *_numbered(labels), LEAD)
 
@@ -234,9 +230,7 @@ def _samples(shard: str, left_out: LeftOut) -> tuple[dict[str, tuple[int, int, i
         for ending in by_ending:
             left_out.add(f"{shard}:{key}{ending}", "not the image of their key")
     for key in labels.keys() - chosen.keys():
-        left_out.add(
-            others.get(key, f"{shard}:{key}.cls"), "a class number without an image of a known ending"
-        )
+        left_out.add(others.get(key, f"{shard}:{key}.cls"), "a class number without an image of a known ending")
     return chosen, labels
 
 

@@ -166,9 +166,7 @@ class Crop:
         if image.size == whole:
             return resized_crop(image, top, left, height, width, crop.size, how)
         box = (left, top, left + width, top + height)
-        return image.resize(
-            crop.size[::-1], str_to_pil_interp(how.value), box=tuple(side / reduction for side in box)
-        )
+        return image.resize(crop.size[::-1], str_to_pil_interp(how.value), box=tuple(side / reduction for side in box))
 
 
 class Resize(TorchvisionResize):

@@ -98,9 +98,7 @@ def _check(values: Any, known: dict[str, Any], where: str) -> None:
         if key not in known:
             raise UserError(f"{where} has {_short(key)}, which export does not write; remove it")
         if not accepts(known[key], value) or not _within(value):
-            raise UserError(
-                f"{where} has {key}={_short(value)}; expected {describe(known[key])} within bounds"
-            )
+            raise UserError(f"{where} has {key}={_short(value)}; expected {describe(known[key])} within bounds")
 
 
 def _within(value: Any) -> bool:
@@ -128,6 +126,4 @@ def check_depth(arguments: dict[str, Any], num_tensors: int, path: Path) -> None
     """
     depth = arguments.get("depth", 0)
     if depth > num_tensors:
-        raise UserError(
-            f"load: {path} says depth={depth}, but there are weights of {num_tensors} tensors only"
-        )
+        raise UserError(f"load: {path} says depth={depth}, but there are weights of {num_tensors} tensors only")

@@ -70,9 +70,7 @@ def devices() -> Iterator[str]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    yield _item(
-        "cpu", f"{cpu_name()}, {capability}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
+    yield _item("cpu", f"{cpu_name()}, {capability}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         why = "torch is built without CUDA" if torch.version.cuda is None else "no device is visible"
         yield _item("cuda", f"none: {why}")
@@ -159,9 +157,7 @@ def _operators() -> Iterator:
     for found in pkgutil.iter_modules(rmeeto.ops.__path__, "rmeeto.ops."):
         if found.ispkg:
             yield from (
-                value
-                for value in vars(importlib.import_module(found.name)).values()
-                if isinstance(value, Operator)
+                value for value in vars(importlib.import_module(found.name)).values() if isinstance(value, Operator)
             )
 
 
@@ -171,9 +167,7 @@ def _reason(error: BaseException) -> str:
 
 def _item(name: str, value: str, indent: int = 2) -> str:
     start = f"{' ' * indent}{name:<{28 - indent}} "
-    return textwrap.fill(
-        shown(value), WIDTH, initial_indent=start, subsequent_indent=" " * 29, break_on_hyphens=False
-    )
+    return textwrap.fill(shown(value), WIDTH, initial_indent=start, subsequent_indent=" " * 29, break_on_hyphens=False)
 
 
 def command() -> int:

@@ -74,9 +74,7 @@ def remove(model: nn.Module) -> nn.Module:
     if isinstance(model, tuple(FAMILIES)) and not isinstance(model, MergingTransformer):
         return model  # dense already
     if not isinstance(model, (*_OURS, _MergingMamba)):
-        raise UserError(
-            f"remove: {type(model).__name__} does not merge; expected a model that apply() was given"
-        )
+        raise UserError(f"remove: {type(model).__name__} does not merge; expected a model that apply() was given")
     if isinstance(model, _MergingMamba):
         unswap(model.layers)
     else:
@@ -150,9 +148,7 @@ class _MergingMamba:
             )
         for option in ("shuffle", "released_flip", "window"):
             if getattr(config, option):
-                raise ValueError(
-                    f"{name}: {option}={getattr(config, option)!r} needs a model of image_task.models"
-                )
+                raise ValueError(f"{name}: {option}={getattr(config, option)!r} needs a model of image_task.models")
         config.check_metrics(name, "its mixer", ("X",))
         check_neighbour(name, config, len(self.layers), self.layers.num_input_tokens)
 
@@ -201,9 +197,7 @@ class _MergingLayers:
             )
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
-    def run(
-        self, hidden: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, hidden: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """All layers: (hidden, residual) -> (hidden, residual), both (B, L, C) before and after."""
         config, first = self.merge_config, hidden.shape[1]
         state = TokenState(hidden, residual, class_index=self.class_index, target=own_places(hidden))
@@ -250,19 +244,13 @@ def _look_at_stem(model: nn.Module, example: Tensor | None) -> tuple[int, int]:
     try:
         for moved in (weight, weight + 1):
             with torch.random.fork_rng(devices), contextlib.suppress(_Seen):
-                torch.manual_seed(
-                    _STEM_SEED
-                )  # the same dropout both times, and nobody's random numbers used up
+                torch.manual_seed(_STEM_SEED)  # the same dropout both times, and nobody's random numbers used up
                 torch.func.functional_call(model, {"cls_token": moved}, (example,))
     finally:
         hook.remove()
     if len(seen) != 2:
-        raise UserError(
-            f"apply: {name} does not call its layers on its own input; expected forward(x) to run them"
-        )
+        raise UserError(f"apply: {name} does not call its layers on its own input; expected forward(x) to run them")
     changed = (seen[0] != seen[1]).any(-1).any(0).nonzero().flatten().tolist()
     if len(changed) != 1:
-        raise UserError(
-            f"apply: {name} has class tokens at {changed}; expected one, at the same place for every input"
-        )
+        raise UserError(f"apply: {name} has class tokens at {changed}; expected one, at the same place for every input")
     return changed[0], seen[0].shape[1]

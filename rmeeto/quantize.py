@@ -34,9 +34,7 @@ def int8(model: nn.Module) -> nn.Module:
         raise UserError("int8: torch has no quantised kernels for this processor; use the model in fp32")
     others = {f"{p.dtype} on {p.device}" for p in model.parameters()} - {"torch.float32 on cpu"}
     if others:
-        raise UserError(
-            f"int8: the model has parameters in {', '.join(sorted(others))}; expected fp32 on the CPU"
-        )
+        raise UserError(f"int8: the model has parameters in {', '.join(sorted(others))}; expected fp32 on the CPU")
     layers = {
         name: default_dynamic_qconfig
         for name, module in model.named_modules()

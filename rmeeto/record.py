@@ -43,8 +43,7 @@ class Run:
             raise UserError(f"{path} holds no config.json, so it is no run folder; give such as log/<run>.")
         lines = list(_lines(path / "log.jsonl"))
         events = {
-            event: [line for line in lines if line["event"] == event]
-            for event in ("step", "train", "eval", "test")
+            event: [line for line in lines if line["event"] == event] for event in ("step", "train", "eval", "test")
         }
         evals = [line for line in events["eval"] + events["test"] if line.get("weights", "model") == "model"]
         return cls(path, read_json(path / "config.json"), events["step"], events["train"], evals)
@@ -91,11 +90,7 @@ def _lines(path: Path) -> Any:
 def _is_plain(line: Mapping[str, Any]) -> bool:
     shown = ("step", "top1", "loss", "lr", "grad_norm", "tokens")
     numbers = all(isinstance(line[name], int | float) for name in shown if name in line)
-    return (
-        isinstance(line.get("event"), str)
-        and numbers
-        and ("top1" in line or line["event"] in ("step", "train"))
-    )
+    return isinstance(line.get("event"), str) and numbers and ("top1" in line or line["event"] in ("step", "train"))
 
 
 def _number(values: Any, name: str) -> float:
@@ -151,9 +146,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be drawn to ({error}); give another --plot, such as runs.png."
-        ) from None
+        raise UserError(f"{path} cannot be drawn to ({error}); give another --plot, such as runs.png.") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -159,9 +159,7 @@ class ReleasedName:
         """The merge settings that a command line starts from."""
         return None if self.dense else MergeConfig(keep_order=self.ordered, **self.fixed)
 
-    def merge(
-        self, name: str, merge_para: dict[str, Any] | None, merge: MergeConfig | None
-    ) -> MergeConfig | None:
+    def merge(self, name: str, merge_para: dict[str, Any] | None, merge: MergeConfig | None) -> MergeConfig | None:
         """How the model of this name merges: as the released ``merge_para`` dict or ``merge`` says.
 
         Raises:

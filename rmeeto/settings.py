@@ -79,9 +79,7 @@ class Settings:
             if not accepts(hint, value):
                 refuse(self, field.name, describe(hint))
             if one_of and value not in one_of:
-                refuse(
-                    self, field.name, "one of " + ", ".join("none" if v is None else str(v) for v in one_of)
-                )
+                refuse(self, field.name, "one of " + ", ".join("none" if v is None else str(v) for v in one_of))
             for number in _numbers(value):
                 whole = isinstance(number, int)
                 if not (math.isfinite(number) if not whole else abs(number) <= _LARGEST):
@@ -123,9 +121,7 @@ def from_plain(config_class: type, values: Mapping[str, Any], section: str) -> A
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{section} is {values!r}; expected its fields, as in a run's config.json.")
-    hints = {
-        field.name: get_type_hints(config_class)[field.name] for field in dataclasses.fields(config_class)
-    }
+    hints = {field.name: get_type_hints(config_class)[field.name] for field in dataclasses.fields(config_class)}
     for name, value in values.items():
         if name not in hints:
             raise UserError(f"unknown field {section}.{name}; expected some of {', '.join(sorted(hints))}.")
@@ -167,9 +163,7 @@ def describe(hint: Any) -> str:
     kinds = get_args(hint)
     if get_origin(hint) is tuple:
         return "whole numbers" if kinds == (int, ...) else f"{len(kinds)} numbers"
-    return (
-        " or ".join(map(describe, kinds)) if kinds else words.get(hint, getattr(hint, "__name__", str(hint)))
-    )
+    return " or ".join(map(describe, kinds)) if kinds else words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

@@ -100,11 +100,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         kind = (
-            "is a folder"
-            if os.path.isdir(path)
-            else "is no regular file"
-            if os.path.exists(path)
-            else "does not exist"
+            "is a folder" if os.path.isdir(path) else "is no regular file" if os.path.exists(path) else "does not exist"
         )
         raise UserError(f"weights: {path} {kind}; expected a .safetensors, .pth or .pt file")
     try:
@@ -130,17 +126,14 @@ def _is_safetensors(path: Path) -> bool:
 
 def _select(content: dict[str, Any], path: Path, ema: bool | str) -> tuple[dict[str, Tensor], str]:
     plain, averaged = (
-        next((key for key in names if isinstance(content.get(key), dict)), None)
-        for names in (_PLAIN, _AVERAGED)
+        next((key for key in names if isinstance(content.get(key), dict)), None) for names in (_PLAIN, _AVERAGED)
     )
     if ema is True and averaged is None:
         if "model_ema" in content:
             raise UserError(
                 f"weights: {path} has no averaged weights: its run kept none (--model_ema); load the plain ones"
             )
-        raise UserError(
-            f"weights: {path} has no entry model_ema; it has {_names(content)}; load it without EMA"
-        )
+        raise UserError(f"weights: {path} has no entry model_ema; it has {_names(content)}; load it without EMA")
     if ema == "prefer":
         entry = averaged or plain
     else:
@@ -179,9 +172,7 @@ def _unprefixed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return state
 
 
-def adapt_pos_embed(
-    state: dict[str, Tensor], model: nn.Module, size: Sequence[int] | None = None
-) -> tuple[str, ...]:
+def adapt_pos_embed(state: dict[str, Tensor], model: nn.Module, size: Sequence[int] | None = None) -> tuple[str, ...]:
     """Resize a position embedding of another grid to the model's, in ``state``.
 
     Args:
@@ -205,9 +196,7 @@ def adapt_pos_embed(
     if given.shape[1] > _LARGEST_GRID:
         return ()  # reported as a mis-shaped key, as below
     try:
-        state["pos_embed"] = resize_pos_embed(
-            given, model.patch_embed.grid_size, model.class_index, old_grid=old
-        )
+        state["pos_embed"] = resize_pos_embed(given, model.patch_embed.grid_size, model.class_index, old_grid=old)
     except ValueError:
         return ()
     return ("pos_embed",)

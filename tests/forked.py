@@ -78,8 +78,7 @@ def run(size: int, function: Callable[[], Any], timeout: float = 60) -> list[Any
             path.write_bytes(pickle.dumps(function()))
 
         pids = [
-            fork(lambda path=path: work(path), **environment(rank, size, port))
-            for rank, path in enumerate(outputs)
+            fork(lambda path=path: work(path), **environment(rank, size, port)) for rank, path in enumerate(outputs)
         ]
         assert wait(pids, timeout) == [0] * size
         return [pickle.loads(path.read_bytes()) for path in outputs]

@@ -86,9 +86,7 @@ def assert_near(actual: Tensor, expected: np.ndarray, bound: float, what: str = 
     """max|difference| / max|reference| <= bound."""
     reference = torch.from_numpy(np.asarray(expected)).double()
     actual = actual.detach().double().cpu()
-    assert actual.shape == reference.shape, (
-        f"{what}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
-    )
+    assert actual.shape == reference.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
     scale = reference.abs().max().clamp(min=1e-12)
     error = ((actual - reference).abs().max() / scale).item()
     assert error <= bound, f"{what}: error {error:.2e} of the largest magnitude, expected at most {bound:.0e}"

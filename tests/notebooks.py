@@ -54,6 +54,4 @@ def check_in_a_kernel(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}})
     client.execute()
-    assert any(
-        "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
-    )
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))

@@ -13,9 +13,7 @@ from image_task.flags import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 # all.sh starts the others of its folder
-RECIPES = sorted(
-    set((ROOT / "image_task" / "exp_sh").glob("*/*.sh")) - {ROOT / "image_task/exp_sh/fashion/all.sh"}
-)
+RECIPES = sorted(set((ROOT / "image_task" / "exp_sh").glob("*/*.sh")) - {ROOT / "image_task/exp_sh/fashion/all.sh"})
 TABLES = [recipe for recipe in RECIPES if recipe.parent.name.startswith("tab")]
 VARIABLES = {
     "DRY_RUN",
@@ -55,9 +53,7 @@ exit "${STAND_IN_FAILS:-0}"
 Process = subprocess.CompletedProcess
 
 
-def launch(
-    recipe: Path, folder: Path, cwd: Path | None = None, **env: str
-) -> tuple[Process, list[list[str]]]:
+def launch(recipe: Path, folder: Path, cwd: Path | None = None, **env: str) -> tuple[Process, list[list[str]]]:
     """Run a recipe; returns the finished process and the argument lists that its Python was started with.
 
     Args:
@@ -101,9 +97,7 @@ def plan(recipe: Path, *variables: str) -> list[tuple[Config, list[str]]]:
         process, commands = launch(recipe, Path(name), DRY_RUN="1", **dict.fromkeys(variables, "1"))
         assert process.returncode == 0, process.stderr
         assert not Path(name, "runs").exists(), "a dry run touches nothing"
-        arguments = [
-            [word.replace(name + "/", "") for word in task_arguments(command)] for command in commands
-        ]
+        arguments = [[word.replace(name + "/", "") for word in task_arguments(command)] for command in commands]
     parsed = [parse(words) for words in arguments]
     assert all(dry_run for _, dry_run, _ in parsed)
     return [(config, notices) for config, _, notices in parsed]

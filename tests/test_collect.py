@@ -127,9 +127,7 @@ def test_finished_runs_fill_their_cells_and_leave_their_record(here, finish):
         8,
         "2.9.0",
     )
-    assert record["command"] == ["python", "image_task/main.py", "--data-path", "imagenet"], (
-        "no machine's paths"
-    )
+    assert record["command"] == ["python", "image_task/main.py", "--data-path", "imagenet"], "no machine's paths"
     assert records[f"tab2/{TINY}-r5-eval"]["epochs"] == 0
 
 

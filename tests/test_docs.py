@@ -42,16 +42,12 @@ def test_a_section_runs(name, title, tmp_path):
         "PYTHON": PYTHON,
     }
     found = sections(name)
-    for language, file, code in (
-        found[title] if title else [block for part in found.values() for block in part]
-    ):
+    for language, file, code in found[title] if title else [block for part in found.values() for block in part]:
         if file:
             (tmp_path / file).write_text(code)
             continue
         command = [PYTHON, "-c", code] if language == "python" else ["bash", "-euc", code]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
@@ -73,9 +69,7 @@ def test_the_reference_is_that_of_the_code():
 def test_the_reference_names_every_variable_and_file():
     text = (ROOT / "docs" / "reference.md").read_text()
     folders = ("rmeeto", "image_task", "video_task", "exp_sh")
-    sources = [
-        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh")
-    ]
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh")]
     variables = {name for path in sources for name in re.findall(r"\bRMEETO_[A-Z]+\b", path.read_text())}
     assert variables <= set(re.findall(r"\bRMEETO_[A-Z]+\b", text))
     engine = [path for path in sources if path.parent.name == "engine"]
@@ -117,7 +111,5 @@ def test_the_site_is_built_without_a_complaint(tmp_path):
     for name in ("index", "own-pictures/index", "api/index"):
         page = (tmp_path / "site" / f"{name}.html").read_text()
         assert "<h1" in page
-        assert not re.findall(
-            r'(?:src|href)="https?://(?!squidfunk|www\.mkdocs)[^"]*\.(?:js|css|woff2?)"', page
-        ), name
+        assert not re.findall(r'(?:src|href)="https?://(?!squidfunk|www\.mkdocs)[^"]*\.(?:js|css|woff2?)"', page), name
     assert (tmp_path / "site" / "fig" / "merged_digits.png").exists()

@@ -25,9 +25,7 @@ def value(lines: list[str], name: str) -> str:
     """What an item says, its further lines included."""
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(name + " "))
     more = [line.strip() for line in lines[start + 1 :]]
-    further = next(
-        (i for i, line in enumerate(lines[start + 1 :]) if not line.startswith(" " * 29)), len(more)
-    )
+    further = next((i for i, line in enumerate(lines[start + 1 :]) if not line.startswith(" " * 29)), len(more))
     return " ".join([lines[start].strip().removeprefix(name).strip(), *more[:further]])
 
 
@@ -91,9 +89,7 @@ def test_a_section_that_breaks_does_not_end_the_report(monkeypatch, capsys):
 def test_without_a_compiler_it_says_so_and_ends_well(tmp_path):
     environment = {**os.environ, "PATH": str(tmp_path), "RMEETO_CACHE": str(tmp_path / "cache")}
     environment.pop("CXX", None)
-    done = subprocess.run(
-        [PYTHON, "-m", "rmeeto.doctor"], capture_output=True, text=True, env=environment, timeout=120
-    )
+    done = subprocess.run([PYTHON, "-m", "rmeeto.doctor"], capture_output=True, text=True, env=environment, timeout=120)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and not done.stderr
     assert "no C++ compiler" in value(lines, "compiler")

@@ -35,9 +35,7 @@ def runs() -> dict:
 
 def of(**top1: float) -> Evidence:
     """Evidence of some made-up rows of Vim: name, arm and seed, with _ for -."""
-    return Evidence(
-        {f"vim-{name.replace('_', '-')}": {"top1": value, "count": IMAGES} for name, value in top1.items()}
-    )
+    return Evidence({f"vim-{name.replace('_', '-')}": {"top1": value, "count": IMAGES} for name, value in top1.items()})
 
 
 def test_the_page_is_that_of_the_records():
@@ -66,9 +64,7 @@ def test_every_row_of_the_page_is_a_run_of_the_recipes():
     rows |= {("vim", f"r{r}", "elastic") for r in evidence.ELASTIC}
     names = runs()
     for kind, name, arm in rows:
-        run = (
-            f"{kind}-{name}-{arm}-test-seed0" if arm != "elastic" else f"{kind}-elastic-at-{name}-test-seed0"
-        )
+        run = f"{kind}-{name}-{arm}-test-seed0" if arm != "elastic" else f"{kind}-elastic-at-{name}-test-seed0"
         assert run in names
 
 

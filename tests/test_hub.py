@@ -204,7 +204,5 @@ def test_a_rule_of_a_folder_imports_no_module_of_its_choosing(tmp_path, monkeypa
     description = json.loads((folder / CONFIG).read_text())
     description["model_args"]["merge"]["rule"] = "chosen:rule"
     (folder / CONFIG).write_text(json.dumps(description))
-    with pytest.raises(
-        UserError, match="merges by the rule 'chosen:rule', which is code of a module; if you trust it"
-    ):
+    with pytest.raises(UserError, match="merges by the rule 'chosen:rule', which is code of a module; if you trust it"):
         load(folder)

@@ -63,9 +63,7 @@ def test_everything_that_the_packages_read_is_in_the_wheel(installed):
     missing = {name for name in inside if not (installed / name).exists()}
     assert not {name for name in missing if not re.search(r"/example/", name)}
     assert {"rmeeto/ops/csrc/scan.cpp", "image_task/exp_sh/digits/dense.safetensors"} <= inside
-    assert not [
-        path.name for path in installed.iterdir() if path.name not in PACKAGES and path.suffix != ".dist-info"
-    ]
+    assert not [path.name for path in installed.iterdir() if path.name not in PACKAGES and path.suffix != ".dist-info"]
 
 
 def metadata(installed: Path, name: str) -> str:

@@ -18,9 +18,7 @@ def test_weights_by_columns_are_the_same_weights():
     expected = model(x).detach().numpy()
     assert by_columns(model) is model
     weight = model.layers[0].mixer.in_proj.weight
-    assert (
-        weight.shape == (128, 32) and weight.stride() == (1, 128) and isinstance(weight, torch.nn.Parameter)
-    )
+    assert weight.shape == (128, 32) and weight.stride() == (1, 128) and isinstance(weight, torch.nn.Parameter)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert_near(model(x), expected, 1e-5)
     model.load_state_dict({name: tensor * 0 for name, tensor in state.items()})

@@ -67,9 +67,7 @@ def test_ckpt_quotes_the_recorded_curve():
 
 @pytest.mark.parametrize(
     ("arm", "start"),
-    list(
-        zip(ARMS, ("| video: dense", "| video: merged (r = 60", "| video: merged, re-", "| video: control"))
-    ),
+    list(zip(ARMS, ("| video: dense", "| video: merged (r = 60", "| video: merged, re-", "| video: control"))),
 )
 def test_video_numbers_are_those_of_the_recorded_runs(arm, start):
     recorded = [top1(f"{arm}-seed{seed}", VIDEO_DIGITS) for seed in range(3)]

@@ -63,9 +63,7 @@ class UpstreamMamba(nn.Module):
 
 
 def upstream(**kwargs):
-    return fill(
-        UpstreamMamba(**{"img_size": 32, "patch_size": 8, "dim": 16, "depth": 5, "num_classes": 5, **kwargs})
-    )
+    return fill(UpstreamMamba(**{"img_size": 32, "patch_size": 8, "dim": 16, "depth": 5, "num_classes": 5, **kwargs}))
 
 
 def vit(**kwargs):
@@ -193,15 +191,11 @@ def test_an_upstream_class_merges_as_ours_does(middle, config, x):
     assert theirs.num_tokens == ours.num_tokens
 
 
-@pytest.mark.parametrize(
-    "name", ["dense_img64_d48_depth6", "merge_r3", "merge_r20_clamped", "dist_l2", "prune", "odd"]
-)
+@pytest.mark.parametrize("name", ["dense_img64_d48_depth6", "merge_r3", "merge_r20_clamped", "dist_l2", "prune", "odd"])
 def test_an_upstream_class_gives_the_recorded_numbers(name):
     case = Case("vim_small.npz", name)
     c = case.config
-    model = fill(
-        UpstreamMamba(c["img_size"], c["patch_size"], c["embed_dim"], c["depth"], c["num_classes"])
-    ).eval()
+    model = fill(UpstreamMamba(c["img_size"], c["patch_size"], c["embed_dim"], c["depth"], c["num_classes"])).eval()
     if c["merge"]:
         options = {"r": "num_prune", "interval": "merge_interval", "odd": "if_merge_odd", "prune": "if_prune"}
         options = {option: c[name] for option, name in options.items()}
@@ -213,9 +207,7 @@ def test_an_upstream_class_gives_the_recorded_numbers(name):
 
 def test_a_pool_over_an_upstream_class_sees_every_original_token(x):
     model = rmeeto.apply(upstream(pool="mean").eval(), MergeConfig(r=3))
-    ours = Vim(
-        img_size=32, patch_size=8, stride=8, embed_dim=16, depth=5, num_classes=5, merge=MergeConfig(r=3)
-    )
+    ours = Vim(img_size=32, patch_size=8, stride=8, embed_dim=16, depth=5, num_classes=5, merge=MergeConfig(r=3))
     ours.load_state_dict(model.state_dict())
     state = ours.eval().encode(x)
     weighted = (state.hidden * state.size).sum(1) / 17
@@ -237,9 +229,7 @@ def test_the_stem_is_looked_at_without_using_random_numbers_or_mixers(x):
 def test_an_example_input_stands_in_for_an_unknown_input_size(x):
     model = upstream().eval()
     del model.patch_embed.img_size
-    with pytest.raises(
-        UserError, match="UpstreamMamba does not say its input size; give an input as example"
-    ):
+    with pytest.raises(UserError, match="UpstreamMamba does not say its input size; give an input as example"):
         rmeeto.apply(model, MergeConfig(r=3))
     rmeeto.apply(model, MergeConfig(r=3), example=x)
     assert model(x).shape == (2, 5)

@@ -227,9 +227,7 @@ def test_pins_lie_within_the_ranges_of_pyproject():
 
 def test_every_dependency_of_the_package_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {canonicalize_name(Requirement(item).name) for item in project["dependencies"]} <= set(
-        requirements()
-    )
+    assert {canonicalize_name(Requirement(item).name) for item in project["dependencies"]} <= set(requirements())
 
 
 def test_one_version_number():
@@ -239,11 +237,7 @@ def test_one_version_number():
 
 
 def test_python_files_are_at_most_400_lines():
-    lengths = {
-        str(p.relative_to(ROOT)): len(p.read_text().splitlines())
-        for p in project_files()
-        if p.suffix == ".py"
-    }
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in project_files() if p.suffix == ".py"}
     assert not {name: length for name, length in lengths.items() if length > 400}
 
 

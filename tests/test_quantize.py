@@ -32,9 +32,7 @@ def test_linear_layers_are_int8_and_logits_nearly_the_same():
 
 
 def test_what_cannot_be_int8_is_one_error(monkeypatch):
-    with pytest.raises(
-        UserError, match="int8: the model has parameters in torch.bfloat16 on cpu; expected fp32"
-    ):
+    with pytest.raises(UserError, match="int8: the model has parameters in torch.bfloat16 on cpu; expected fp32"):
         int8(nn.Linear(2, 2).bfloat16())
     monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)
     with pytest.raises(UserError, match="int8: torch .* has no torch.ao.quantization; use a torch that has"):

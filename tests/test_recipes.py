@@ -52,9 +52,7 @@ def test_dry_run_prints_exactly_what_is_run(launch):
     assert printed == commands
     assert real.stdout == dry.stdout
     long = {word for line in commands for word in line if len(word) > 70}
-    assert all(
-        len(line) <= 80 or long & set(shlex.split(line.rstrip(" \\"))) for line in dry.stdout.splitlines()
-    )
+    assert all(len(line) <= 80 or long & set(shlex.split(line.rstrip(" \\"))) for line in dry.stdout.splitlines())
 
 
 def test_paths_from_the_user_are_relative_to_where_the_user_is(launch, tmp_path):
@@ -113,9 +111,7 @@ def test_several_machines_meet_at_a_port_of_its_own_for_each_command(launch):
     _, second = launch(RETRAIN, NODE_RANK="1", **nodes)
     for index, (a, b) in enumerate(zip(first, second, strict=True)):
         launcher = a[: a.index("image_task.main")]
-        assert f"--nnodes 2 --node_rank 0 --master_addr host0 --master_port {4000 + index}" in " ".join(
-            launcher
-        )
+        assert f"--nnodes 2 --node_rank 0 --master_addr host0 --master_port {4000 + index}" in " ".join(launcher)
         assert [x for x, y in zip(a, b, strict=True) if x != y] == ["0"]
 
 
@@ -325,10 +321,7 @@ def test_numbers_out_of_range_are_refused(launch):
     for name, least in NUMBERS.items():
         if least:
             assert f"{name} is 0: expected a whole number from 1" in launch(DENSE, **{name: "0"})[0].stderr
-    assert (
-        "NODE_RANK is 2: expected less than NNODES, which is 2"
-        in launch(DENSE, NODE_RANK="2", NNODES="2")[0].stderr
-    )
+    assert "NODE_RANK is 2: expected less than NNODES, which is 2" in launch(DENSE, NODE_RANK="2", NNODES="2")[0].stderr
 
 
 def test_numbers_may_have_leading_zeros(launch):

@@ -18,9 +18,7 @@ def write(folder, lr: float, top1: list[float]):
         process = {"seconds": 10.0, "images_per_s": 50.0, "wait_s": 2.5}
         step = {"lr": lr, "grad_norm": 1.0, "tokens": 41.0, "process": {"left_s": 60.0 * (3 - epoch)}}
         lines.append({"event": "step", "epoch": epoch, "step": epoch, "loss": 2.0 / epoch, **step})
-        lines.append(
-            {"event": "train", "epoch": epoch, "step": epoch, "loss": 2.0 / epoch, "process": process}
-        )
+        lines.append({"event": "train", "epoch": epoch, "step": epoch, "loss": 2.0 / epoch, "process": process})
         for weights, more in (("model", 0), ("ema", 5)):
             shown = {"weights": weights, "top1": value + more, "loss": 1.5}
             lines.append({"event": "eval", "epoch": epoch, "step": epoch, **shown})
@@ -54,9 +52,7 @@ def test_runs_are_rows_and_their_settings_are_compared(tmp_path, capsys):
     assert drawn == f"drawn: {plot}" and plot.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "line", ["[]", "{}", '{"event": 3, "epoch": 1}', '{"event": "eval", "epoch": 1, "top1": "x"}']
-)
+@pytest.mark.parametrize("line", ["[]", "{}", '{"event": 3, "epoch": 1}', '{"event": "eval", "epoch": 1, "top1": "x"}'])
 def test_lines_of_another_kind_are_left_out(tmp_path, line, capsys):
     write(tmp_path / "run", 0.1, [])
     (tmp_path / "run" / "log.jsonl").write_text(line + "\n")

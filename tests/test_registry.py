@@ -179,9 +179,7 @@ def test_layer_decay_knows_stem_blocks_and_head(name):
 def test_a_folder_gives_a_video_model_back(tmp_path):
     merge = MergeConfig(r=2, window=(1, 2, 2))
     arguments = {"num_frames": 4, "tubelet_size": 2, "img_size": (32, 48), "in_chans": 1, "depth": 3}
-    model = fill(
-        timm.create_model(VIDEOS, num_classes=6, merge=merge, drop_path_rate=0.1, **arguments)
-    ).eval()
+    model = fill(timm.create_model(VIDEOS, num_classes=6, merge=merge, drop_path_rate=0.1, **arguments)).eval()
     video_task.models.export(model, tmp_path)
     x = randn(1, (2, 1, 4, 32, 48))
     ours, timms = (

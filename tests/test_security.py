@@ -14,9 +14,7 @@ TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 def functions_of(file: str) -> set[str]:
     """Names of the test functions of a file."""
     tree = ast.parse((ROOT / file).read_text())
-    return {
-        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
 def test_every_test_that_is_named_exists():

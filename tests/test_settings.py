@@ -18,12 +18,8 @@ class Sample(Settings):
 
 
 def test_plain_values_become_a_config_again():
-    assert from_plain(Sample, {"betas": [0.5, 0.6], "steps": 1}, "sample") == Sample(
-        betas=(0.5, 0.6), steps=1
-    )
-    with pytest.raises(
-        UserError, match="unknown field sample.stepps; expected some of betas, fast, kind, rate, steps"
-    ):
+    assert from_plain(Sample, {"betas": [0.5, 0.6], "steps": 1}, "sample") == Sample(betas=(0.5, 0.6), steps=1)
+    with pytest.raises(UserError, match="unknown field sample.stepps; expected some of betas, fast, kind, rate, steps"):
         from_plain(Sample, {"stepps": 1}, "sample")
 
 

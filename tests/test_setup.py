@@ -111,9 +111,7 @@ def test_relative_paths_lie_where_the_user_is(script, tmp_path):
     done = subprocess.run(command, cwd=user, env=environment, capture_output=True, text=True, timeout=60)
     where, program, _, default, *given = done.stdout.splitlines()
     assert where == str(user) and given == command[2:]
-    assert Path(program).samefile(
-        ROOT / script.split("/")[0].replace("exp_sh", "image_task") / "quickstart.py"
-    )
+    assert Path(program).samefile(ROOT / script.split("/")[0].replace("exp_sh", "image_task") / "quickstart.py")
     assert default.startswith(f"{ROOT}/runs/quickstart"), "where none is given, beside what recipes leave"
 
 

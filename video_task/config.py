@@ -36,18 +36,14 @@ class VideoModelConfig(cli.ModelConfig):
         "finetune",
         smoke=None,
     )
-    tubelet_size: int | None = setting(
-        None, "frames that a token covers; none: the model's (1)", within="[1, 10000]"
-    )
+    tubelet_size: int | None = setting(None, "frames that a token covers; none: the model's (1)", within="[1, 10000]")
     head_map: str | None = setting(
         None,
         "JSON list: for each class its number in the weights' head, as to take a K710 head for K400",
         needs=WEIGHTED,
         smoke=None,
     )
-    use_checkpoint: bool = setting(
-        False, "compute blocks again in the backward pass, to save memory", only="training"
-    )
+    use_checkpoint: bool = setting(False, "compute blocks again in the backward pass, to save memory", only="training")
     checkpoint_num: int | None = setting(
         None,
         "how many blocks, from the first; none: all",
@@ -67,9 +63,7 @@ class VideoRunConfig(RunConfig):
     """Where a run writes, and what it runs on."""
 
     smoke: bool = setting(False, "a few batches of small clips made on the spot, without pre-trained weights")
-    test_best: bool = setting(
-        False, "test the weights of the best epoch, not those of the last", only="training"
-    )
+    test_best: bool = setting(False, "test the weights of the best epoch, not those of the last", only="training")
 
 
 @dataclass(frozen=True)
@@ -90,12 +84,8 @@ class VideoDataConfig(cli.DataConfig):
     prefix: str = setting(
         "", "folder that the paths in the lists start from; none: --data_path", needs=LISTED, smoke=""
     )
-    split: str = setting(
-        " ", "separator between path and class number in the .csv lists; \\t: a tab", needs=LISTED
-    )
-    fold: int = setting(
-        1, "which of the three official splits of UCF101 and HMDB51", one_of=(1, 2, 3), needs=SPLIT
-    )
+    split: str = setting(" ", "separator between path and class number in the .csv lists; \\t: a tab", needs=LISTED)
+    fold: int = setting(1, "which of the three official splits of UCF101 and HMDB51", one_of=(1, 2, 3), needs=SPLIT)
     num_frames: int = setting(8, "frames of a clip", within="[1, 10000]")
     sampling: str | None = setting(
         None,

@@ -28,9 +28,7 @@ IGNORED_FLAGS = {
     "momentum": Ignored("AdamW has betas (--betas)"),
     "weight_decay_end": Ignored("weight decay is constant", ("none", "")),
     "warmup_steps": Ignored("--warmup_epochs says it", ("-1",)),
-    **dict.fromkeys(
-        ("drop", "fc_drop_rate", "attn_drop_rate"), Ignored("the models have no dropout", ("0", "0.0"))
-    ),
+    **dict.fromkeys(("drop", "fc_drop_rate", "attn_drop_rate"), Ignored("the models have no dropout", ("0", "0.0"))),
     "init_scale": Ignored("a new head starts small, as timm's do"),
     **dict.fromkeys(("use_mean_pooling", "use_cls"), Ignored(_HEAD)),
     **dict.fromkeys(("model_key", "model_prefix", "orig_t_size"), Ignored(_WEIGHTS)),

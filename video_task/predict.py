@@ -77,9 +77,7 @@ def _whole(file: Path, prepare: Preparation, chosen: Chosen, answers: Answers) -
     answers.say(file, shares, None if features[0] is None else torch.cat(features).mean(0))
 
 
-def _slide(
-    file: Path, prepare: Preparation, chosen: Chosen, answers: Answers, stride: int, span: int
-) -> None:
+def _slide(file: Path, prepare: Preparation, chosen: Chosen, answers: Answers, stride: int, span: int) -> None:
     windows = prepare.windows(file, stride, span)
     while batch := list(itertools.islice(windows, AT_ONCE)):
         x = torch.cat([clip for _, clip in batch]).to(chosen.device)

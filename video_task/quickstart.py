@@ -129,9 +129,7 @@ def save_gif(
             for row, clip in enumerate(pair):
                 tile = Image.fromarray((clip[t] * 255).astype("uint8"))
                 edge = (GIF_EDGE - 4, GIF_EDGE - 4)
-                picture.paste(
-                    tile.resize(edge, Image.Resampling.NEAREST), (i * GIF_EDGE + 2, row * GIF_EDGE + 2)
-                )
+                picture.paste(tile.resize(edge, Image.Resampling.NEAREST), (i * GIF_EDGE + 2, row * GIF_EDGE + 2))
         frames.append(picture)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=GIF_MS, loop=0)
 

@@ -40,9 +40,7 @@ def _add_flags(parser: FlagParser) -> None:
     group = parser.add_argument_group("clips", "for example --num_frames 16 --decode")
     for name, what in (("num_frames", "frames of a clip"), ("tubelet_size", "frames that a token covers")):
         text = f"{what}; none: the model's"
-        group.add_argument(
-            f"--{name}", dest=f"own.{name}", type=converter(int), metavar=name.upper(), help=text
-        )
+        group.add_argument(f"--{name}", dest=f"own.{name}", type=converter(int), metavar=name.upper(), help=text)
     group.add_argument(
         "--decode",
         dest="own.decode",
@@ -82,9 +80,7 @@ def made_up(path: Path) -> str:
     return str(path)
 
 
-def measure_decoder(
-    files: Sequence[str], frames: int, decoder: str = "pyav", runs: int = 11
-) -> dict[str, Any]:
+def measure_decoder(files: Sequence[str], frames: int, decoder: str = "pyav", runs: int = 11) -> dict[str, Any]:
     """Time reading a sparsely sampled clip from each of some videos, in one thread.
 
     Args:

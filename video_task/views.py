@@ -134,9 +134,7 @@ def _check_one_test(files: list[tuple[Path, Origin]]) -> None:
         if origin.test != whole.test:
             raise UserError(f"{path} is of another test than {first}; give the files of one test.")
         if origin.rank in ranks:
-            raise UserError(
-                f"{path} is of rank {origin.rank}, as {ranks[origin.rank]} is; give each rank's file once."
-            )
+            raise UserError(f"{path} is of rank {origin.rank}, as {ranks[origin.rank]} is; give each rank's file once.")
         ranks[origin.rank] = path
     missing = sorted(set(range(whole.world_size)) - set(ranks))
     if missing:
@@ -197,9 +195,7 @@ def _read(path: str | Path) -> tuple[Origin, Views]:
             share = Views(*(file[name] for name in Views._fields))
             origin = [file[name].item() for name in Origin._fields if name in file]
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read as a file of views ({error}); give views/rank*.npz."
-        ) from None
+        raise UserError(f"{path} cannot be read as a file of views ({error}); give views/rank*.npz.") from None
     if len(origin) < len(Origin._fields):
         raise UserError(f"{path} does not say which test it is of (an older version wrote it); test again.")
     return Origin(*origin), share

@@ -38,9 +38,7 @@ RATE = 3  # frames a second: what a model sees of a clip is few frames
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser, "runs/visualize")
     parser.add_argument("--max_edge", type=int, default=384, help="pixels of a panel, at most (default: 384)")
-    parser.add_argument(
-        "--animation", choices=KINDS, default="gif", help="beside the contact sheet (default: gif)"
-    )
+    parser.add_argument("--animation", choices=KINDS, default="gif", help="beside the contact sheet (default: gif)")
 
 
 @torch.inference_mode()
@@ -84,9 +82,7 @@ def _within(frames: np.ndarray, most: int) -> np.ndarray:
 def _animate(path: Path, frames: list[Image.Image], kind: str) -> None:
     if ".gif" in KINDS[kind]:
         first, *others = [frame.quantize(128) for frame in frames]
-        first.save(
-            path.with_suffix(".gif"), save_all=True, append_images=others, duration=1000 // RATE, loop=0
-        )
+        first.save(path.with_suffix(".gif"), save_all=True, append_images=others, duration=1000 // RATE, loop=0)
     if ".mp4" in KINDS[kind]:
         write_mp4(path.with_suffix(".mp4"), frames)
 

@@ -43,9 +43,7 @@ def probe(model: nn.Module, train: list, test: list) -> float:
     """
 
     def features(images: Tensor) -> Tensor:  # (B * P, C + 1), whatever was merged
-        maps = model.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NLC", intermediates_only=True
-        )
+        maps = model.forward_intermediates(images, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)
         return F.pad(maps[0].flatten(0, 1), (0, 1), value=1.0)
 
     patch = model.patch_embed.proj.kernel_size[0]
@@ -61,12 +59,8 @@ def probe(model: nn.Module, train: list, test: list) -> float:
 
 def main(argv: list[str] | None = None) -> dict[int, float]:
     """Print the probe's accuracy for each r."""
-    parser = argparse.ArgumentParser(
-        description="A linear probe on the unmerged feature maps of the digits model."
-    )
-    parser.add_argument(
-        "--r", type=int, nargs="+", default=[0, 4, 8, 12], help="tokens removed by each merge"
-    )
+    parser = argparse.ArgumentParser(description="A linear probe on the unmerged feature maps of the digits model.")
+    parser.add_argument("--r", type=int, nargs="+", default=[0, 4, 8, 12], help="tokens removed by each merge")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of vim_nano_patch2_16")
     parser.add_argument("--batches", type=int, default=0, help="at most so many of each split; 0: all")
     args = parser.parse_args(argv)
@@ -84,9 +78,7 @@ def main(argv: list[str] | None = None) -> dict[int, float]:
     for r in args.r:
         model.merge_config = MergeConfig(r=r)
         accuracy[r] = probe(model, train, test)
-        print(
-            f"r {r:2d}: {model.num_tokens[-1]:3d} of 65 tokens left, {100 * accuracy[r]:.2f} % of the patches right"
-        )
+        print(f"r {r:2d}: {model.num_tokens[-1]:3d} of 65 tokens left, {100 * accuracy[r]:.2f} % of the patches right")
     return accuracy
 
 

@@ -72,9 +72,7 @@ def official(name: str) -> Official:
     return OFFICIAL[name]
 
 
-def load_official(
-    model: nn.Module, name: str, ema: bool | str = "auto", *, new_head: bool = False
-) -> LoadReport:
+def load_official(model: nn.Module, name: str, ema: bool | str = "auto", *, new_head: bool = False) -> LoadReport:
     """Load a model's official weights strictly: every key, every shape.
 
     Args:

@@ -46,10 +46,7 @@ _SIZES = ("tiny", "small", "base")
 ALIASES = {
     **{f"RMeeTo_{size}": ReleasedName(_VIM.format(size), ordered=False) for size in _SIZES},
     **{f"RMeeTo_{size}_teacher": ReleasedName(_VIM.format(size), dense=True) for size in _SIZES},
-    **{
-        f"RMeeTo_{size}_shuffle": ReleasedName(_VIM.format(size), ordered=False, shuffles=True)
-        for size in _SIZES
-    },
+    **{f"RMeeTo_{size}_shuffle": ReleasedName(_VIM.format(size), ordered=False, shuffles=True) for size in _SIZES},
     **{f"RMeeTo_deit_{size}": ReleasedName(_DEIT.format(size), ordered=False) for size in _SIZES},
     "RMeeTo_deit_small_teacher": ReleasedName(_DEIT.format("small"), dense=True),
     **{f"RMeeTo_video_{size}": ReleasedName(_VIDEO.format(size), ordered=False) for size in _SIZES},

@@ -70,9 +70,7 @@ class Answers:
             text = ", ".join(f"{shown(name)} {100 * share:.1f} %" for _, name, share in top)
             print(f"{shown(path)}{': ' + where if where else ''}: {text}", flush=True)
         if features is not None:
-            self._kept.append(
-                (str(path), place, features.float().cpu().numpy(), shares.float().cpu().numpy())
-            )
+            self._kept.append((str(path), place, features.float().cpu().numpy(), shares.float().cpu().numpy()))
 
     def __enter__(self) -> Self:
         return self

@@ -129,9 +129,7 @@ def _run_of(given: str | None, argv: Sequence[str]) -> tuple[Path | None, str | 
             raise UserError(f"--model_pth {given} is no run and no model folder: it has no config.json.")
         found = [name for name in _KEEPS if (path / name).is_file()]
         if not found:
-            raise UserError(
-                f"--model_pth {given} holds no {' or '.join(_KEEPS)}; has its run trained anything?"
-            )
+            raise UserError(f"--model_pth {given} holds no {' or '.join(_KEEPS)}; has its run trained anything?")
         return path, str(path / found[0])
     beside = path.with_name("config.json")
     named = _value(argv, "--model") is not None

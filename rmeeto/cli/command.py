@@ -80,8 +80,7 @@ class Command:
                 for values in (self.untrained, self.new_head)
             )
             description += (
-                f" The defaults re-train trained weights; for weights from scratch: {scratch}; "
-                f"for a new head: {head}."
+                f" The defaults re-train trained weights; for weights from scratch: {scratch}; for a new head: {head}."
             )
         parser = FlagParser(self.prog, description, self.ignored)
         modes = parser.add_mutually_exclusive_group()
@@ -136,9 +135,7 @@ class Command:
             notices += [released.note] if released.note else []
             unordered = merge is not None and merge.is_active and not merge.keep_order
             if unordered and "keep_order" not in given["merge"].values:
-                notices.append(
-                    "without --if_order the merged tokens lose their order, as in the released code"
-                )
+                notices.append("without --if_order the merged tokens lose their order, as in the released code")
         return config, given["command"].values.get("mode", ""), notices
 
     def _for_untrained(self, given: Mapping[str, Given], start: TaskConfig) -> TaskConfig:

@@ -87,9 +87,7 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """How samples are loaded and augmented, images and clips alike; a task adds what they are."""
 
-    num_workers: int = setting(
-        2, "loader processes of each process", within="[0, 1024]", smoke=0, harmless=True
-    )
+    num_workers: int = setting(2, "loader processes of each process", within="[0, 1024]", smoke=0, harmless=True)
     input_size: int | None = setting(
         None, "edge of the input in pixels; none: the model's", "img_size", within="[1, 16384]"
     )
@@ -104,12 +102,8 @@ class DataConfig(Settings):
         needs=ERASED,
     )
     recount: int = setting(1, "rectangles a sample", within="[1, 1000]", only="training", needs=ERASED)
-    mixup: float = setting(
-        0.8, "alpha of mixup; 0: none", within="[0, 1000]", only="training", needs=AUGMENTED
-    )
-    cutmix: float = setting(
-        1.0, "alpha of cutmix; 0: none", within="[0, 1000]", only="training", needs=AUGMENTED
-    )
+    mixup: float = setting(0.8, "alpha of mixup; 0: none", within="[0, 1000]", only="training", needs=AUGMENTED)
+    cutmix: float = setting(1.0, "alpha of cutmix; 0: none", within="[0, 1000]", only="training", needs=AUGMENTED)
     cutmix_minmax: tuple[float, float] | None = setting(
         None,
         "smallest and largest edge of cutmix, as shares",
@@ -117,9 +111,7 @@ class DataConfig(Settings):
         only="training",
         needs=AUGMENTED,
     )
-    mixup_prob: float = setting(
-        1.0, "share of batches that are mixed", within="[0, 1]", only="training", needs=MIXED
-    )
+    mixup_prob: float = setting(1.0, "share of batches that are mixed", within="[0, 1]", only="training", needs=MIXED)
     mixup_switch_prob: float = setting(
         0.5, "share of cutmix where both are on", within="[0, 1]", only="training", needs=MIXED
     )
@@ -138,9 +130,7 @@ class DataConfig(Settings):
         only="training",
         harmless=True,
     )
-    max_train_batches: int = setting(
-        0, "micro-batches an epoch; 0: all", within="[0, inf)", only="training", smoke=2
-    )
+    max_train_batches: int = setting(0, "micro-batches an epoch; 0: all", within="[0, inf)", only="training", smoke=2)
     max_eval_batches: int = setting(0, "batches an evaluation; 0: all", within="[0, inf)", smoke=2)
     pin_mem: bool = setting(True, "page-locked memory for batches that go to a GPU", harmless=True)
     augment: bool = setting(True, "augment the training samples at all", only="training")
@@ -172,9 +162,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if self.distill.distill and not (self.model.has_weights or self.run.smoke or self.run.eval):
-            raise UserError(
-                "distill.distill needs a trained teacher; give model.model_pth or model.teacher_pth."
-            )
+            raise UserError("distill.distill needs a trained teacher; give model.model_pth or model.teacher_pth.")
 
     @classmethod
     def sections(cls) -> dict[str, type]:
@@ -197,12 +185,8 @@ class TaskConfig:
         plain = {name: value for name, value in plain.items() if name != TRAINED_ON}
         unknown = sorted(set(plain) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise UserError(
-                f"unknown section {unknown[0]} in the config; expected those of a run's config.json."
-            )
-        sections = {
-            name: from_plain(section, plain.get(name, {}), name) for name, section in cls.sections().items()
-        }
+            raise UserError(f"unknown section {unknown[0]} in the config; expected those of a run's config.json.")
+        sections = {name: from_plain(section, plain.get(name, {}), name) for name, section in cls.sections().items()}
         merge = plain.get("merge")
         return cls(merge=None if merge is None else from_plain(MergeConfig, merge, "merge"), **sections)
 
@@ -277,9 +261,7 @@ def setting_name(merge: MergeConfig | None) -> str:
     if merge.shuffle is not None:  # one part for both of its fields
         differs.pop("shuffle_rate", None)
         differs["shuffle"] = "oddeven" if merge.shuffle == "odd-even" else f"shuffle{merge.shuffle_rate:g}"
-    return "-".join(
-        ["r" + _short(values["r"]), *(names[name].format(_short(v)) for name, v in differs.items())]
-    )
+    return "-".join(["r" + _short(values["r"]), *(names[name].format(_short(v)) for name, v in differs.items())])
 
 
 def short_path(weights: str | None) -> str:

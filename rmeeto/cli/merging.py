@@ -62,9 +62,7 @@ def _reader(released: Released) -> Any:
     return read
 
 
-def merge_settings(
-    start: MergeConfig | None, given: Given, released: ReleasedName | None
-) -> MergeConfig | None:
+def merge_settings(start: MergeConfig | None, given: Given, released: ReleasedName | None) -> MergeConfig | None:
     """The merge section: what a command line says, over a starting point.
 
     Args:
@@ -115,9 +113,7 @@ def merge_notes(name: str, model: nn.Module, merge: MergeConfig | None) -> list[
         )
     first = next((before - after for before, after in pairwise(tokens) if before != after), 0)
     if merge.final_tokens is None and isinstance(merge.r, int) and 0 < first < merge.r:
-        return [
-            f"{name}: r={merge.r} is more than a merge can take: the first takes {first} of {tokens[0]} tokens"
-        ]
+        return [f"{name}: r={merge.r} is more than a merge can take: the first takes {first} of {tokens[0]} tokens"]
     if merge.final_tokens in (None, tokens[-1]):
         return []
     return [

@@ -62,9 +62,7 @@ class OnFiles:
         first = next((i for i, token in enumerate(tokens) if token.startswith("-")), len(tokens))
         options, rest = self.parser().parse_known_args(tokens[first:])
         if not first:
-            raise UserError(
-                f"no {self.samples} are given; they come first: {self.prog} FILE_OR_FOLDER ... --flags"
-            )
+            raise UserError(f"no {self.samples} are given; they come first: {self.prog} FILE_OR_FOLDER ... --flags")
         files = list(self.files(tokens[:first]))
         chosen, notices = choose(self.task, rest, options.class_names)
         if chosen.weights is None and not self.random:
@@ -84,9 +82,7 @@ class OnFiles:
             "flags. --model_pth may also be a run folder, a model folder or hf_hub:owner/name, which say the rest.",
             allow_abbrev=False,
         )
-        parser.add_argument(
-            "--class_names", metavar="FILE", help="a class in each line, in the order of the head"
-        )
+        parser.add_argument("--class_names", metavar="FILE", help="a class in each line, in the order of the head")
         self.add_flags(parser)
         return parser
 
@@ -104,9 +100,7 @@ class OnFiles:
                 continue
             found = [path for path in files_below(name) if path.lower().endswith(tuple(self.endings))]
             if not found:
-                raise UserError(
-                    f"{name} holds no {self.samples}; known endings are {' '.join(self.endings)}."
-                )
+                raise UserError(f"{name} holds no {self.samples}; known endings are {' '.join(self.endings)}.")
             yield from map(Path, found)
 
 

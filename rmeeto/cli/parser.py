@@ -25,9 +25,7 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags.")
 
 
-def run_small(
-    work: Callable[[], Any], in_flags: Callable[[str], str] = str, interrupted: str = "interrupted"
-) -> int:
+def run_small(work: Callable[[], Any], in_flags: Callable[[str], str] = str, interrupted: str = "interrupted") -> int:
     """Do a command's work; what a user can mend is one or two lines on stderr.
 
     Args:

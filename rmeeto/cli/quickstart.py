@@ -40,9 +40,7 @@ def run_quickstart(
         The exit code of `run_small`.
     """
     parser = Parser(prog="quickstart", description=description)
-    parser.add_argument(
-        "--output_dir", default=folder, help="an older quick start's is kept as <name>-1, -2, ..."
-    )
+    parser.add_argument("--output_dir", default=folder, help="an older quick start's is kept as <name>-1, -2, ...")
     parser.add_argument("--seed", type=int, default=0, help="of the re-training")
     parser.add_argument("--weights", default=str(weights), help="of the dense model")
     args = parser.parse_args(argv)
@@ -131,9 +129,7 @@ def run_steps(
     read_checkpoint(Path(weights))  # before anything is moved or written
     make_folder(folder, seed)
     common = [*prepare(folder), "--seed", str(seed), "--output_dir", str(folder)]
-    r, epochs = (
-        int(flags[flags.index(name) + 1]) for flags, name in ((merged, "--num_prune"), (train, "--epochs"))
-    )
+    r, epochs = (int(flags[flags.index(name) + 1]) for flags, name in ((merged, "--num_prune"), (train, "--epochs")))
     arms = {
         "dense": ("dense", ["--eval"]),
         "training_free": (f"merged (r = {r}), training-free", [*merged, "--eval"]),
@@ -171,9 +167,7 @@ def measure_speed(dense: nn.Module, merged: nn.Module, batch: Tensor, described:
     result = {
         **rates,
         "ratio": round(speed["dense"].median_s / speed["merged"].median_s, 3),
-        "spread_percent": {
-            name: round(100 * timing.spread_s / timing.median_s, 1) for name, timing in speed.items()
-        },
+        "spread_percent": {name: round(100 * timing.spread_s / timing.median_s, 1) for name, timing in speed.items()},
         "r": merged.merge_config.r,
         "input": f"{described}, random weights, batch {len(batch)}, fp32, {device}{threads}",
     }

@@ -71,8 +71,6 @@ class Rehearsal:
                 batches = getattr(data, f"{kind}_batches", None)
                 if batches is not None and (train or kind != "train"):
                     if next(batches(0) if kind == "train" else batches(), None) is None:
-                        raise UserError(
-                            f"nothing of the first {kind} batch can be read; is it what was meant?"
-                        )
+                        raise UserError(f"nothing of the first {kind} batch can be read; is it what was meant?")
             self._seen[key] = data
         return self._seen[key]

@@ -31,9 +31,7 @@ class ModelConfig(Settings):
     model_pth: str | None = setting(
         None, "a run or model folder, whose model, size and merging are timed; trained weights change no time"
     )
-    input_size: int | None = setting(
-        None, "edge in pixels; none: the model's", "img_size", within="[1, 16384]"
-    )
+    input_size: int | None = setting(None, "edge in pixels; none: the model's", "img_size", within="[1, 16384]")
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,7 @@ class SpeedConfig(Settings):
     """How it is timed, and where the result goes."""
 
     batch_size: tuple[int, ...] | None = setting(None, "sizes of a batch", within="[1, 1000000]")
-    dtype: str = setting(
-        "fp32", "of autocast: fp32 (none), bf16, fp16, or auto (bf16 on a GPU)", one_of=DTYPES
-    )
+    dtype: str = setting("fp32", "of autocast: fp32 (none), bf16, fp16, or auto (bf16 on a GPU)", one_of=DTYPES)
     device: str = setting("auto", "auto, cpu or cuda", one_of=DEVICES)
     compile: bool = setting(False, "time torch.compile(fullgraph=True) of the models")
     cuda_graph: bool = setting(False, "time replays of CUDA graphs")

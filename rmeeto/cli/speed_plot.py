@@ -55,9 +55,7 @@ def draw(result: dict[str, Any]) -> Figure:
         ax.set_xticks(ticks)
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside center right", frameon=False, fontsize=8)
-    figure.suptitle(
-        f"{title(result)}, {result['device']}: medians and quartiles of {result['runs']} runs", fontsize=9
-    )
+    figure.suptitle(f"{title(result)}, {result['device']}: medians and quartiles of {result['runs']} runs", fontsize=9)
     return figure
 
 

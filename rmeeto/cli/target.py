@@ -54,9 +54,7 @@ def check(options: argparse.Namespace) -> None:
             "fitted to one size of a batch: give one."
         )
     if options.target.value < 1 and options.target.kind == "target_ratio" or options.target.value == 0:
-        raise UserError(
-            f"--target {options.target}; expected a speed-up of 1x or more, or a latency above 0 ms."
-        )
+        raise UserError(f"--target {options.target}; expected a speed-up of 1x or more, or a latency above 0 ms.")
     for flag in ("compile", "cuda_graph", "window"):
         if getattr(options, flag):
             raise UserError(f"--target is fitted to eager passes with exact matching; leave --{flag} out.")
@@ -87,12 +85,7 @@ def fit(model: nn.Module, options: argparse.Namespace, dtype: torch.dtype | None
 def merge_words(merge: MergeConfig | None) -> list[str]:
     """The flags of a merge setting, but for r, that is not the default."""
     plain, usual = (merge or MergeConfig()).to_dict(), MergeConfig().to_dict()
-    return [
-        w
-        for name in plain
-        if name != "r" and plain[name] != usual[name]
-        for w in (f"--{name}", str(plain[name]))
-    ]
+    return [w for name in plain if name != "r" and plain[name] != usual[name] for w in (f"--{name}", str(plain[name]))]
 
 
 def found(prog: str, options: argparse.Namespace, r: Sequence[int], row: dict[str, Any]) -> dict[str, Any]:

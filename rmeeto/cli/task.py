@@ -102,13 +102,9 @@ class Task(Rehearsal, ABC):
         chosen = config.model
         paths = [] if chosen.delete_head else [chosen.model_pth]
         paths += [chosen.teacher_pth] if config.distill.distill and not config.run.eval else []
-        known = [
-            found.label_names for found in map(trained_on, filter(None, paths)) if found and found.label_names
-        ]
+        known = [found.label_names for found in map(trained_on, filter(None, paths)) if found and found.label_names]
         if len(set(known)) > 1:
-            raise UserError(
-                "model.model_pth and model.teacher_pth know other classes, or number them otherwise."
-            )
+            raise UserError("model.model_pth and model.teacher_pth know other classes, or number them otherwise.")
         return known[0] if known else None
 
     @abstractmethod
@@ -258,9 +254,7 @@ class Task(Rehearsal, ABC):
                 "these classes as model.teacher_pth, or leave out distill.distill."
             )
         if new_head and config.run.eval:
-            raise UserError(
-                "model.delete_head leaves no head to evaluate; leave it out, or train (without run.eval)."
-            )
+            raise UserError("model.delete_head leaves no head to evaluate; leave it out, or train (without run.eval).")
         ema = {"auto": "auto", "plain": False, "ema": True}[chosen.weights]
         report = self.load(config, model, name, path, ema=ema, new_head=new_head)
         if "head.weight" in report.new and (config.run.eval or teacher):

@@ -101,9 +101,7 @@ class Throughput:
         asked = options.r or (() if options.target or options.merge is None else self.r)
         schedules = [r for r in dict.fromkeys(asked) if isinstance(r, tuple)]
         options.r = [*sorted({0, *(r for r in asked if not isinstance(r, tuple))}), *schedules]
-        options.batch_size = list(
-            options.batch_size or ([FITTED_BATCH] if options.target else self.batch_size)
-        )
+        options.batch_size = list(options.batch_size or ([FITTED_BATCH] if options.target else self.batch_size))
         if options.device == "auto":
             options.device = "cuda" if torch.cuda.is_available() else "cpu"
         if options.dtype == "auto":
@@ -185,11 +183,7 @@ class Throughput:
             for row in _at(batch_size, models, options):
                 print(_line(_cells(row)), flush=True)
                 result["results"].append(row)
-        window = (
-            f"\n*        matched in a window of {','.join(map(str, options.window))}"
-            if options.window
-            else ""
-        )
+        window = f"\n*        matched in a window of {','.join(map(str, options.window))}" if options.window else ""
         print(LEGEND + window)
         if fitted is not None:
             result |= found(self.prog, options, fitted, result["results"][-1])
@@ -217,9 +211,7 @@ class Throughput:
             if not isinstance(merge.r, tuple):
                 raise
             apart = " ".join(map(str, merge.r))
-            raise UserError(
-                str(error), f"--r {apart} times {len(merge.r)} models: commas make one schedule"
-            ) from None
+            raise UserError(str(error), f"--r {apart} times {len(merge.r)} models: commas make one schedule") from None
 
 
 @dataclass(frozen=True)
@@ -244,9 +236,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.r == [0] and not options.target and given:
         raise UserError(f"{given[0]} has no effect: --r 0 merges nothing; leave it out, or give other --r.")
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: torch sees no GPU (python -m rmeeto.doctor says why); use --device cpu."
-        )
+        raise UserError("--device cuda: torch sees no GPU (python -m rmeeto.doctor says why); use --device cpu.")
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda_graph needs a GPU, and this runs on cpu; leave the flag out.")
     if options.output is not None and not options.output.endswith(".json"):
@@ -268,9 +258,7 @@ def _at(batch_size: int, models: dict[str, nn.Module], options: argparse.Namespa
             merging=True,
         )
     except torch.OutOfMemoryError:
-        raise UserError(
-            f"--batch_size {batch_size} does not fit into the GPU's memory; give a smaller one."
-        ) from None
+        raise UserError(f"--batch_size {batch_size} does not fit into the GPU's memory; give a smaller one.") from None
     found = list(timings.values())
     return [_row(model, dense, timing, found[0]) for model, timing in zip(models.values(), found)]
 

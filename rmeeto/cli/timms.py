@@ -68,9 +68,7 @@ def unknown(name: str, models: Iterable[str], aliases: Iterable[str], timms: boo
     known |= {full: full for full in list_models(list(FAMILIES))} if timms else {}
     words = re.split(r"[-_.]+", name.lower())
     holding = sorted((form for form in known if all(word in form.lower() for word in words)), key=len)
-    close = list(
-        dict.fromkeys(known[form] for form in (*holding, *difflib.get_close_matches(name, known, 3)))
-    )[:3]
+    close = list(dict.fromkeys(known[form] for form in (*holding, *difflib.get_close_matches(name, known, 3))))[:3]
     if close:
         return UserError(f"unknown --model {name!r}; did you mean {' or '.join(close)}?")
     families: dict[str, list[str]] = {}

@@ -36,9 +36,7 @@ def open_folders(given: Mapping[str, Given], start: Any) -> Any:
             continue
         file = next((folder / file for file in (WEIGHTS, BEST) if (folder / file).is_file()), None)
         if file is None:
-            raise UserError(
-                f"--{name} {folder} is a folder without {WEIGHTS} or {BEST}; give a file of weights."
-            )
+            raise UserError(f"--{name} {folder} is a folder without {WEIGHTS} or {BEST}; give a file of weights.")
         values[name] = str(file)
         if name == "model_pth" and (folder / CONFIG).is_file():
             model, merge = _described(start, folder / CONFIG, file.name)
@@ -68,9 +66,7 @@ def of_weights(given: Mapping[str, Given], start: Any) -> TrainedOn | None:
     return None
 
 
-def take(
-    given: Mapping[str, Given], start: Any, section: str, wanted: Mapping[str, Any], whose: str
-) -> list[str]:
+def take(given: Mapping[str, Given], start: Any, section: str, wanted: Mapping[str, Any], whose: str) -> list[str]:
     """Set what a command line leaves open.
 
     Args:

@@ -74,9 +74,7 @@ def as_labelled(classes: list[str], labels: Sequence[str], where: str) -> list[s
             f"such as {labels[0]}. Train a new head for them (model.delete_head), or give the data of these weights."
         )
     if classes != [name for name in labels if name in set(classes)]:
-        logger.warning(
-            "%s: its classes are in another order than the weights'; they are matched by name", shown(where)
-        )
+        logger.warning("%s: its classes are in another order than the weights'; they are matched by name", shown(where))
     return list(labels)
 
 
@@ -110,9 +108,7 @@ class LeftOut:
         """Log how many there were, of which kind."""
         for reason, names in self.reasons.items():
             example = shown(names[0])
-            logger.warning(
-                "%s: %d files are left out (%s), such as %s", shown(where), len(names), reason, example
-            )
+            logger.warning("%s: %d files are left out (%s), such as %s", shown(where), len(names), reason, example)
 
 
 def subfolders(folder: str | os.PathLike) -> list[str]:

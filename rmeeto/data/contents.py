@@ -14,9 +14,7 @@ _THREADS = 16  # which wait for the file system together
 _CHUNK = 4096  # files that one of them asks for in a row
 
 
-def by_class(
-    classes: Sequence[str], targets: Iterable[int], samples: Iterable[bytes]
-) -> dict[str, list[int | str]]:
+def by_class(classes: Sequence[str], targets: Iterable[int], samples: Iterable[bytes]) -> dict[str, list[int | str]]:
     """For each class the number of its samples, and a digest of them in their order.
 
     Args:

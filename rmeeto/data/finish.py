@@ -107,9 +107,7 @@ class Finish:
 
     def __call__(self, batch: Batch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32, or clips; targets (B,), or (B, num_classes) where they are mixed."""
-        x, targets, noise = (
-            part.to(device, non_blocking=True) for part in (batch.pixels, batch.targets, batch.erased)
-        )
+        x, targets, noise = (part.to(device, non_blocking=True) for part in (batch.pixels, batch.targets, batch.erased))
         x = self.normalise(x)
         at, channels, frames = 0, x.shape[1], (1,) * (x.dim() - 4)
         for sample, top, left, height, width in batch.places.tolist():

@@ -46,9 +46,7 @@ def repeated_augmentation_indices(
     return _permutation(length, epoch, seed)[positions // repeats]
 
 
-def shuffled_indices(
-    length: int, epoch: int, rank: int = 0, world_size: int = 1, *, seed: int = 0
-) -> torch.Tensor:
+def shuffled_indices(length: int, epoch: int, rank: int = 0, world_size: int = 1, *, seed: int = 0) -> torch.Tensor:
     """Indices of one rank's epoch, every sample at most once over all ranks.
 
     Returns:
@@ -57,9 +55,7 @@ def shuffled_indices(
     return _permutation(length, epoch, seed)[rank : length // world_size * world_size : world_size]
 
 
-def local_indices(
-    files: np.ndarray, parts: int, epoch: int, *, seed: int = 0, at_once: int = 8
-) -> torch.Tensor:
+def local_indices(files: np.ndarray, parts: int, epoch: int, *, seed: int = 0, at_once: int = 8) -> torch.Tensor:
     """An epoch in which each of several readers has files of its own and reads a few of them at a time.
 
     The files stand in a random order, one behind the other, and are cut into `parts` of equally many samples; within a
@@ -74,9 +70,7 @@ def local_indices(
     Returns:
         (n // parts * parts,) int64, every sample at most once.
     """
-    rank = _permutation(int(files.max()) + 1, epoch, seed)[
-        torch.from_numpy(files)
-    ]  # place of a sample's file
+    rank = _permutation(int(files.max()) + 1, epoch, seed)[torch.from_numpy(files)]  # place of a sample's file
     order = torch.sort(rank, stable=True).indices
     size = len(order) // parts
     cut = order[: size * parts].view(parts, size)

@@ -43,9 +43,7 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = (
-            disk.error if isinstance(error, RuntimeError) else error
-        )  # torch turns the disk's into its own
+        reason = disk.error if isinstance(error, RuntimeError) else error  # torch turns the disk's into its own
         if reason is None:
             raise
         raise DiskError(
@@ -85,9 +83,7 @@ def load(path: Path, *entries: str) -> dict[str, Any]:
     try:
         state = read(path)
     except (Unreadable, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({error}); start anew with another run.name."
-        ) from None
+        raise UserError(f"{path} cannot be read as a checkpoint ({error}); start anew with another run.name.") from None
     missing = [name for name in entries if not isinstance(state, dict) or name not in state]
     if missing:
         raise UserError(

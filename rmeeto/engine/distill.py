@@ -14,9 +14,7 @@ from rmeeto.engine.teacher_cache import Answers, TeacherCache
 from rmeeto.settings import Need, Settings, setting
 
 DISTILLED = Need(lambda config: config.distill.distill, "distill.distill is off", fatal=True)
-CACHED = Need(
-    lambda config: config.distill.teacher_cache is not None, "there is no distill.teacher_cache", fatal=True
-)
+CACHED = Need(lambda config: config.distill.teacher_cache is not None, "there is no distill.teacher_cache", fatal=True)
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,7 @@ def divergence_of_top(logits: Tensor, answers: Answers) -> tuple[Tensor, Tensor]
     probs = known.exp()
     left = (1 - probs.sum(1)).clamp_min(0)
     others = student.scatter(1, classes, -torch.inf).logsumexp(1)
-    divergence = (
-        (probs * (known - student.gather(1, classes))).sum(1) + torch.xlogy(left, left) - left * others
-    )
+    divergence = (probs * (known - student.gather(1, classes))).sum(1) + torch.xlogy(left, left) - left * others
     return divergence.mean(), left.mean()
 
 

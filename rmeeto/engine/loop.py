@@ -114,9 +114,7 @@ class Training:
             for compiled in (model, *([] if teacher is None else [teacher])):
                 compile_blocks(compiled)
         self.parallel: Any = parallel(model, world, optim)
-        self.passes = Captured(
-            self.forward_backward, optim, world, getattr(criterion, "cache", None) is not None
-        )
+        self.passes = Captured(self.forward_backward, optim, world, getattr(criterion, "cache", None) is not None)
         self.at, self.elastic = Position(), Elastic(model, optim.elastic_r, run.seed)
         self.means, self.watch = Means(world), Watch(world)
         # compiling may take longer than any step
@@ -254,9 +252,7 @@ class Training:
             title = f"evaluating {name}"
             try:
                 with eager():
-                    self.accuracy[name] = evaluate(
-                        model, self.data, self.world, self.dtype, title, after_batch
-                    )
+                    self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, title, after_batch)
             except NotFinite:
                 raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
                     f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged.",

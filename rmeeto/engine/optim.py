@@ -54,9 +54,7 @@ class OptimConfig(Settings):
     weight_decay: float = setting(0.05, "of AdamW, on all parameters", within="[0, inf)")
     betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW", "opt_betas", within="[0, 1)")
     eps: float = setting(1e-8, "of AdamW", "opt_eps", within="(0, inf)")
-    clip_grad: float | None = setting(
-        None, "largest norm of the gradient; none: no clipping", within="(0, inf)"
-    )
+    clip_grad: float | None = setting(None, "largest norm of the gradient; none: no clipping", within="(0, inf)")
     accumulation: int = setting(
         2, "micro-batches averaged in one optimizer step", "accumulation_steps", within="[1, inf)"
     )
@@ -81,9 +79,7 @@ class OptimConfig(Settings):
         "GPU, with the same numbers",
     )
     model_ema: bool = setting(False, "keep and evaluate an exponential moving average of the weights as well")
-    model_ema_decay: float = setting(
-        0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED
-    )
+    model_ema_decay: float = setting(0.99996, "of that average, per optimizer step", within="[0, 1)", needs=AVERAGED)
     head_lr_scale: float = setting(
         1.0, "the head's rate as a multiple of the others': 20, say, for a new one", within="(0, inf)"
     )
@@ -142,9 +138,7 @@ def _cosine(share: float, peak: float, lowest: float) -> float:
     return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def build_optimizer(
-    model: nn.Module, config: OptimConfig, groups: Iterable[dict[str, Any]] | None = None
-) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, groups: Iterable[dict[str, Any]] | None = None) -> Optimizer:
     """AdamW over the model's trainable parameters.
 
     Args:
@@ -156,9 +150,7 @@ def build_optimizer(
         groups = _with_head(model, groups, config.head_lr_scale)
     groups = [{"lr_scale": 1.0, **group} for group in groups]
     # The rate is set before every step; fused: one call for all parameters instead of some ten for each.
-    return AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
-    )
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
 
 
 def _with_head(model: nn.Module, groups: Iterable[dict[str, Any]], scale: float) -> Iterator[dict[str, Any]]:

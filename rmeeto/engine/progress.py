@@ -53,9 +53,7 @@ class Progress:
         self._bar = None
         if shown and sys.stderr.isatty():
             form = None if total is None else BAR
-            self._bar = tqdm(
-                desc=title, total=total, initial=start, leave=False, dynamic_ncols=True, bar_format=form
-            )
+            self._bar = tqdm(desc=title, total=total, initial=start, leave=False, dynamic_ncols=True, bar_format=form)
         self._next_line = time.monotonic() + line_every if shown else float("inf")
 
     def update(self, rounds: int = 1, note: str = "", more: str = "") -> None:

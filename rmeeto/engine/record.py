@@ -40,9 +40,7 @@ class RunConfig(Settings):
     # NumPy takes 32 bits, and each process adds its rank.
     seed: int = setting(0, "of the weights, the drop path and the data", within="[0, inf)")
     eval: bool = setting(False, "evaluate only")
-    resume: bool = setting(
-        False, "go on with the run folder if it exists: to the last bit on CPU", harmless=True
-    )
+    resume: bool = setting(False, "go on with the run folder if it exists: to the last bit on CPU", harmless=True)
     data_changed: str = setting(
         "refuse",
         "where a resumed run finds other training data than before: refuse, or ok to go on",
@@ -107,21 +105,15 @@ def state_of(
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return "new"
     except OSError as error:  # the path is too long, or not to be seen
-        raise UserError(
-            f"{path} cannot be a run folder ({error.strerror}); choose another run.output_dir."
-        ) from None
+        raise UserError(f"{path} cannot be a run folder ({error.strerror}); choose another run.output_dir.") from None
     done = _is_result(path / "result.json")
     if not resume and done and config.get("run", {}).get("eval"):
         raise UserError(f"{path} holds a finished evaluation; give another run.name, or remove it.")
     if not resume:
         state = "holds a finished run" if done else "exists already"
-        raise UserError(
-            f"{path} {state}; set run.resume to go on with it, give another run.name, or remove it."
-        )
+        raise UserError(f"{path} {state}; set run.resume to go on with it, give another run.name, or remove it.")
     if not (path / "config.json").exists():
-        raise UserError(
-            f"{path} exists but holds no config.json, so it is no run folder; choose another run.name."
-        )
+        raise UserError(f"{path} exists but holds no config.json, so it is no run folder; choose another run.name.")
     old = read_json(path / "config.json")
     old.pop(TRAINED_ON, None)
     for name, values in (defaults or {}).items():
@@ -175,9 +167,7 @@ def differences(
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat.update(
-            _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-        )
+        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
     return flat
 
 
@@ -221,9 +211,7 @@ class RunFolder:
         except BlockingIOError:
             raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
         except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error}); choose another run.output_dir."
-            ) from None
+            raise UserError(f"{self.path} cannot be written ({error}); choose another run.output_dir.") from None
 
     def start(
         self, step: int = 0, keep: Callable[[Mapping[str, Any]], bool] = lambda line: False, lines: int = 0
@@ -256,14 +244,10 @@ class RunFolder:
             self._log.write(new.decode())
         self._log.flush()
         if len(kept) < lines:
-            notes.append(
-                f"{path} has {len(kept)} of its {lines} lines up to step {step}; the others are lost"
-            )
+            notes.append(f"{path} has {len(kept)} of its {lines} lines up to step {step}; the others are lost")
         return notes
 
-    def log(
-        self, event: str, position: Mapping[str, int], values: Mapping[str, Any], **process: float
-    ) -> None:
+    def log(self, event: str, position: Mapping[str, int], values: Mapping[str, Any], **process: float) -> None:
         """One line of log.jsonl and one TensorBoard scalar a number.
 
         Args:
@@ -275,9 +259,7 @@ class RunFolder:
         if not self._writes:
             return
         if not self.path.is_dir():
-            raise UserError(
-                f"{self.path} is gone, removed or moved during the run; start anew with another run.name."
-            )
+            raise UserError(f"{self.path} is gone, removed or moved during the run; start anew with another run.name.")
         line = {"event": event, **position, **values, **({"process": process} if process else {})}
         self._log.write(json.dumps(line) + "\n")
         self._log.flush()
@@ -315,9 +297,7 @@ class RunFolder:
 
 def _open_log(path: Path) -> Any:
     """The log to append to: a file of our own, no link or pipe in its place."""
-    descriptor = os.open(
-        path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    )
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(f"{path.name} is no regular file")
@@ -337,9 +317,7 @@ def _is_kept(line: bytes, keep: Callable[[Mapping[str, Any]], bool]) -> bool:
 def environment(world: World) -> dict[str, Any]:
     """What a run ran on: versions, device, processes, commit, command."""
     on_gpu = world.device.type == "cuda"
-    script = (
-        Path(os.path.relpath(sys.argv[0], _ROOT)) if sys.argv[0].startswith(str(_ROOT)) else Path(sys.argv[0])
-    )
+    script = Path(os.path.relpath(sys.argv[0], _ROOT)) if sys.argv[0].startswith(str(_ROOT)) else Path(sys.argv[0])
     return {
         "command": ["python", str(script), *sys.argv[1:]],
         "commit": _commit(),

@@ -106,13 +106,9 @@ def read(training: Training, path: Path) -> dict[str, Any]:
         changed = _changes(state.get("data"), training.contents)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # to compare with what a file holds, such as a tensor for a number, raises nearly any
+    except Exception as error:  # to compare with what a file holds, such as a tensor for a number, raises nearly any
         reason = str(error) if isinstance(error, verify.Misfit) else repr(error)
-        raise UserError(
-            f"{path} is of another run: its state does not fit this one's ({reason}). {other}"
-        ) from None
+        raise UserError(f"{path} is of another run: its state does not fit this one's ({reason}). {other}") from None
     if changed and training.run.data_changed != "ok":
         raise UserError(
             f"the training data are not those of {path}: {changed}. Put them back, or set run.data_changed to ok to go "

@@ -38,9 +38,7 @@ class Saver:
         if order is Order.SAVE:
             try:
                 self.save()
-            except (
-                checkpoint.DiskError
-            ) as error:  # which may have room the next time; what was saved is intact
+            except checkpoint.DiskError as error:  # which may have room the next time; what was saved is intact
                 self._world.print(f"note: {error}", "note: the run goes on, and tries again")
                 self.notice.saved()
 

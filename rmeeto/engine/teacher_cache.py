@@ -30,9 +30,7 @@ from rmeeto.json_file import read_json, write_json
 FORMAT = 1
 _DIGEST = 16  # bytes
 _PROBES = 4  # numbers of a sample's sketch
-_CLOSE = (
-    1e-3  # of the sample's norm: what rounding on another device may change; other images differ by about 1
-)
+_CLOSE = 1e-3  # of the sample's norm: what rounding on another device may change; other images differ by about 1
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +63,7 @@ class TeacherCache:
         UserError: the folder holds answers of another kind, or cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, made_of: Mapping[str, Any], num_classes: int, top: int, world: World
-    ) -> None:
+    def __init__(self, folder: Path, made_of: Mapping[str, Any], num_classes: int, top: int, world: World) -> None:
         self.folder, self._world, self._num_classes = folder, world, num_classes
         self._top = min(top, num_classes)
         self._index = None if self._top == num_classes else "<u2" if num_classes <= 2**16 else "<u4"
@@ -77,9 +73,7 @@ class TeacherCache:
         self.found = self.asked = 0
         self._file: tuple[int, int] = -1, -1  # epoch, descriptor
         self._place = -1, -1, torch.empty(0)  # epoch, number, sketch of what is next
-        self._late = (
-            world.device.type == "cuda"
-        )  # compared a micro-batch later, so that nothing waits for the GPU
+        self._late = world.device.type == "cuda"  # compared a micro-batch later, so that nothing waits for the GPU
         self._unchecked: tuple[Any, ...] | None = None
         self._signs = torch.empty(0)
         self._told = False
@@ -121,10 +115,7 @@ class TeacherCache:
         if self._index is not None:
             answers = Answers(*answers.log_probs.topk(self._top, dim=-1))
         epoch, number, sketch = self._place
-        content = (
-            sketch.cpu().numpy().astype("<f4").tobytes()
-            + answers.log_probs.cpu().numpy().astype("<f4").tobytes()
-        )
+        content = sketch.cpu().numpy().astype("<f4").tobytes() + answers.log_probs.cpu().numpy().astype("<f4").tobytes()
         if answers.classes is not None:
             content += answers.classes.cpu().numpy().astype(self._index).tobytes()
         entry = self._digest(epoch, number, content) + content
@@ -182,9 +173,7 @@ class TeacherCache:
                     os.close(descriptor)
                     raise OSError("it is no regular file")
             except OSError as error:
-                raise self._error(
-                    f"{path} cannot be opened ({error}); give another distill.teacher_cache."
-                ) from None
+                raise self._error(f"{path} cannot be opened ({error}); give another distill.teacher_cache.") from None
             self._file = epoch, descriptor
         return self._file[1]
 

@@ -88,9 +88,7 @@ def check_optimizer(theirs: Any, optimizer: torch.optim.Optimizer, started: bool
                 expect(same, f"{name}.{key}", value, wanted[key])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     expect(isinstance(states, Mapping), "optimizer.state", states, "a state for each parameter")
-    expect(
-        bool(states) == started, "optimizer.state", f"of {len(states)} parameters", "that of the steps so far"
-    )
+    expect(bool(states) == started, "optimizer.state", f"of {len(states)} parameters", "that of the steps so far")
     for index, state in states.items():
         name = f"optimizer.state[{index}]"
         expect(
@@ -149,9 +147,7 @@ def check_results(accuracy: Any, best: Any, epoch: int, names: tuple[str, ...]) 
         Misfit: they are none of such a training.
     """
     wanted = names if epoch else ()
-    expect(
-        isinstance(accuracy, Mapping) and tuple(accuracy) == wanted, "accuracy", accuracy, f"that of {wanted}"
-    )
+    expect(isinstance(accuracy, Mapping) and tuple(accuracy) == wanted, "accuracy", accuracy, f"that of {wanted}")
     for name in wanted:
         _check_accuracy(accuracy[name], f"accuracy.{name}", ())
     if not epoch:
@@ -176,9 +172,7 @@ def _check_accuracy(values: Any, name: str, more: tuple[str, ...]) -> None:
     )
     for key in ACCURACY:
         value = values[key]
-        expect(
-            type(value) in (int, float) and math.isfinite(value), f"{name}.{key}", value, "a finite number"
-        )
+        expect(type(value) in (int, float) and math.isfinite(value), f"{name}.{key}", value, "a finite number")
 
 
 def check_means(theirs: Any, batch: int, name: str) -> None:
@@ -220,9 +214,7 @@ def check_rng(theirs: Any, device: torch.device, name: str) -> None:
         if device.type == "cuda" and "cuda" in theirs:
             torch.Generator(device).set_state(theirs["cuda"])
     except (TypeError, ValueError, KeyError, IndexError, OverflowError, RuntimeError) as error:
-        raise Misfit(
-            f"{name} is no state of the random generators ({' '.join(str(error).split())[:100]})"
-        ) from None
+        raise Misfit(f"{name} is no state of the random generators ({' '.join(str(error).split())[:100]})") from None
 
 
 def expect(holds: bool, name: str, found: Any, expected: Any) -> None:

@@ -76,9 +76,7 @@ class Means:
 
     def all(self) -> dict[str, float]:
         """Over all processes. Waits for the GPU."""
-        *totals, count = self._world.all_reduce(
-            torch.cat([self.sums, self.sums.new_full((1,), self.count)])
-        ).tolist()
+        *totals, count = self._world.all_reduce(torch.cat([self.sums, self.sums.new_full((1,), self.count)])).tolist()
         return {name: total / count for name, total in zip(self.names, totals)}
 
     def state(self) -> dict[str, Any]:

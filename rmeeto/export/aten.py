@@ -36,9 +36,7 @@ def _cdist(a: Any, b: Any, p: float, compute_mode: int | None = None) -> Any:
     """``torch.cdist`` for the l1 and l2 distances."""
     from onnxscript import opset18 as op
 
-    difference = op.Sub(
-        op.Unsqueeze(a, op.Constant(value_ints=[-2])), op.Unsqueeze(b, op.Constant(value_ints=[-3]))
-    )
+    difference = op.Sub(op.Unsqueeze(a, op.Constant(value_ints=[-2])), op.Unsqueeze(b, op.Constant(value_ints=[-3])))
     reduce = {1.0: op.ReduceL1, 2.0: op.ReduceL2}[p]
     return reduce(difference, op.Constant(value_ints=[-1]), keepdims=0)
 
@@ -81,9 +79,7 @@ def _split(x: Any, sizes: int | list[int], dim: int = 0) -> tuple[Any, ...]:
         whole, rest = divmod(x.shape[dim], sizes)
         sizes = [sizes] * whole + [rest] * (rest > 0)
     ends = list(accumulate(sizes))
-    ranges = [
-        (op.Constant(value_ints=[end - n]), op.Constant(value_ints=[end])) for n, end in zip(sizes, ends)
-    ]
+    ranges = [(op.Constant(value_ints=[end - n]), op.Constant(value_ints=[end])) for n, end in zip(sizes, ends)]
     if factors and min(sizes) >= WIDE and _is_weight(factors[1]):
         last = op.Constant(value_ints=[1])
         return tuple(op.MatMul(factors[0], op.Slice(factors[1], begin, end, last)) for begin, end in ranges)

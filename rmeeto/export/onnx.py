@@ -40,9 +40,7 @@ def to_onnx(
     try:
         import onnxscript  # noqa: F401  (torch.onnx uses it)
     except ImportError:
-        raise UserError(
-            "to_onnx: needs the packages onnx and onnxscript; pip install onnx onnxscript"
-        ) from None
+        raise UserError("to_onnx: needs the packages onnx and onnxscript; pip install onnx onnxscript") from None
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     program = exported("to_onnx", model, example, batch_size, steps=True)
@@ -61,9 +59,7 @@ def to_onnx(
         file.save(str(path))
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            f"to_onnx: {type(model).__name__} has what torch cannot write as ONNX: {reason}"
-        ) from error
+        raise UserError(f"to_onnx: {type(model).__name__} has what torch cannot write as ONNX: {reason}") from error
     return Path(path)
 
 

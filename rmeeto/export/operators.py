@@ -165,9 +165,7 @@ def _rows(x: Any, index: Any) -> Any:
     return op.GatherND(x, op.Unsqueeze(index, _ints(2)), batch_dims=1)
 
 
-def _match_tokens(
-    metric: Any, r: int, class_index: Any, index: int, exact: bool
-) -> tuple[Any, Any, Any, Any]:
+def _match_tokens(metric: Any, r: int, class_index: Any, index: int, exact: bool) -> tuple[Any, Any, Any, Any]:
     """As `rmeeto.merge.rules.exact` and `Tokens.plan` in order: P patches, of which the even ones may go."""
     from onnxscript import opset18 as op
 
@@ -219,9 +217,7 @@ def _match_tokens(
     return keep, positions(source), place, said
 
 
-def _merge_tokens(
-    hidden: Any, residual: Any, size: Any, keep: Any, source: Any, destination: Any
-) -> tuple[Any, Any]:
+def _merge_tokens(hidden: Any, residual: Any, size: Any, keep: Any, source: Any, destination: Any) -> tuple[Any, Any]:
     """A product with a matrix of zeros and ones adds those that go to those that stay."""
     from onnxscript import opset18 as op
 

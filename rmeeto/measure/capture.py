@@ -57,9 +57,7 @@ def capture(
         places[block] = at
         kept[block].append((x[:, at].float().cpu(), y[:, at].float().cpu()))
 
-    hooks = [
-        found[block].register_forward_hook(lambda *given, block=block: keep(block, *given)) for block in kept
-    ]
+    hooks = [found[block].register_forward_hook(lambda *given, block=block: keep(block, *given)) for block in kept]
     try:
         device = next(model.parameters()).device
         for batch in batches:

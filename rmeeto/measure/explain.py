@@ -107,9 +107,7 @@ def clip_sheet(
     ]
     sheet = _compose(panels, len(frames), steps, answer)
     line = np.ones((frames.shape[1], 4, 3))
-    parts = [
-        np.concatenate([part for row in rows for part in (row[t], line)][:-1], 1) for t in range(len(frames))
-    ]
+    parts = [np.concatenate([part for row in rows for part in (row[t], line)][:-1], 1) for t in range(len(frames))]
     return sheet, [Image.fromarray(to_bytes(part)) for part in parts]
 
 

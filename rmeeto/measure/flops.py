@@ -102,9 +102,7 @@ def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:
     sizes = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     n = min(len(sizes), len(conv.kernel_size))  # without batch and channels
     if n < 2:
-        raise UserError(
-            f"count_flops: input_size={input_size!r}; expected a side in pixels, or (..., height, width)"
-        )
+        raise UserError(f"count_flops: input_size={input_size!r}; expected a side in pixels, or (..., height, width)")
     convolved = zip(sizes[-n:], conv.kernel_size[-n:], conv.stride[-n:])
     given = tuple((size - kernel) // stride + 1 for size, kernel, stride in convolved)
     if getattr(model, "dynamic_img_size", False):  # takes any
@@ -158,9 +156,7 @@ def mixer_cost(mixer: nn.Module, tokens: int, directions: int) -> dict[str, int]
     if hasattr(mixer, "x_proj"):  # a Mamba, ours or another's
         return scan_macs(mixer, tokens, directions)
     if not hasattr(mixer, "macs"):
-        raise UserError(
-            f"count_flops: {type(mixer).__name__} does not say its cost; give it macs(num_tokens)"
-        )
+        raise UserError(f"count_flops: {type(mixer).__name__} does not say its cost; give it macs(num_tokens)")
     return {"mixer": int(mixer.macs(tokens))}
 
 
@@ -171,9 +167,7 @@ def _attentions(model: nn.Module, blocks: list[nn.Module], patches: int) -> Coun
     tokens, depth = patches + prefix, getattr(model, "_merge_depth", 0) or len(blocks)
     for block, (_, removed) in zip(blocks, asked_and_removed(config, depth, tokens, prefix=prefix)):
         attention = block.attn
-        projections = [
-            getattr(attention, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj", "gate")
-        ]
+        projections = [getattr(attention, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj", "gate")]
         width = attention.head_dim * attention.num_heads
         parts["qkv"] += sum(_linear(module, tokens) for module in projections)
         parts["attention"] += 2 * tokens**2 * width

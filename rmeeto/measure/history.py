@@ -49,9 +49,7 @@ def merge_history(model: nn.Module, x: Tensor) -> list[Step]:
             start = torch.arange(tokens, device=x.device).expand(len(x), -1)
             steps.append(Step(-1, start, first, tokens))
         if state.hidden.shape[1] < steps[-1].num_tokens:
-            steps.append(
-                Step(block, state.target, state.class_index if has_class else None, state.hidden.shape[1])
-            )
+            steps.append(Step(block, state.target, state.class_index if has_class else None, state.hidden.shape[1]))
     return steps
 
 

@@ -89,9 +89,7 @@ def _later(values: Tensor, units: Tensor) -> Tensor:
     return values.gather(1, left.clamp(min=0)).masked_fill_(left < 0, torch.inf)
 
 
-def _follow(
-    plan: Sequence[tuple[Tensor, Tensor, Tensor]], counts: Tensor, merge_units: Tensor
-) -> tuple[int, ...]:
+def _follow(plan: Sequence[tuple[Tensor, Tensor, Tensor]], counts: Tensor, merge_units: Tensor) -> tuple[int, ...]:
     at, left, removed = 0, UNITS, []
     for choice, merges, block_units in plan:
         new = at

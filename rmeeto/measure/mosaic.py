@@ -46,9 +46,7 @@ def paint(clip: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """
     clip = enlarged(clip, groups.shape[1])
     label = spread(groups, *clip.shape[:3])
-    return with_borders(
-        np.where(label[..., None] < 0, hatched(clip.shape), means(clip, label)), label, groups
-    )
+    return with_borders(np.where(label[..., None] < 0, hatched(clip.shape), means(clip, label)), label, groups)
 
 
 def means(clip: np.ndarray, label: np.ndarray) -> np.ndarray:

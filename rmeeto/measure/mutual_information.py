@@ -17,9 +17,7 @@ from torch.nn import functional as F
 from rmeeto.errors import UserError
 
 ESTIMATORS = ("donsker-varadhan", "infonce")
-_MOST = (
-    2048  # held-out samples that InfoNCE tells apart at once; it cannot see more than the logarithm of that
-)
+_MOST = 2048  # held-out samples that InfoNCE tells apart at once; it cannot see more than the logarithm of that
 _SHUFFLES = 8  # of the held-out samples, for the product of the marginals
 _EMBEDDING = 16  # numbers that say which group a sample is of
 _CODE = 128  # numbers that InfoNCE's critic makes of either variable
@@ -104,9 +102,7 @@ def mutual_information(
             f"mutual_information: x {tuple(x.shape)} and y {tuple(y.shape)}; expected (N, ..., D), the same but for D"
         )
     if estimator not in ESTIMATORS:
-        raise UserError(
-            f"mutual_information: estimator={estimator!r}; expected one of {', '.join(ESTIMATORS)}"
-        )
+        raise UserError(f"mutual_information: estimator={estimator!r}; expected one of {', '.join(ESTIMATORS)}")
     held_out = int(len(x) * settings.held_out)
     if held_out < 2 or len(x) - held_out < settings.batch_size:
         raise UserError(
@@ -192,9 +188,7 @@ def _donsker_varadhan(x: Tensor, y: Tensor, settings: Settings, axes: torch.Size
     train, held_out = _split(x, settings)
     groups, size = x.shape[1], settings.batch_size
     critic = _Critic(x.shape[2], y.shape[2], axes, settings).to(x.device)
-    average = torch.full(
-        (groups,), torch.nan, device=x.device
-    )  # the logarithm of each group's moving average
+    average = torch.full((groups,), torch.nan, device=x.device)  # the logarithm of each group's moving average
 
     def loss() -> Tensor:
         samples, others = (train[torch.randint(len(train), (size,), device=x.device)] for _ in range(2))
@@ -225,9 +219,7 @@ def _follow(average: Tensor, values: Tensor, group: Tensor, rate: float) -> None
 def _bound(critic: nn.Module, x: Tensor, y: Tensor, group: int) -> Tensor:
     """Donsker-Varadhan's bound on samples (n, Dx) and (n, Dy) of a group."""
     told = torch.full((len(x),), group, device=x.device)
-    shifts = [
-        int(len(x) * (i + 1) / (_SHUFFLES + 1)) or 1 for i in range(_SHUFFLES)
-    ]  # no sample meets itself
+    shifts = [int(len(x) * (i + 1) / (_SHUFFLES + 1)) or 1 for i in range(_SHUFFLES)]  # no sample meets itself
     marginal = torch.cat([critic(x, y.roll(shift, 0), told) for shift in shifts])
     return critic(x, y, told).mean() - (marginal.logsumexp(0) - math.log(len(marginal)))
 
@@ -241,9 +233,7 @@ class _Codes(nn.Module):
         more = self.group.width
         width = settings.hidden[-1:] or (256,)
         self.x = nn.ModuleList([_mlp([dx + more, *width, _CODE], norm=False), nn.Linear(dx + more, _CODE)])
-        self.y = nn.ModuleList(
-            [_mlp([dy + more, *width, _CODE + 1], norm=False), nn.Linear(dy + more, _CODE + 1)]
-        )
+        self.y = nn.ModuleList([_mlp([dy + more, *width, _CODE + 1], norm=False), nn.Linear(dy + more, _CODE + 1)])
 
     def forward(self, x: Tensor, y: Tensor, group: int) -> Tensor:
         """(B, Dx), (B, Dy) -> (B, B) for every x with every y."""

@@ -47,9 +47,7 @@ def released_counters(model: nn.Module, input_size: int | tuple[int, ...]) -> Re
     Source: R-MeeTo, arXiv 2412.12496, and the figures recorded from its released code.
     """
     config: MergeConfig | None = getattr(model, "merge_config", None)
-    if not hasattr(model, "layers") or (
-        config and not (isinstance(config.r, int) and config.matching.name == "exact")
-    ):
+    if not hasattr(model, "layers") or (config and not (isinstance(config.r, int) and config.matching.name == "exact")):
         raise UserError(
             f"released_counters: got a {type(model).__name__} with {config}; the released code counts a Vision Mamba "
             "with one r for all merges and the exact rule. Use count_flops"

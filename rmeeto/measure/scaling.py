@@ -173,9 +173,7 @@ def slowdown(rates: Rates, machines: Machines) -> float:
     """How many times as long a process takes as it does alone on its machine."""
     if not machines.on_cores:
         return rates.busy if machines.processes > 1 else 1.0
-    share = min(
-        1.0, (machines.processes - 1) / max(1, machines.cores - 1)
-    )  # of the way from alone to all busy
+    share = min(1.0, (machines.processes - 1) / max(1, machines.cores - 1))  # of the way from alone to all busy
     turns = max(1.0, machines.processes / machines.cores)
     return turns * (1 + share * (rates.busy - 1))
 

@@ -82,9 +82,7 @@ def fit_schedule(
 
 def _check_measurable(model: Any, device: torch.device) -> MergeConfig:
     if not all(hasattr(model, name) for name in ("layers", "num_tokens", "merge_config")):
-        raise UserError(
-            f"fit_schedule: got a {type(model).__name__}; expected a Vision Mamba of this package"
-        )
+        raise UserError(f"fit_schedule: got a {type(model).__name__}; expected a Vision Mamba of this package")
     if model.training:
         raise UserError("fit_schedule: the model is in training mode; call .eval() on it first")
     found = next(model.parameters()).device
@@ -92,7 +90,5 @@ def _check_measurable(model: Any, device: torch.device) -> MergeConfig:
         raise UserError(f"fit_schedule: the model is on {found}, device={device}; move one of them")
     config = model.merge_config or MergeConfig()
     if config.final_tokens is not None:
-        raise UserError(
-            f"fit_schedule: final_tokens={config.final_tokens} fixes the last merge, too; leave it out"
-        )
+        raise UserError(f"fit_schedule: final_tokens={config.final_tokens} fixes the last merge, too; leave it out")
     return config

@@ -71,13 +71,7 @@ def compose(
         for part in wrapped(whole, inner, font(round(text * (1.35 if i == 0 else 1)), i == 0))
     ]
     banner = wrapped(alarm, inner - gap, font(round(text * 1.2), True)) if alarm else []
-    top = (
-        gap
-        + round(len(banner) * line * 1.25)
-        + gap * bool(banner)
-        + round(len(lines) * line * 1.15)
-        + gap // 2
-    )
+    top = gap + round(len(banner) * line * 1.25) + gap * bool(banner) + round(len(lines) * line * 1.15) + gap // 2
     sheet = Image.new("RGB", (inner + 2 * gap, top + uppers[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     y = gap // 2

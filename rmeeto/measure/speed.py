@@ -49,9 +49,7 @@ class Timing:
 
     def __post_init__(self) -> None:
         if len(self.seconds) < MIN_RUNS:
-            raise UserError(
-                f"{len(self.seconds)} timed runs are too few for a median; expected {MIN_RUNS} or more"
-            )
+            raise UserError(f"{len(self.seconds)} timed runs are too few for a median; expected {MIN_RUNS} or more")
 
     @property
     def median_s(self) -> float:
@@ -159,9 +157,7 @@ def _check(models: Mapping[str, Callable], batch: Tensor, runs: int, warmup: int
             raise UserError(f"benchmark: {name} is in training mode; call .eval() on it first")
         device = next((p.device for p in model.parameters()), batch.device)
         if device != batch.device:
-            raise UserError(
-                f"benchmark: {name} is on {device}, the batch on {batch.device}; move one of them"
-            )
+            raise UserError(f"benchmark: {name} is on {device}, the batch on {batch.device}; move one of them")
 
 
 def _prepare(
@@ -208,9 +204,7 @@ def _own_code(model: Callable) -> Callable:
     def forward(x: Tensor) -> Any:
         return model(x)
 
-    return types.FunctionType(
-        forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__
-    )
+    return types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
 
 
 def _peak_memory(run: Callable[[], Any], model: Callable, batch: Tensor) -> int | None:

@@ -74,21 +74,13 @@ def draw_merged(
     from matplotlib.figure import Figure  # slow to import
 
     single = images.ndim == 3
-    images, source = (
-        (images.unsqueeze(0), source.reshape(1, *source.shape[-2:])) if single else (images, source)
-    )
-    aside = (
-        [] if class_index is None else [class_index] if isinstance(class_index, int) else list(class_index)
-    )
+    images, source = (images.unsqueeze(0), source.reshape(1, *source.shape[-2:])) if single else (images, source)
+    aside = [] if class_index is None else [class_index] if isinstance(class_index, int) else list(class_index)
     _check(images, source, aside)
     groups = _groups(source, aside)
-    clips = (
-        images.movedim(1, -1).unsqueeze(1) if images.ndim == 4 else images.movedim(1, -1)
-    )  # (B, T, H, W, C)
+    clips = images.movedim(1, -1).unsqueeze(1) if images.ndim == 4 else images.movedim(1, -1)  # (B, T, H, W, C)
     clips = (clips.float().cpu() * torch.tensor(std) + torch.tensor(mean)).clamp(0, 1)
-    clips = (
-        clips if clips.shape[-1] == 3 else clips.mean(-1, keepdim=True).expand(*clips.shape[:-1], 3)
-    ).numpy()
+    clips = (clips if clips.shape[-1] == 3 else clips.mean(-1, keepdim=True).expand(*clips.shape[:-1], 3)).numpy()
     grid = _grid(groups.shape[1], clips.shape[1:4], grid, MOST_PREFIX if aside == [0] else 0)
     groups = groups[:, groups.shape[1] - math.prod(grid) :]
     pictures = [(clip, paint(clip, group.reshape(grid))) for clip, group in zip(clips, groups)]
@@ -115,9 +107,7 @@ def _groups(source: Tensor, aside: Sequence[int]) -> np.ndarray:
     return torch.where(patches.any(1), patches.argmax(1), -1).numpy()
 
 
-def _grid(
-    patches: int, shape: tuple[int, ...], grid: tuple[int, ...] | None, most: int
-) -> tuple[int, int, int]:
+def _grid(patches: int, shape: tuple[int, ...], grid: tuple[int, ...] | None, most: int) -> tuple[int, int, int]:
     """Frames, rows and columns of patches; up to `most` of the first are none."""
     if grid is None:
         likely = [_likely(patches - more, shape) for more in range(min(most, patches - 1) + 1)]

@@ -252,9 +252,7 @@ class MergeConfig:
         fields: dict[str, Any] = {}
         for key, value in merge_para.items():
             if key not in RELEASED:
-                raise ValueError(
-                    f"merge_para: unknown key {key!r}; expected some of {', '.join(sorted(RELEASED))}"
-                )
+                raise ValueError(f"merge_para: unknown key {key!r}; expected some of {', '.join(sorted(RELEASED))}")
             field, read = RELEASED[key]
             fields[field] = value if read is None else read(value)
         return cls(**{**fields, **overrides})

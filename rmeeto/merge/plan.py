@@ -72,9 +72,7 @@ class MergePlan:
         A pruned token takes the value of the token that it would have gone into.
         """
         if y.ndim != 3 or y.shape[:2] != self.keep.shape:
-            raise ValueError(
-                f"unmerge: got a tensor of shape {tuple(y.shape)}; expected {(*self.keep.shape, 'C')}"
-            )
+            raise ValueError(f"unmerge: got a tensor of shape {tuple(y.shape)}; expected {(*self.keep.shape, 'C')}")
         return take_tokens(y, self.target())
 
     def target(self) -> Tensor:
@@ -113,9 +111,7 @@ class MergePlan:
         return torch.where(target < 0, -1, moved.gather(1, target.clamp(min=0)))
 
 
-def merge_streams(
-    plan: MergePlan, state: TokenState, mode: str = "sum"
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def merge_streams(plan: MergePlan, state: TokenState, mode: str = "sum") -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Hidden states, residual and sizes of the tokens that stay.
 
     A size-weighted average is linear, so ``hidden + residual`` is merged once instead of both (and is then the new
@@ -130,9 +126,7 @@ def merge_streams(
     return hidden, residual, size
 
 
-def merge_wavg(
-    plan: MergePlan, x: Tensor, size: Tensor | None = None, mode: str = "sum"
-) -> tuple[Tensor, Tensor]:
+def merge_wavg(plan: MergePlan, x: Tensor, size: Tensor | None = None, mode: str = "sum") -> tuple[Tensor, Tensor]:
     """Merge tokens, weighted by how many original tokens each stands for.
 
     Args:

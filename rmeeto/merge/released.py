@@ -28,9 +28,7 @@ def parse_choose(choose: str) -> int:
 def final_tokens_from_compare(compare: int) -> int:
     """Final token count of the released ``compare`` option: ``197 - 11 * compare``, at least 1."""
     if not isinstance(compare, int) or isinstance(compare, bool) or compare < 0:
-        raise ValueError(
-            f"compare={compare!r}; expected an integer of 0 or more (the released default is 11)"
-        )
+        raise ValueError(f"compare={compare!r}; expected an integer of 0 or more (the released default is 11)")
     return max(1, _TOKENS - _STEP * compare)
 
 

@@ -41,9 +41,7 @@ def _inflected(r: int, inflection: float, num_merges: int) -> list[int]:
     return [after - before for before, after in zip(totals, totals[1:], strict=False)]
 
 
-def removals(
-    config: MergeConfig | None, depth: int, num_tokens: int, *, prefix: int | None = None
-) -> list[int]:
+def removals(config: MergeConfig | None, depth: int, num_tokens: int, *, prefix: int | None = None) -> list[int]:
     """Tokens that each block really removes (before it mixes; in a Transformer after its attention).
 
     Args:
@@ -75,9 +73,7 @@ def asked_and_removed(
     return counts
 
 
-def token_counts(
-    config: MergeConfig | None, depth: int, num_tokens: int, *, prefix: int | None = None
-) -> list[int]:
+def token_counts(config: MergeConfig | None, depth: int, num_tokens: int, *, prefix: int | None = None) -> list[int]:
     """Number of tokens that each block's mixer (attention) sees, class token counted. Arguments as in `removals`."""
     removed = removals(config, depth, num_tokens, prefix=prefix)
     if prefix is not None:  # a Transformer's block merges after its attention
@@ -85,9 +81,7 @@ def token_counts(
     return [num_tokens - sum(removed[: block + 1]) for block in range(depth)]
 
 
-def check_neighbour(
-    name: str, config: MergeConfig, depth: int, num_tokens: int, *, prefix: int | None = None
-) -> None:
+def check_neighbour(name: str, config: MergeConfig, depth: int, num_tokens: int, *, prefix: int | None = None) -> None:
     """Refuse a ``config.neighbour`` that a merge of the model ``name`` has too few destinations for.
 
     Args:

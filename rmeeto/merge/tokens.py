@@ -54,9 +54,7 @@ class Tokens:
         object.__setattr__(self, "num", number(self.num))
         index, prefix = self.class_index, self.prefix
         if self.class_position not in CLASS_POSITIONS:
-            raise ValueError(
-                f"match: class_position={self.class_position!r}; expected one of {CLASS_POSITIONS}"
-            )
+            raise ValueError(f"match: class_position={self.class_position!r}; expected one of {CLASS_POSITIONS}")
         if prefix is not None and not (0 <= prefix <= self.num and index is None):
             raise ValueError(
                 f"match: prefix={prefix} with class_index={index}; expected 0 to {self.num} tokens, and no "
@@ -175,9 +173,7 @@ class Tokens:
             return self._with_class(2 * first, kept, pick + unmerged.shape[1])
         unmerged = unmerged.sort(dim=1).values
         front = torch.arange(self.prefix, device=device).expand(batch, -1)
-        kept = torch.cat(
-            [front, unmerged[:, (self.prefix + 1) // 2 :], destinations[:, self.prefix // 2 :]], dim=1
-        )
+        kept = torch.cat([front, unmerged[:, (self.prefix + 1) // 2 :], destinations[:, self.prefix // 2 :]], dim=1)
         return MergePlan(kept, 2 * first, pick + unmerged.shape[1], 0 if self.prefix else None, self.prune)
 
     def pair(self, source: Tensor, destination: Tensor) -> MergePlan:
@@ -234,9 +230,7 @@ class Tokens:
         keep = F.pad(_look_up(patches, kept), (0, 1)).gather(1, out - (out > at).long())
         keep = torch.where(out == at, _per_sample(aside, batch, device).unsqueeze(1), keep)
         index = None if self.class_index is None else reported
-        return MergePlan(
-            keep, _look_up(patches, source), destination + (destination >= at), index, self.prune
-        )
+        return MergePlan(keep, _look_up(patches, source), destination + (destination >= at), index, self.prune)
 
     def _class_place(self, source: Tensor) -> tuple[int | Tensor, int | Tensor]:
         """Where the class token is put, and where it is said to be."""

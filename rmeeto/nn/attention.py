@@ -118,9 +118,7 @@ def rope_of(rope: Tensor, cell: Tensor, prefix: int) -> Tensor:
     return rope.gather(2, places.expand(-1, rope.shape[1], -1, rope.shape[3]))
 
 
-def merge_precisely(
-    plan: MergePlan, state: TokenState, mode: str
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def merge_precisely(plan: MergePlan, state: TokenState, mode: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Hidden states and residual merged each for itself, with sizes and sums in fp32 if they are in half precision."""
     merged = {}
     for name in ("residual", "hidden"):

@@ -294,9 +294,7 @@ class VisionMamba(nn.Module):
         pooled = x[:, 0]
         return pooled if pre_logits else self.head(pooled)
 
-    def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None
-    ) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
         """Take images of another size (timm's convention): the position embedding is resized to their patches.
 
         Args:
@@ -308,9 +306,7 @@ class VisionMamba(nn.Module):
         """
         embed, name = self.patch_embed, type(self).__name__
         if not isinstance(embed, PatchEmbed) or patch_size not in (None, embed.proj.kernel_size[0]):
-            raise ValueError(
-                f"{name}: patch_size={patch_size}; images alone change their size, patches do not"
-            )
+            raise ValueError(f"{name}: patch_size={patch_size}; images alone change their size, patches do not")
         size = embed.input_size if img_size is None else img_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         grid = grid_size(size, embed.proj.kernel_size[0], embed.proj.stride[0])

@@ -83,9 +83,7 @@ def merge_state(
     return plan.carry(state, config.mode, merge_on_kernels)
 
 
-def merge_on_kernels(
-    plan: MergePlan, state: TokenState, mode: str
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def merge_on_kernels(plan: MergePlan, state: TokenState, mode: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`merge_streams`; the size-weighted average has kernels."""
     if mode != "sum" or plan.prune:
         return merge_streams(plan, state, mode)
@@ -93,9 +91,7 @@ def merge_on_kernels(
     return hidden, None, size
 
 
-def plan_merge(
-    state: TokenState, r: int, config: MergeConfig, grid: tuple[int, int, int] | None = None
-) -> MergePlan:
+def plan_merge(state: TokenState, r: int, config: MergeConfig, grid: tuple[int, int, int] | None = None) -> MergePlan:
     """The matching of a state's tokens that a configuration asks for; the exact rule has kernels."""
     tokens = Tokens(
         state.hidden.shape[1],

@@ -89,9 +89,7 @@ def as_outputs(
     """
     if not as_dict:
         return features if final is None else (final, features)
-    named: dict[str, Any] = {
-        "image_intermediates": [pair[0] for pair in features] if with_prefix else features
-    }
+    named: dict[str, Any] = {"image_intermediates": [pair[0] for pair in features] if with_prefix else features}
     if with_prefix:
         named["image_intermediates_prefix"] = [pair[1] for pair in features]
     return named if final is None else {**named, "image_features": final}

@@ -102,14 +102,10 @@ def resize_pos_embed(
     old, new = pos_embed.shape[1] - 1, grid[0] * grid[1]
     old_grid = old_grid or (math.isqrt(old),) * 2
     if math.prod(old_grid) != old:
-        raise ValueError(
-            f"position embedding: {old} patches are no square, so it cannot be resized to {grid}"
-        )
+        raise ValueError(f"position embedding: {old} patches are no square, so it cannot be resized to {grid}")
     if old_class_index is None:
         old_class_index = old // 2 if class_index == new // 2 else 0
     entry = pos_embed[:, old_class_index : old_class_index + 1]
-    class_first = torch.cat(
-        [entry, pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1
-    )
+    class_first = torch.cat([entry, pos_embed[:, :old_class_index], pos_embed[:, old_class_index + 1 :]], dim=1)
     entry, patches = resample_abs_pos_embed(class_first, list(grid), list(old_grid)).split([1, new], dim=1)
     return torch.cat([patches[:, :class_index], entry, patches[:, class_index:]], dim=1)

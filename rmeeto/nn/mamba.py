@@ -64,9 +64,7 @@ class BiMamba(nn.Module):
         dt_proj = nn.Linear(self.dt_rank, inner)
         nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         # Steps start log-uniform in [_DT_MIN, _DT_MAX]; the bias is softplus's inverse of that.
-        step = torch.exp(torch.rand(inner) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN)).clamp(
-            min=_DT_FLOOR
-        )
+        step = torch.exp(torch.rand(inner) * math.log(_DT_MAX / _DT_MIN) + math.log(_DT_MIN)).clamp(min=_DT_FLOOR)
         dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))
         self.add_module("conv1d" + suffix, conv)
         self.add_module("x_proj" + suffix, nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False))
@@ -88,9 +86,7 @@ class BiMamba(nn.Module):
         out = self.out_proj(y)
         if not return_ssm:
             return out
-        steps = (
-            d.delta if d.dt_weight is None else F.linear(d.delta, d.dt_weight) for d in (forward, backward)
-        )
+        steps = (d.delta if d.dt_weight is None else F.linear(d.delta, d.dt_weight) for d in (forward, backward))
         pairs = (forward.B, backward.B), (forward.C, backward.C), steps
         return out, SSMFeatures(*(self._combine(a.detach(), b.detach()) for a, b in pairs))
 
@@ -107,9 +103,7 @@ class BiMamba(nn.Module):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         directions = (direction.plain() for direction in self._directions(u))
         outputs = (
-            selective_scan(
-                d.u.mT, d.delta.mT, d.A, d.B.mT, d.C.mT, d.D, z.mT, d.delta_bias, reverse=reverse
-            ).mT
+            selective_scan(d.u.mT, d.delta.mT, d.A, d.B.mT, d.C.mT, d.D, z.mT, d.delta_bias, reverse=reverse).mT
             for d, reverse in zip(directions, (False, True))
         )
         return u, *outputs
@@ -128,9 +122,7 @@ class BiMamba(nn.Module):
             self._direction(backward, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
         )
 
-    def _direction(
-        self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
-    ) -> Direction:
+    def _direction(self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> Direction:
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if not (type(self.dt_proj) is type(self.dt_proj_b) is nn.Linear):
             # One has an adapter, or is quantised: what they compute counts.

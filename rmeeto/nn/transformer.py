@@ -78,9 +78,7 @@ class MergingTransformer:
         config.check_metrics(name, "a Transformer", self.metrics)
         depth, tokens = len(self.blocks), self._num_input_tokens()
         if isinstance(config.r, tuple) and config.inflection is None and len(config.r) != depth:
-            raise ValueError(
-                f"{name}: r lists {len(config.r)} values, but {depth} blocks merge; give one for each"
-            )
+            raise ValueError(f"{name}: r lists {len(config.r)} values, but {depth} blocks merge; give one for each")
         check_neighbour(name, config, depth, tokens, prefix=self.num_prefix_tokens)
 
     @property
@@ -185,9 +183,7 @@ class MergingTransformer:
             own = rope[number] if rope is not None and getattr(self, "rope_mixed", False) else rope
             step = Step(state, r, self.merge_config, prefix, own)
             if recompute:
-                hidden = torch.utils.checkpoint.checkpoint(
-                    block, state.hidden, step=step, use_reentrant=False
-                )
+                hidden = torch.utils.checkpoint.checkpoint(block, state.hidden, step=step, use_reentrant=False)
             else:
                 hidden = block(state.hidden, step=step)
             state = dataclasses.replace(step.after, hidden=hidden)  # which a hook may have changed

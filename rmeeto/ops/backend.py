@@ -123,9 +123,7 @@ class Operator:
             try:
                 return name, named[0].load()
             except BackendUnavailable as reason:
-                raise UserError(
-                    f"{where}={name!r}: that backend of {self.name} cannot run here: {reason}"
-                ) from reason
+                raise UserError(f"{where}={name!r}: that backend of {self.name} cannot run here: {reason}") from reason
         for backend in usable:
             if not backend.automatic:
                 continue

@@ -146,9 +146,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return loaded, origin
     except (BackendUnavailable, OSError) as error:
         reason = shown(error) + (f" (and the cache: {unusable})" if unusable else "")
-        warnings.warn(
-            f"rmeeto runs its CPU operators on PyTorch, several times slower: {reason}", stacklevel=2
-        )
+        warnings.warn(f"rmeeto runs its CPU operators on PyTorch, several times slower: {reason}", stacklevel=2)
         return None, reason
 
 
@@ -181,8 +179,7 @@ def _compile(command: list[str], flags: tuple[str, ...], folder: Path, sources: 
     """Build the library in a folder; its path there."""
     objects = [str(folder / f"{source.stem}.o") for source in sources]
     compiled = [
-        [*command, *flags, "-c", str(source), "-o", object]
-        for source, object in zip(sources, objects, strict=True)
+        [*command, *flags, "-c", str(source), "-o", object] for source, object in zip(sources, objects, strict=True)
     ]
     library = folder / "library"
     for commands in (compiled, [[*command, "-shared", "-pthread", *objects, "-o", str(library)]]):
@@ -214,9 +211,7 @@ def _run(commands: Sequence[Sequence[str]], limit_s: float) -> list[tuple[int, s
                 )
             )
         outputs = [_output(process, end) for process in running]
-        return [
-            (process.returncode, output.decode(errors="replace")) for process, output in zip(running, outputs)
-        ]
+        return [(process.returncode, output.decode(errors="replace")) for process, output in zip(running, outputs)]
     except BaseException as error:
         for process in running:
             with contextlib.suppress(OSError):

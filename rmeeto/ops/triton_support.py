@@ -39,9 +39,7 @@ def require_triton() -> None:
         raise BackendUnavailable("no CUDA device")
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):
-        raise BackendUnavailable(
-            f"needs compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
-        )
+        raise BackendUnavailable(f"needs compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}")
 
 
 def implementation(module: str, name: str) -> Callable:
@@ -76,19 +74,13 @@ def check_batch(tensor: Tensor) -> None:
         ValueError: there are more.
     """
     if tensor.shape[0] > MAX_BATCH:
-        raise ValueError(
-            f"the Triton kernels take up to {MAX_BATCH} samples, got {tensor.shape[0]}; split the batch"
-        )
+        raise ValueError(f"the Triton kernels take up to {MAX_BATCH} samples, got {tensor.shape[0]}; split the batch")
 
 
 @cache
 def num_sms(device: torch.device) -> int:
     """Multiprocessors of a GPU."""
-    return (
-        torch.cuda.get_device_properties(device).multi_processor_count
-        if device.type == "cuda"
-        else DEFAULT_SMS
-    )
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else DEFAULT_SMS
 
 
 def power_of_two(n: int, least: int = 1) -> int:

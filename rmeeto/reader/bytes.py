@@ -34,9 +34,7 @@ def bytes_of(path: Path, mapped: bool) -> mmap.mmap:
         if not size:
             raise Unreadable("it is empty")
         if mapped:
-            data = mmap.mmap(
-                file.fileno(), 0, access=mmap.ACCESS_COPY
-            )  # writable, as torch wants it, for us alone
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writable, as torch wants it, for us alone
             with contextlib.suppress(OSError):  # a system without it
                 data.madvise(_POPULATE_READ)
             return data

@@ -25,9 +25,7 @@ from rmeeto.reader.values import Unknown, Unreadable, printable
 DIGEST = "rmeeto.digest"  # the entry of a checkpoint with the digest of the others
 _LEGACY = 0x1950A86A20F9469CFC6C  # torch's magic number of the format before zip, and its version
 _VERSION = 1001
-_LARGEST_INDEX = (
-    4 * 2**20
-)  # bytes of a zip archive's list of records; that of Vim-B with optimizer has 200,000
+_LARGEST_INDEX = 4 * 2**20  # bytes of a zip archive's list of records; that of Vim-B with optimizer has 200,000
 _THREADS = 4  # at most, for checksums: they take as long as reading
 _END = struct.Struct("<4s4H2LH")  # of a zip archive: the record at its end
 
@@ -51,9 +49,7 @@ def read(path: str | Path, *, mapped: bool = False) -> Any:
         if written is not None and written != digest(content, 4 * len(data) + 2**26):
             raise Unreadable("it is damaged: its content has another digest than it was written with")
     except Unknown as error:
-        raise Unreadable(
-            f"{error}. If you trust its author, make it plain: {_conversion(Path(path))}"
-        ) from None
+        raise Unreadable(f"{error}. If you trust its author, make it plain: {_conversion(Path(path))}") from None
     except Unreadable:
         raise
     except Exception:  # a pickle that is damaged or none raises nearly anything
@@ -83,9 +79,7 @@ def digest(content: Any, largest: float = math.inf) -> str:
             raw = plain.view(torch.uint8).numpy() if len(plain) else b""
             found.update(f"{value.dtype} {tuple(value.shape)} {zlib.crc32(raw)};".encode())
         elif isinstance(value, dict | list | tuple):
-            kind = next(
-                k.__name__ for k in (dict, list, tuple) if isinstance(value, k)
-            )  # torch.Size is read as tuple
+            kind = next(k.__name__ for k in (dict, list, tuple) if isinstance(value, k))  # torch.Size is read as tuple
             found.update(f"{kind} {len(value)}:".encode())
             for part in value.items() if isinstance(value, dict) else value:
                 add(part)
@@ -148,20 +142,14 @@ def _records(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], list[int]]:
     if len(end) < _END.size or not end.startswith(b"PK\5\6") or not end.endswith(b"\0\0"):
         raise Unreadable("it is cut, or has bytes behind its end")
     index = _END.unpack(end)[5]
-    if (
-        index == 2**32 - 1
-    ):  # what does not fit stands in a record before it, of 56 bytes, and a reference of 20
+    if index == 2**32 - 1:  # what does not fit stands in a record before it, of 56 bytes, and a reference of 20
         (index,) = struct.unpack("<Q", data[-_END.size - 36 : -_END.size - 28])
     if index > _LARGEST_INDEX:
         raise Unreadable("it has more records than a checkpoint")
     infos = zipfile.ZipFile(data).infolist()
     records, total = {}, 0
     for info in infos:
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.compress_size != info.file_size
-            or info.flag_bits & 1
-        ):
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
             raise Unreadable("it is compressed, as torch.save never does")
         total += info.file_size
         if total > len(data):

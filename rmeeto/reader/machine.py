@@ -187,9 +187,7 @@ class Machine:
             state = state if type(state) is dict else {"state": state}
             self._pay(len(state))
             target.values.update(state)
-        elif not isinstance(
-            target, dict
-        ):  # of a dictionary, such as OrderedDict, the attributes are left out
+        elif not isinstance(target, dict):  # of a dictionary, such as OrderedDict, the attributes are left out
             raise Unreadable(f"its pickle changes a {type(target).__name__}")
 
     def _storage(self, named: Any) -> Storage:

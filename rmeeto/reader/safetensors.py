@@ -86,7 +86,5 @@ def _entries(file: BinaryIO | mmap.mmap) -> dict[str, tuple[torch.dtype, list[in
         first += nbytes
     if first != end:
         wanted = sum(nbytes for _, nbytes in places)
-        raise Unreadable(
-            f"its tensors have {wanted} bytes, of which it holds {rest}: it is cut, or made by hand"
-        )
+        raise Unreadable(f"its tensors have {wanted} bytes, of which it holds {rest}: it is cut, or made by hand")
     return {name: (kind, shape, places[0]) for name, (kind, shape, places) in entries.items()}

@@ -75,9 +75,7 @@ class Storage:
         self.numbers = numbers
 
 
-def _tensor(
-    storage: Storage, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None
-) -> Tensor:
+def _tensor(storage: Storage, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A view of a storage: no element beyond its end, and not more elements than it has (a stride of 0)."""
     numbers = storage.numbers if dtype is None else storage.numbers.view(dtype)
     offset, size, stride = _count(offset), tuple(map(_count, size)), tuple(map(_count, stride))
@@ -144,9 +142,7 @@ def _path(*parts: Any) -> str:
     return str(PurePosixPath(*parts))
 
 
-SUBCLASS = (
-    "torch._tensor._rebuild_from_type_v2"  # (function, class, arguments, state): the tensor without its class
-)
+SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # (function, class, arguments, state): the tensor without its class
 _VALUES: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _pairs,
     "collections.Counter": _pairs,
@@ -229,11 +225,5 @@ def find(module: str, name: str) -> Any:
 
 def printable(value: Any) -> str:
     """A value of a file as short text without control characters."""
-    text = (
-        value
-        if isinstance(value, str)
-        else repr(value)
-        if isinstance(value, int | float)
-        else str(type(value))
-    )
+    text = value if isinstance(value, str) else repr(value) if isinstance(value, int | float) else str(type(value))
     return text[:100].encode("unicode_escape").decode()

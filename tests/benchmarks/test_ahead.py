@@ -35,9 +35,7 @@ def test_a_setting_that_does_not_compile_is_named_and_the_others_are_made(tmp_pa
 
 
 def test_without_a_gpu_the_profiler_is_a_row_that_says_so():
-    assert [row for unit in ncu.units(torch.device("cpu")) for row in unit.rows()] == [
-        {"skipped": "there is no GPU"}
-    ]
+    assert [row for unit in ncu.units(torch.device("cpu")) for row in unit.rows()] == [{"skipped": "there is no GPU"}]
 
 
 def test_the_profilers_table_is_read():

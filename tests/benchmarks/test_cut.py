@@ -52,9 +52,7 @@ def shown(text: str) -> list[str]:
 
 
 def lines_of(found: dict[str, dict]) -> list[str]:
-    tables = (
-        (table, rows) for result in found.values() for table, rows in result.items() if report.are_rows(rows)
-    )
+    tables = ((table, rows) for result in found.values() for table, rows in result.items() if report.are_rows(rows))
     return [f"  {report.line(row, table)}" for table, rows in tables for row in rows]
 
 

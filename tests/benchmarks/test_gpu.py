@@ -118,9 +118,7 @@ def copied(tmp_path):
 def test_out_may_be_left_out(given, passed, copied):
     command = ["bash", "../benchmarks/gpu.sh", *given]
     environment = {**os.environ, "PYTHON": PYTHON}
-    finished = subprocess.run(
-        command, cwd=copied / "else where", env=environment, capture_output=True, text=True
-    )
+    finished = subprocess.run(command, cwd=copied / "else where", env=environment, capture_output=True, text=True)
     assert finished.stdout.strip() == passed.format(root=copied), finished.stderr
     assert not (copied / "runs").exists()
 
@@ -279,9 +277,7 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path
         f"open({str(child)!r}, 'w').write(str(p.pid))\ntime.sleep(60)\n"
     )
     start = subprocess.Popen
-    monkeypatch.setattr(
-        plan.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k)
-    )
+    monkeypatch.setattr(plan.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k))
     (tmp_path / "models-bf16-x-pt1.json").write_text("{}")
     options = Namespace(out=tmp_path, work=tmp_path, dry_run=True)
     assert plan.run_part(options, plan.Part("training", 3, 1, "")) == "took longer than 3 s"

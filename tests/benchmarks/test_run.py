@@ -115,10 +115,7 @@ def test_a_refusal_is_in_the_result_and_in_the_exit_code(tmp_path, monkeypatch, 
     monkeypatch.setattr(operators, "cases", lambda *_: [small_scan(broken=broken("gradient"))])
     assert cli.main(["operators", "--dtype", "fp32", "--quick", "--runs", "5", "--out", str(tmp_path)]) == 1
     (file,) = tmp_path.glob("operators-fp32-cpu-pt*.json")
-    assert (
-        "gradient of u"
-        in next(r for r in json.loads(file.read_text())["rows"] if r["way"] == "broken")["refused"]
-    )
+    assert "gradient of u" in next(r for r in json.loads(file.read_text())["rows"] if r["way"] == "broken")["refused"]
     assert "refused: gradient of u" in capsys.readouterr().out
 
 
@@ -155,9 +152,7 @@ def test_the_targets_end_with_its_ratios_as_a_table_and_as_json(tmp_path):
     assert len(rows) == len(kinds) and all(kind in row["row"] for kind, row in zip(kinds, rows))
     for row in rows:
         assert row["ratio"] > 0 and row["target"] > 0
-        assert row["met"] == (
-            row["ratio"] <= row["target"] if row["at_most"] else row["ratio"] >= row["target"]
-        )
+        assert row["met"] == (row["ratio"] <= row["target"] if row["at_most"] else row["ratio"] >= row["target"])
     assert rows[4]["theory"] > 1 and rows[5]["theory"] > rows[4]["theory"]
     table = lines[-2 - len(rows) : -1]
     assert table[0].split() == ["ratio", "IQR", "theory", "target", "moon", "met"]
@@ -350,9 +345,7 @@ def test_the_readme_shows_the_results_that_are_there():
 
 def test_tables_come_from_the_files(tmp_path):
     result = results.begin(tmp_path / "none", "ops", "fp32", CPU, quick=False)
-    result["rows"] = [
-        {"what": "scan", "shape": (1, 2), "way": "cpp", "median_ms": 1.23456, "share_of_floor": 0.5}
-    ]
+    result["rows"] = [{"what": "scan", "shape": (1, 2), "way": "cpp", "median_ms": 1.23456, "share_of_floor": 0.5}]
     results.write(tmp_path / "ops-fp32-cpu-pt1.json", result)
     text = report.renewed(f"before\n{report.BEGIN}\nold\n{report.END}\nafter", tmp_path)
     assert text.startswith("before\n") and text.endswith("\nafter") and "\nold\n" not in text

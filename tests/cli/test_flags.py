@@ -23,9 +23,7 @@ class Sample:
 
 
 def read(*argv: str):
-    parser = FlagParser(
-        "test", "a test", {"opt": Ignored("it is fixed", ("adamw",)), "pin_all": Ignored("old")}
-    )
+    parser = FlagParser("test", "a test", {"opt": Ignored("it is fixed", ("adamw",)), "pin_all": Ignored("old")})
     parser.add_section("sample", Sample, "sample")
     parser.add_flags({"order": Flag("merge", "keep", parse_bool, "order", switch=True)}, "merge")
     given, notices = parser.read(argv)

@@ -30,9 +30,7 @@ KILLED = "-9 if rank and not restarts else 0"
         (KILLED, 2, 0, 2, "note: process 1 ended by signal 9; all are started anew, 2 times at most"),
     ],
 )
-def test_who_fails_is_named_and_started_anew_as_often_as_wanted(
-    tmp_path, capfd, code, restarts, outcome, starts, said
-):
+def test_who_fails_is_named_and_started_anew_as_often_as_wanted(tmp_path, capfd, code, restarts, outcome, starts, said):
     (tmp_path / "process.py").write_text(PROCESS % code)
     line = f"--standalone --nproc_per_node 2 --max_restarts {restarts} {tmp_path / 'process.py'}".split()
     assert forked.wait([forked.fork(lambda: main(line))]) == [outcome]

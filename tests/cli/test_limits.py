@@ -26,9 +26,7 @@ def numbers(config: type) -> list[str]:
     return found
 
 
-CASES = [(image.parse, name) for name in numbers(Config)] + [
-    (video.parse, name) for name in numbers(VideoConfig)
-]
+CASES = [(image.parse, name) for name in numbers(Config)] + [(video.parse, name) for name in numbers(VideoConfig)]
 
 
 @pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e400", "99999999999999999999", "-1"])
@@ -45,9 +43,7 @@ def test_a_number_out_of_reach_is_refused_or_an_ordinary_one(parse, name, text):
     json.dumps(config.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize(
-    "line", ["--cutmix 1e-320", "--mixup 1e-9", "--cutmix_minmax nan 1", "--betas 0.9 inf"]
-)
+@pytest.mark.parametrize("line", ["--cutmix 1e-320", "--mixup 1e-9", "--cutmix_minmax nan 1", "--betas 0.9 inf"])
 def test_other_numbers_that_cannot_be_drawn_or_optimised_with_are_refused(line):
     with pytest.raises(UserError, match="expected"):
         image.parse(line.split())

@@ -26,10 +26,7 @@ def test_every_older_folder_is_kept(tmp_path):
     for number in range(3):
         make_folder(tmp_path / "run", number)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-1", "run-2"]
-    seeds = [
-        json.loads((tmp_path / name / "summary.json").read_text())["seed"]
-        for name in ("run-1", "run-2", "run")
-    ]
+    seeds = [json.loads((tmp_path / name / "summary.json").read_text())["seed"] for name in ("run-1", "run-2", "run")]
     assert seeds == [0, 1, 2]
 
 

@@ -43,9 +43,7 @@ def test_any_model_trains_on_them_and_goes_on_where_it_was_cut(tmp_path):
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
         optim = OptimConfig(lr=1e-2, epochs=epochs, schedule="cosine", accumulation=1)
         with RunFolder(tmp_path / name, {}, WORLD) as folder:
-            return fit(
-                model, loaders(kind), DistillLoss(), optim, RunConfig(checkpoint_every=3), WORLD, folder
-            )
+            return fit(model, loaders(kind), DistillLoss(), optim, RunConfig(checkpoint_every=3), WORLD, folder)
 
     whole = train("whole")
     assert (whole["count"], whole["unreadable"], whole["steps"]) == (20, 0, 15)

@@ -38,9 +38,7 @@ def test_training_counts_distinct_samples_and_stops_above_the_share():
     unread.in_training(_samples(7, 7))
     unread.in_training(_samples(7, 8))
     assert unread.report()["unreadable_train"] == 2
-    with pytest.raises(
-        UserError, match=r"3 of 40 training clips are unreadable \(7\.50%, allowed 5\.00%\).*7\.jpg"
-    ):
+    with pytest.raises(UserError, match=r"3 of 40 training clips are unreadable \(7\.50%, allowed 5\.00%\).*7\.jpg"):
         unread.in_training(_samples(9))
 
 

@@ -105,8 +105,7 @@ def _empty_png(width, height, rows):
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
 
 
@@ -175,11 +174,7 @@ def test_hidden_names_are_those_with_a_dot_first_and_macos_folders():
 @pytest.mark.parametrize("mode", ["RGB", "P", "1", "I;16"])
 def test_a_png_is_refused_wherever_its_pixels_are_damaged(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
-    image = (
-        Image.fromarray(pixels.astype(np.uint16) * 257)
-        if mode == "I;16"
-        else Image.fromarray(pixels).convert(mode)
-    )
+    image = Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
     file = io.BytesIO()
     image.save(file, "PNG")
     data = file.getvalue()

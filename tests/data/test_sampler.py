@@ -124,9 +124,7 @@ def test_a_steps_micro_batches_are_the_same_however_they_are_split(world_size):
 
 
 @given(st.integers(1, 300), st.integers(1, 12), st.integers(1, 9), st.integers(0, 2), st.integers(1, 4))
-def test_readers_have_files_of_their_own_and_every_sample_is_some_readers(
-    length, num_files, parts, seed, at_once
-):
+def test_readers_have_files_of_their_own_and_every_sample_is_some_readers(length, num_files, parts, seed, at_once):
     files = np.sort(np.random.default_rng(length).integers(0, num_files, length))
     order = sampler.local_indices(files, parts, 3, seed=seed, at_once=at_once)
     assert len(order) == length // parts * parts and len(set(order.tolist())) == len(order)

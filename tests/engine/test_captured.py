@@ -72,9 +72,7 @@ def test_a_capture_that_fails_is_one_line_and_the_run_goes_on(graphs, tmp_path, 
     monkeypatch.setattr(captured, "capture", capture)
     model, _ = train(tmp_path / "on", OptimConfig(**OPTIM | {"epochs": 2}, cuda_graph=True))
     assert capsys.readouterr().out.count("since operation not permitted when stream is capturing\n") == 1
-    assert same(
-        model.state_dict(), train(tmp_path / "off", OptimConfig(**OPTIM | {"epochs": 2}))[0].state_dict()
-    )
+    assert same(model.state_dict(), train(tmp_path / "off", OptimConfig(**OPTIM | {"epochs": 2}))[0].state_dict())
 
 
 def test_on_a_cpu_a_run_says_that_it_goes_without(tmp_path, capsys):

@@ -114,9 +114,7 @@ try:
 except UserError as error:
     print(error)
 """
-    assert "x.pt cannot be written ([Errno 27] File too large); what was there" in run_limited(
-        code, tmp_path / "x.pt"
-    )
+    assert "x.pt cannot be written ([Errno 27] File too large); what was there" in run_limited(code, tmp_path / "x.pt")
     assert os.listdir(tmp_path) == []
 
 
@@ -124,9 +122,7 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
     (tmp_path / "thesis").write_text("years of work")
     (tmp_path / "x.pt.tmp").symlink_to("thesis")
     checkpoint.save(tmp_path / "x.pt", {"step": 1})
-    assert (tmp_path / "thesis").read_text() == "years of work" and checkpoint.load(tmp_path / "x.pt") == {
-        "step": 1
-    }
+    assert (tmp_path / "thesis").read_text() == "years of work" and checkpoint.load(tmp_path / "x.pt") == {"step": 1}
 
 
 def test_a_pipe_is_no_checkpoint_and_nothing_waits_for_it(tmp_path):

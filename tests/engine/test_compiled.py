@@ -23,9 +23,7 @@ def model() -> nn.Module:
         {"img_size": 4, "patch_size": 1, "stride": 1, "depth": 2, "embed_dim": 16},
     )
     torch.manual_seed(0)
-    return timm.create_model(
-        "vim_nano_patch2_16", merge=merge, num_classes=CLASSES, drop_path_rate=0.0, **sizes
-    )
+    return timm.create_model("vim_nano_patch2_16", merge=merge, num_classes=CLASSES, drop_path_rate=0.0, **sizes)
 
 
 def train(path, world=None, **settings) -> dict[str, torch.Tensor]:

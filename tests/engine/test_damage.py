@@ -70,6 +70,4 @@ def test_a_disk_that_is_full_within_an_epoch_is_noted_and_tried_again(tmp_path, 
     _, result = train(tmp_path, checkpoint_every=1)
     assert refused == [2, 3, 4] and result["epochs"] == 3
     said = capsys.readouterr().out
-    assert (
-        said.count("cannot be written (No space left)") == said.count("the run goes on, and tries again") == 3
-    )
+    assert said.count("cannot be written (No space left)") == said.count("the run goes on, and tries again") == 3

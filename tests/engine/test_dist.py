@@ -100,9 +100,7 @@ def test_a_loss_of_one_process_that_is_not_finite_stops_both(folder, seen):
 
 
 def test_a_checkpoint_of_other_steps_is_not_resumed(folder):
-    with pytest.raises(
-        UserError, match=r"steps of 2 micro-batches \(2 processes x accumulation 1\); here are 1 x 1"
-    ):
+    with pytest.raises(UserError, match=r"steps of 2 micro-batches \(2 processes x accumulation 1\); here are 1 x 1"):
         two_processes.train(folder / "plain", cpu(), accumulation=1, resume=True)
 
 

@@ -28,9 +28,7 @@ def test_loss_and_gradient_are_the_recorded_ones(name):
     config = golden.config
     smoothing = 0.1 if config["base"] == "smooth0.1" else 0.0
     pred = torch.from_numpy(golden["pred"]).requires_grad_()
-    criterion = DistillLoss(
-        Recorded(torch.from_numpy(golden["teacher"])), config["distill_weight"], smoothing
-    )
+    criterion = DistillLoss(Recorded(torch.from_numpy(golden["teacher"])), config["distill_weight"], smoothing)
     losses = criterion(torch.zeros(1), pred, torch.from_numpy(golden["target"]))
     losses["loss"].backward()
     for name, recorded in (("loss", "total64"), ("classification", "cls64"), ("distillation", "kl64")):
@@ -70,9 +68,7 @@ def test_losses_are_float32_under_bf16():
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(
-        UserError, match="DistillConfig: distill_weight=-0.5; expected a finite number of at least 0"
-    ):
+    with pytest.raises(UserError, match="DistillConfig: distill_weight=-0.5; expected a finite number of at least 0"):
         DistillConfig(distill_weight=-0.5)
 
 

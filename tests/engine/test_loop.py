@@ -297,9 +297,7 @@ def test_the_average_is_of_the_trained_model_and_is_evaluated_beside_it(tmp_path
 
 
 def test_best_weights_are_those_of_the_best_accuracy(tmp_path):
-    _, result = train(
-        tmp_path, OptimConfig(lr=0.3, min_lr=0.1, epochs=4, model_ema=True, model_ema_decay=0.8)
-    )
+    _, result = train(tmp_path, OptimConfig(lr=0.3, min_lr=0.1, epochs=4, model_ema=True, model_ema_decay=0.8))
     best = checkpoint.load(tmp_path / "toy" / "best.pt")
     evaluations = [line for line in log_of(tmp_path) if line["event"] == "eval"]
     highest = max(evaluations, key=lambda line: line["top1"])  # the first of equals
@@ -309,9 +307,7 @@ def test_best_weights_are_those_of_the_best_accuracy(tmp_path):
             highest["epoch"],
             highest["top1"],
         )
-    _, again = train(
-        tmp_path / "again", OptimConfig(lr=1e-30, min_lr=0, epochs=1), model=_loaded(best["model"])
-    )
+    _, again = train(tmp_path / "again", OptimConfig(lr=1e-30, min_lr=0, epochs=1), model=_loaded(best["model"]))
     assert again["top1"] == best["top1"]
 
 
@@ -345,9 +341,7 @@ def test_rates_in_the_log_follow_the_schedule(tmp_path):
 
 
 def test_a_seed_is_all_that_a_run_depends_on(tmp_path):
-    models = [
-        train(tmp_path / str(i), model=toy_model(dropout=0.5), seed=s)[0] for i, s in enumerate((1, 1, 2))
-    ]
+    models = [train(tmp_path / str(i), model=toy_model(dropout=0.5), seed=s)[0] for i, s in enumerate((1, 1, 2))]
     weights = [model[1].weight for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

@@ -41,9 +41,7 @@ def test_stepwise_schedule_is_the_recorded_one(name):
     peak = scaled_lr(config.lr, batch, recorded["world_size"], 256)
     assert peak == pytest.approx(recorded["base_lr"] * recorded["scale"], rel=1e-12)
     steps = recorded["iters_per_epoch"]
-    rates = [
-        lr_at(epoch, config, peak, step, steps) for epoch in range(config.epochs) for step in range(steps)
-    ]
+    rates = [lr_at(epoch, config, peak, step, steps) for epoch in range(config.epochs) for step in range(steps)]
     np.testing.assert_allclose(rates, case["lr_per_iteration64"], rtol=1e-12, atol=0)
 
 
@@ -56,9 +54,7 @@ def test_schedules_are_timms_cosine_and_the_same_one_epoch_late(warmup):
     textbook = OptimConfig(schedule="cosine", **settings)
     released = OptimConfig(schedule="released", **settings)
     assert [lr_at(e, textbook, 1e-3) for e in range(10)] == pytest.approx(expected, rel=1e-12)
-    assert [lr_at(e, released, 1e-3) for e in range(10)] == pytest.approx(
-        [expected[0], *expected[:-1]], rel=1e-12
-    )
+    assert [lr_at(e, released, 1e-3) for e in range(10)] == pytest.approx([expected[0], *expected[:-1]], rel=1e-12)
 
 
 def test_groups_have_their_own_scale_and_decay():

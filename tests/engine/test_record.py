@@ -153,9 +153,7 @@ def test_a_damaged_log_is_cut_at_whole_lines_and_what_is_missing_is_said(tmp_pat
     if len(steps) < 4:
         assert f"has {len(steps) - 1} of its 3 lines up to step 3" in missing[0]
     copied = tmp_path / "log.1.jsonl"
-    assert not copied.exists() or (
-        copied.read_bytes() == before and any("is kept as" in note for note in notes)
-    )
+    assert not copied.exists() or (copied.read_bytes() == before and any("is kept as" in note for note in notes))
 
 
 def test_a_run_that_starts_anew_keeps_the_log_of_before(tmp_path):

@@ -51,9 +51,7 @@ def resume(run, **settings):
 
 
 def content(run) -> dict[str, bytes]:
-    return {
-        name: (run / name).read_bytes() for name in (*FILES, "best.pt", "log.jsonl") if (run / name).exists()
-    }
+    return {name: (run / name).read_bytes() for name in (*FILES, "best.pt", "log.jsonl") if (run / name).exists()}
 
 
 def first_weight(state):
@@ -178,9 +176,7 @@ def test_a_state_that_cannot_be_is_refused_and_nothing_touched(run, name):
     assert content(run) == before
 
 
-@pytest.mark.parametrize(
-    "name", [*list(DAMAGES)[::7], *(name for name, (_, entry) in DAMAGES.items() if not entry)]
-)
+@pytest.mark.parametrize("name", [*list(DAMAGES)[::7], *(name for name, (_, entry) in DAMAGES.items() if not entry)])
 def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_used(run, whole, name, capsys):
     damaged(run, DAMAGES[name][0], keep_digest=True)
     _, result = resume(run)
@@ -228,8 +224,7 @@ def test_without_a_checkpoint_the_run_starts_anew_and_says_so(run, whole, capsys
     before = (run / "log.jsonl").read_bytes()
     resume(run)
     assert (
-        f"there is no checkpoint in {run}, so the run starts anew; the log so far is kept as"
-        in capsys.readouterr().out
+        f"there is no checkpoint in {run}, so the run starts anew; the log so far is kept as" in capsys.readouterr().out
     )
     assert (run / "log.1.jsonl").read_bytes() == before
     assert log_of(run.parent) == log_of(whole)
@@ -239,10 +234,7 @@ def test_a_log_of_fewer_lines_is_named_and_goes_on(run, capsys):
     lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
     (run / "log.jsonl").write_bytes(b"".join(lines[:2]) + b"half a li")
     resume(run)
-    assert (
-        f"{run / 'log.jsonl'} has 2 of its 8 lines up to step 10; the others are lost"
-        in capsys.readouterr().out
-    )
+    assert f"{run / 'log.jsonl'} has 2 of its 8 lines up to step 10; the others are lost" in capsys.readouterr().out
     steps = [line["step"] for line in log_of(run.parent)]
     assert steps[:2] == [2, 4] and steps[2:] and min(steps[2:]) > 10
 

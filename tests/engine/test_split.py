@@ -55,9 +55,7 @@ def test_any_split_gives_the_same_parameters(whole, tmp_path, size):
     train(tmp_path, size)
     equal_within_rounding(weights(tmp_path), weights(whole))
     for ours, theirs in zip(log_of(tmp_path), log_of(whole), strict=True):
-        assert [ours[key] for key in ("event", "step", "epoch")] == [
-            theirs[key] for key in ("event", "step", "epoch")
-        ]
+        assert [ours[key] for key in ("event", "step", "epoch")] == [theirs[key] for key in ("event", "step", "epoch")]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
@@ -90,9 +88,7 @@ def test_accumulation_follows_the_processes_and_says_which_do():
     assert split_for(OptimConfig(accumulation=2), 4).accumulation == 2
     resumed = split_for(OptimConfig(accumulation=3), 3, before=4)
     assert (resumed.accumulation, resumed.processes) == (4, 4)
-    with pytest.raises(
-        UserError, match=r"16 micro-batches \(8 processes x accumulation 2\).* into 3 .* of 1, 2, 4"
-    ):
+    with pytest.raises(UserError, match=r"16 micro-batches \(8 processes x accumulation 2\).* into 3 .* of 1, 2, 4"):
         split_for(optim, 3)
 
 

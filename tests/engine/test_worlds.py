@@ -58,9 +58,7 @@ def train(path, world: World, first: int = 0, cut: int | None = None, **run) -> 
         max_eval_batches=1,
         max_train_batches=STEPS * accumulation,
     )
-    data = build_data(
-        config, img_size=8, rank=world.rank, world_size=world.size, seed=0, accumulation=accumulation
-    )
+    data = build_data(config, img_size=8, rank=world.rank, world_size=world.size, seed=0, accumulation=accumulation)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(192, 10))
     criterion = Watched(accumulation, first, cut)
@@ -125,9 +123,7 @@ def test_two_machines_of_two_processes_reach_the_parameters_of_one_of_four(tmp_p
     assert [process.returncode for process in machines] == [0, 0], said
     one = machine("one", NPROC="4")
     assert (one.communicate(timeout=240)[0], one.returncode)[1] == 0
-    ours, theirs = (
-        checkpoint.load(tmp_path / name / "worlds" / "run" / "last.pt") for name in ("two", "one")
-    )
+    ours, theirs = (checkpoint.load(tmp_path / name / "worlds" / "run" / "last.pt") for name in ("two", "one"))
     assert "4 x cpu" in said[0] and "4 x cpu" not in said[1]
     assert ours["position"]["step"] == 8
     assert all(same(ours[name], theirs[name]) for name in ("model", "model_ema", "optimizer", "accuracy"))

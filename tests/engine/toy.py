@@ -20,9 +20,7 @@ def cpu(rank: int = 0, size: int = 1) -> World:
 
 def toy_model(dropout: float = 0.0, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(48, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, CLASSES)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, CLASSES))
 
 
 class ToyMerging(nn.Module):
@@ -49,9 +47,7 @@ class ToyData:
         unreadable: evaluation samples that cannot be read.
     """
 
-    def __init__(
-        self, rank=0, world_size=1, total=12, batch=4, num_eval=37, bad=(), unreadable=(), fails=False
-    ):
+    def __init__(self, rank=0, world_size=1, total=12, batch=4, num_eval=37, bad=(), unreadable=(), fails=False):
         self.rank, self.world_size, self.batch, self.num_eval = rank, world_size, batch, num_eval
         self.batches_per_epoch = total // world_size
         self.bad, self.unreadable, self.fails = bad, set(unreadable), fails

@@ -12,9 +12,7 @@ from tests.engine.test_loop import Cut, cut_at
 from tests.engine.toy import ToyData, ToyMerging, toy_folder, toy_model, toy_run
 
 
-def train(
-    path: Path, world: World, accumulation: int, data=None, dropout=0.0, reduce="fp32", **run
-) -> torch.nn.Module:
+def train(path: Path, world: World, accumulation: int, data=None, dropout=0.0, reduce="fp32", **run) -> torch.nn.Module:
     """The training that one and two processes do alike, seen from one of them."""
     settings = {"clip_grad": 1.0, "model_ema": True, "reduce": reduce}
     optim = OptimConfig(lr=5e-2, epochs=2, accumulation=accumulation, **settings)

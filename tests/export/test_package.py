@@ -30,9 +30,7 @@ def nano(merge=None):
 def test_without_a_compiler_there_is_one_error_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     start = time.monotonic()
-    with pytest.raises(
-        UserError, match="to_package: no C.. compiler .*; it compiles the model and needs a C..20"
-    ):
+    with pytest.raises(UserError, match="to_package: no C.. compiler .*; it compiles the model and needs a C..20"):
         to_package(nano(), tmp_path / "vim.pt2")
     assert time.monotonic() - start < 1 and not list(tmp_path.iterdir())
 
@@ -40,9 +38,7 @@ def test_without_a_compiler_there_is_one_error_at_once(tmp_path, monkeypatch):
 def test_what_a_package_cannot_be_is_one_error(tmp_path):
     with pytest.raises(UserError, match="vim.onnx; expected a file that ends in .pt2"):
         to_package(nano(), tmp_path / "vim.onnx")
-    with pytest.raises(
-        UserError, match="to_package: Vim has shuffle='random', and a graph draws no random order"
-    ):
+    with pytest.raises(UserError, match="to_package: Vim has shuffle='random', and a graph draws no random order"):
         to_package(nano(MergeConfig(r=3, shuffle="random", shuffle_rate=0.5)), tmp_path / "vim.pt2")
 
 

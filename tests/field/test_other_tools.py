@@ -194,13 +194,9 @@ def test_intermediates_come_as_a_dictionary_too(make):
     final, features = model.forward_intermediates(x, 2, return_prefix_tokens=True)
     named = model.forward_intermediates(x, 2, return_prefix_tokens=True, output_dict=True)
     assert torch.equal(named["image_features"], final)
-    for (patches, prefix), a, b in zip(
-        features, named["image_intermediates"], named["image_intermediates_prefix"]
-    ):
+    for (patches, prefix), a, b in zip(features, named["image_intermediates"], named["image_intermediates_prefix"]):
         assert torch.equal(patches, a) and torch.equal(prefix, b)
-    assert set(model.forward_intermediates(x, output_dict=True, intermediates_only=True)) == {
-        "image_intermediates"
-    }
+    assert set(model.forward_intermediates(x, output_dict=True, intermediates_only=True)) == {"image_intermediates"}
 
 
 def test_a_mask_is_refused_by_its_name():

@@ -48,9 +48,7 @@ def test_a_run_folder_that_is_removed_meanwhile_is_one_line(tmp_path, monkeypatc
     line = "--epochs 1 --max_train_batches 4 --max_eval_batches 1 --batch_size 4 --accumulation 1 --num_workers 0"
     assert main.main(f"{line} --log_every 1 --device cpu --name x".split()) == 2
     said = capsys.readouterr().err
-    assert "Traceback" not in said and said.splitlines()[-1].startswith(
-        "error: log/x is gone, removed or moved"
-    )
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("error: log/x is gone, removed or moved")
 
 
 def test_each_step_is_there():
@@ -68,10 +66,6 @@ def test_its_flags_are_known(words, monkeypatch, tmp_path):
         assert main.main([*words[3:], "--dry_run"]) == 0
     elif words[2:3] == ["image_task.finetune"]:
         given, notes = finetune.parser().read(words[3:])
-        assert (
-            given["command"].values == {"folder": "photos"}
-            and given["merge"].values == {"r": 11}
-            and notes == []
-        )
+        assert given["command"].values == {"folder": "photos"} and given["merge"].values == {"r": 11} and notes == []
     elif words[2:3] == ["image_task.throughput"]:
         assert throughput.parse(words[3:]).r == [0, 11]

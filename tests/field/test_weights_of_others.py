@@ -36,18 +36,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
      "encoder.", "model.backbone.", "module.model."],
 )  # fmt: skip
 def test_a_prefix_before_all_keys_is_taken_off(model, other, prefix, tmp_path):
-    torch.save(
-        {"state_dict": {prefix + key: value for key, value in model.state_dict().items()}}, tmp_path / "x.pth"
-    )
+    torch.save({"state_dict": {prefix + key: value for key, value in model.state_dict().items()}}, tmp_path / "x.pth")
     load_weights(other, tmp_path / "x.pth")
     assert same(model, other)
 
 
 def test_a_backbone_beside_its_head(model, other, tmp_path):
-    state = {
-        key if key.startswith("head.") else f"backbone.{key}": value
-        for key, value in model.state_dict().items()
-    }
+    state = {key if key.startswith("head.") else f"backbone.{key}": value for key, value in model.state_dict().items()}
     torch.save(state, tmp_path / "x.pth")
     load_weights(other, tmp_path / "x.pth")
     assert same(model, other)
@@ -104,13 +99,9 @@ def test_positions_of_a_rectangle_are_resized_from_that_rectangle(old, new, way,
         other = timm.create_model("vim_nano_patch2_16", img_size=new, depth=1)
         load_weights(other, tmp_path / "m" / "model.safetensors")
     grids = [tuple(side // 2 for side in size) for size in (old, new)]
-    expected = resize_pos_embed(
-        model.pos_embed, grids[1], other.class_index, model.class_index, old_grid=grids[0]
-    )
+    expected = resize_pos_embed(model.pos_embed, grids[1], other.class_index, model.class_index, old_grid=grids[0])
     assert torch.equal(other.pos_embed, expected)
-    patches = torch.cat(
-        [model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1
-    )
+    patches = torch.cat([model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1)
     image = patches.reshape(1, *grids[0], -1).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(image, grids[1], mode="bicubic", antialias=True).flatten(2).mT
     at = other.class_index

@@ -14,9 +14,7 @@ OUTSIDE = "../outside/secret.json"
 ABSOLUTE = "/proc/self/cwd/../outside/secret.json"
 HOST, PORT = "127.77.77.77", 47777
 # Where this run alone listens, for the fault that connects: others may run on the machine, and listen to HOST too.
-OWN = "127.78.{}.{}".format(
-    *divmod(int(os.environ.setdefault("RMEETO_FUZZ_RUN", str(os.getpid()))) % 2**14, 128)
-)
+OWN = "127.78.{}.{}".format(*divmod(int(os.environ.setdefault("RMEETO_FUZZ_RUN", str(os.getpid()))) % 2**14, 128))
 URL = f"http://{HOST}:{PORT}/model.safetensors"
 
 TEXTS = (
@@ -43,9 +41,7 @@ def some_bytes(rng: Random, data: bytes, times: int = 0) -> bytes:
             case 2:
                 changed[at : at + size] = rng.randbytes(len(changed[at : at + size]))
             case 3:
-                changed[at : at + size] = rng.choice((b"\0", b"\xff", b" ", b"0")) * len(
-                    changed[at : at + size]
-                )
+                changed[at : at + size] = rng.choice((b"\0", b"\xff", b" ", b"0")) * len(changed[at : at + size])
             case 4:
                 changed[at:at] = rng.randbytes(size)
             case 5:

@@ -13,9 +13,7 @@ from typing import Any
 from tests.fuzz.case import Refused, Wrong
 
 
-def try_main(
-    main: Callable[[Sequence[str]], Any], arguments: Sequence[str], ends: Sequence[int] = (0,)
-) -> str:
+def try_main(main: Callable[[Sequence[str]], Any], arguments: Sequence[str], ends: Sequence[int] = (0,)) -> str:
     """What a program prints to stdout.
 
     Args:

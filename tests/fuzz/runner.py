@@ -153,9 +153,7 @@ def _collect(started: Mapping[int, int], tally: Tally) -> None:
 class _Worker:
     """One process that forks the children and watches them."""
 
-    def __init__(
-        self, kinds: Mapping[str, Kind], folder: Path, seconds: float, keep: Path | None, writer: int
-    ):
+    def __init__(self, kinds: Mapping[str, Kind], folder: Path, seconds: float, keep: Path | None, writer: int):
         self.kinds, self.seconds, self.keep, self.writer = kinds, seconds, keep, writer
         self.box = Sandbox(folder)
         self.seeds: dict[str, Mapping[str, bytes]] = {}
@@ -195,9 +193,7 @@ class _Worker:
                 continue
             spent = _processor_time(child) - used
             if spent > self.seconds or time.monotonic() - began > self.seconds * PATIENCE:
-                text = (
-                    f"a hang: {spent:.1f} s of processor time, {time.monotonic() - began:.1f} s by the clock"
-                )
+                text = f"a hang: {spent:.1f} s of processor time, {time.monotonic() - began:.1f} s by the clock"
                 break
         os.close(reader)
         for end in (lambda: os.killpg(child, signal.SIGKILL), lambda: os.kill(child, signal.SIGKILL)):

@@ -44,9 +44,7 @@ class Sandbox:
             (folder / name).mkdir(parents=True)
         for name in ("secret.json", "model.safetensors", "clip.mp4", "picture.jpg"):
             (self.outside / name).write_text('{"model_args": {}}')
-        os.environ.setdefault(
-            "RMEETO_CACHE", str(cache_folder())
-        )  # kernels are built once, not for each input
+        os.environ.setdefault("RMEETO_CACHE", str(cache_folder()))  # kernels are built once, not for each input
         os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
         tempfile.tempdir = None  # read again
         self._watch = _inotify(self.outside)

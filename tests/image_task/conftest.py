@@ -8,9 +8,7 @@ from PIL import Image
 
 
 def _noise(seed, size=(40, 30)):
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def _jpeg(seed):

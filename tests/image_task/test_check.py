@@ -50,9 +50,7 @@ def test_what_commands_share_is_looked_at_once(monkeypatch, capsys):
 
 
 def test_a_meta_model_merges_as_each_command_says():
-    counts = [
-        TASK.meta_model(parse(["--num_prune", r, "--if_order"])[0]).num_tokens[-1] for r in ("0", "12", "4")
-    ]
+    counts = [TASK.meta_model(parse(["--num_prune", r, "--if_order"])[0]).num_tokens[-1] for r in ("0", "12", "4")]
     assert counts == [65, 41, 57]
 
 
@@ -95,9 +93,7 @@ def test_images_that_cannot_be_read_are_found(tmp_path, capsys):
             folder = tmp_path / "own" / split / name
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(folder / "1.png")
-    line = (
-        "--data_set folder --data_path own --batch_size 2 --input_size 16 --eval --merge_method none --check"
-    )
+    line = "--data_set folder --data_path own --batch_size 2 --input_size 16 --eval --merge_method none --check"
     assert call(line) == 0
     for file in (tmp_path / "own" / "val").rglob("*.png"):
         file.write_bytes(b"no image")

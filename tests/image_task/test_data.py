@@ -230,9 +230,7 @@ def test_evaluation_leaves_damaged_images_out_and_counts_them_in_every_pass(fold
     data = _build(_images(folder, num_workers=num_workers, batch_size=5), train=False)
     for _ in range(2):
         batches = list(data.eval_batches())
-        assert [targets.tolist() for _, targets in batches] == [
-            [0] * 4
-        ]  # a batch of damaged ones is no batch
+        assert [targets.tolist() for _, targets in batches] == [[0] * 4]  # a batch of damaged ones is no batch
         assert data.report()["unreadable_eval"] == 6
         assert data.eval_order == [1, 2, 3, 4]
     assert data.report()["unreadable_train"] == 0 and data.report()["files"][0].endswith("00.jpg")
@@ -302,9 +300,7 @@ def test_an_error_of_our_own_in_a_worker_is_not_taken_for_a_lost_one(folder, mon
 def test_four_micro_batches_a_step_are_the_same_in_any_number_of_processes(world_size):
     """Which images, how they are augmented and mixed: all is the micro-batch's own."""
     settings = {"img_size": 16, "seed": 3}
-    expected = [
-        [*build_data(DIGITS, rank=rank, world_size=4, **settings).train_batches(1)][:2] for rank in range(4)
-    ]
+    expected = [[*build_data(DIGITS, rank=rank, world_size=4, **settings).train_batches(1)][:2] for rank in range(4)]
     for rank in range(world_size):
         split = {"rank": rank, "world_size": world_size, "accumulation": 4 // world_size}
         data = build_data(DIGITS, **split, **settings)

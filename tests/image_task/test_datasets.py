@@ -61,11 +61,7 @@ def test_timm_folder_gives_what_imnet_gives(folder):
         load_sources(_images(folder, data_set="folder"), seed=0),
     )
     for a, b in zip(ours, theirs):
-        assert (
-            a.classes == b.classes
-            and np.array_equal(a.paths, b.paths)
-            and np.array_equal(a.targets, b.targets)
-        )
+        assert a.classes == b.classes and np.array_equal(a.paths, b.paths) and np.array_equal(a.targets, b.targets)
 
 
 def _tar(path, members):
@@ -78,10 +74,7 @@ def _tar(path, members):
 
 
 def _pixels(source):
-    return {
-        (np.asarray(source.read(i)[0]).tobytes(), source.classes[source.read(i)[1]])
-        for i in range(len(source))
-    }
+    return {(np.asarray(source.read(i)[0]).tobytes(), source.classes[source.read(i)[1]]) for i in range(len(source))}
 
 
 @pytest.mark.parametrize("layout", ["one tar", "tar of tars", "tar per class"])
@@ -125,10 +118,7 @@ def test_webdataset_shards_are_read_at_random_and_resume_exactly(tmp_path, jpeg,
             name = f"x{split[0]}-{shard}.tar" if info else f"x-{split}-{shard}.tar"
             _tar(tmp_path / name, members)
     if info:
-        splits = {
-            name: {"filenames": [f"x{name[0]}-0.tar", f"x{name[0]}-1.tar"]}
-            for name in ("train", "validation")
-        }
+        splits = {name: {"filenames": [f"x{name[0]}-0.tar", f"x{name[0]}-1.tar"]} for name in ("train", "validation")}
         (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
     config = _images(tmp_path, data_set="wds/mine", num_workers=2, batch_size=2)
     train, val = load_sources(config, seed=0)
@@ -192,9 +182,7 @@ def test_cifar_is_read_and_a_missing_one_named(tmp_path, monkeypatch):
 
 
 def test_a_training_set_below_one_batch_names_both_numbers(folder):
-    with pytest.raises(
-        UserError, match="24 training images give each of 8 processes 3, less than one batch of 4"
-    ):
+    with pytest.raises(UserError, match="24 training images give each of 8 processes 3, less than one batch of 4"):
         _build(_images(folder), world_size=8)
 
 
@@ -225,9 +213,7 @@ def test_incomplete_folders_are_refused(folder, tmp_path):
     assert _build(_images(folder)).class_names == ["ant", "bee"]
     (folder / "val" / "ant").rename(folder / "val" / "cat")
     for data_set in ("IMNET", "folder"):
-        with pytest.raises(
-            UserError, match="the evaluation split .* 1 classes .*not among the 2 .*: cat. Move"
-        ):
+        with pytest.raises(UserError, match="the evaluation split .* 1 classes .*not among the 2 .*: cat. Move"):
             _build(_images(folder, data_set=data_set))
     (folder / "val").rename(folder / "else")
     with pytest.raises(UserError, match="has no folder val/"):

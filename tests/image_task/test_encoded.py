@@ -65,9 +65,7 @@ def test_the_batches_are_those_of_pillow_within_the_rounding_of_the_decoders(pho
         for mine, other in zip(ours.train_batches(epoch), theirs.train_batches(epoch), strict=True):
             assert torch.equal(mine[1], other[1]) and mine[0].dtype == other[0].dtype == torch.float32
             assert (mine[0] - other[0]).abs().mean() < 0.02  # of deviation 1; one step of a byte is 0.017
-    assert all(
-        torch.equal(*pair) for a, b in zip(ours.eval_batches(), theirs.eval_batches()) for pair in zip(a, b)
-    )
+    assert all(torch.equal(*pair) for a, b in zip(ours.eval_batches(), theirs.eval_batches()) for pair in zip(a, b))
 
 
 def test_workers_hand_over_the_files_as_they_are(photos):
@@ -127,9 +125,7 @@ def test_what_the_gpu_cannot_decode_pillow_does_and_what_neither_can_is_one_erro
 
 
 def test_without_a_gpu_it_is_refused_in_one_line(photos, tmp_path, capsys):
-    command = (
-        f"--data_set folder --data_path {photos} --model vim_tiny_patch16_224 --decoder nvjpeg --aa none"
-    )
+    command = f"--data_set folder --data_path {photos} --model vim_tiny_patch16_224 --decoder nvjpeg --aa none"
     command += f" --device cpu --input_size 64 --batch_size 4 --output_dir {tmp_path / 'runs'}"
     assert main(command.split()) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note")]

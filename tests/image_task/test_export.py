@@ -37,9 +37,7 @@ def x():
 
 def same(a, b):
     state = b.state_dict()
-    return list(a.state_dict()) == list(state) and all(
-        torch.equal(v, state[k]) for k, v in a.state_dict().items()
-    )
+    return list(a.state_dict()) == list(state) and all(torch.equal(v, state[k]) for k, v in a.state_dict().items())
 
 
 @pytest.mark.parametrize("merge", [None, MERGE, MergeConfig(r=(8, -0.5), metric="delta")])
@@ -127,9 +125,7 @@ def test_a_hub_repository_gives_the_model_back(tmp_path, monkeypatch, x):
 def test_without_a_network_there_is_one_error_that_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"config.json of owner/name could not be fetched: .*\n.*put config.json"
-    ):
+    with pytest.raises(UserError, match=r"config.json of owner/name could not be fetched: .*\n.*put config.json"):
         load("hf_hub:owner/name")
     with pytest.raises(UserError, match="could not be fetched"):
         fetch("not a name", "weights.pth")
@@ -255,9 +251,7 @@ def test_training_compiles_into_one_graph(x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", [None, MergeConfig(r=3), MergeConfig(r=3, metric="delta", class_position="exact")]
-)
+@pytest.mark.parametrize("config", [None, MergeConfig(r=3), MergeConfig(r=3, metric="delta", class_position="exact")])
 def test_an_exported_program_equals_the_model(config, tmp_path, x):
     model = nano(merge=config)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))

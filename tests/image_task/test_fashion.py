@@ -106,6 +106,4 @@ def test_rows_at_the_same_time_are_the_same_rows_and_one_that_fails_is_an_error(
 
 def test_all_starts_every_recipe_of_the_folder():
     text = (FOLDER / "all.sh").read_text()
-    assert all(re.search(rf"\b{Path(recipe).stem}\b", text) for recipe in FASHION), [
-        title(r) for r in FASHION
-    ]
+    assert all(re.search(rf"\b{Path(recipe).stem}\b", text) for recipe in FASHION), [title(r) for r in FASHION]

@@ -50,9 +50,7 @@ def test_one_command_makes_a_model_that_knows_its_classes_and_its_input(tmp_path
     assert described["label_names"] == summary["classes"] == ["blue", "green", "red"]
     cfg = described["pretrained_cfg"]
     assert cfg["input_size"] == [3, 12, 12] and cfg["crop_pct"] == 1.0
-    assert cfg["mean"] == pytest.approx((0.485, 0.456, 0.406)) and cfg["std"] == pytest.approx(
-        (0.229, 0.224, 0.225)
-    )
+    assert cfg["mean"] == pytest.approx((0.485, 0.456, 0.406)) and cfg["std"] == pytest.approx((0.229, 0.224, 0.225))
     model = load(out / "model").eval()
     assert model.num_tokens == summary["token_counts"] and model.num_tokens[-1] < model.num_tokens[0]
     of_timm = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True).eval()
@@ -84,9 +82,7 @@ def test_the_recipe_follows_the_number_of_pictures(num_train, trained, batch, ep
     chosen = recipe(num_train, trained=trained)
     for flags in (chosen.dense, chosen.retrained):
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        config, _, notes = parse(
-            [*words, "--data_set", "folder", "--model_pth", "x", *(["--delete_head"] * trained)]
-        )
+        config, _, notes = parse([*words, "--data_set", "folder", "--model_pth", "x", *(["--delete_head"] * trained)])
         assert config.data.batch_size == batch and notes == []
         assert config.data.mixes == (num_train >= 1000)
     peak = float(chosen.dense["lr"]) * batch / 512
@@ -115,9 +111,7 @@ def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):
     assert "has no train/ and val/: 3 of its 12 pictures are" in capsys.readouterr().out
     for part, count in (("train", 9), ("val", 3)):
         links = sorted((split / part).glob("*/*"))
-        assert len(links) == count and all(
-            link.resolve().is_relative_to(pictures.resolve()) for link in links
-        )
+        assert len(links) == count and all(link.resolve().is_relative_to(pictures.resolve()) for link in links)
     assert make_split(pictures, split) == split
     (pictures / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds 0 pictures; expected at least 2"):
@@ -125,9 +119,7 @@ def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):
 
 
 def test_commands_are_shown_in_80_columns():
-    lines = _command(
-        ["--data_path", "a folder of mine", *[w for n in range(30) for w in (f"--flag_{n}", "value")]]
-    )
+    lines = _command(["--data_path", "a folder of mine", *[w for n in range(30) for w in (f"--flag_{n}", "value")]])
     assert max(map(len, lines)) <= 80 and all(line.endswith(" \\") for line in lines[:-1])
     words = shlex.split(" ".join(line.removesuffix(" \\") for line in lines))
     assert words[:5] == ["python", "-m", "image_task.main", "--data_path", "a folder of mine"]
@@ -147,11 +139,7 @@ def test_a_folder_of_weights_says_its_model(tmp_path, monkeypatch):
     ways = []
     monkeypatch.setattr("image_task.finetune.finetune", lambda pictures, way, merge: ways.append(way))
     weights = ["--model_pth", str(tmp_path / "m")]
-    assert (
-        main(["photos", "--r", "3", *weights])
-        == main(["photos", "--r", "3", "--model", "deit_tiny", *weights])
-        == 0
-    )
+    assert main(["photos", "--r", "3", *weights]) == main(["photos", "--r", "3", "--model", "deit_tiny", *weights]) == 0
     assert [way.model for way in ways] == ["vim_nano_patch2_16", "deit_tiny"]
 
 

@@ -126,9 +126,7 @@ def test_a_class_map_numbers_the_classes(numbered, data_set):
     for index in range(12):
         image, target = source.read(index)
         assert image.getpixel((0, 0))[0] == 20 * int(names[target])
-    data = build_data(
-        _config(numbered, data_set, **settings), img_size=8, rank=0, world_size=1, seed=0, train=False
-    )
+    data = build_data(_config(numbered, data_set, **settings), img_size=8, rank=0, world_size=1, seed=0, train=False)
     assert data.num_classes == 21 and sum(len(targets) for _, targets in data.eval_batches()) == 12
 
 

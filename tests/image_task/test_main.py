@@ -216,9 +216,7 @@ def test_a_runs_config_runs_again(weights):
 
 
 def test_smoke_runs_the_full_size_model(capsys):
-    line = (
-        "--smoke --device cpu --model RMeeTo_tiny --num_prune 5 --if_order --distill True --accumulation 2 "
-    )
+    line = "--smoke --device cpu --model RMeeTo_tiny --num_prune 5 --if_order --distill True --accumulation 2 "
     line += "--data-set IMNET --data-path nowhere --model_pth nowhere.pth --model_ema"
     assert call(line) == 0
     assert "197 to 142 (r = 5) tokens, 224 pixels" in " ".join(capsys.readouterr().out.split())

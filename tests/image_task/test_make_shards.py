@@ -146,9 +146,7 @@ def test_what_cannot_be_done_is_one_line(folder, made, tmp_path, capsys):
 # interrupted
 
 
-def test_what_was_interrupted_goes_on_and_another_recipe_is_refused(
-    folder, made, tmp_path, monkeypatch, capsys
-):
+def test_what_was_interrupted_goes_on_and_another_recipe_is_refused(folder, made, tmp_path, monkeypatch, capsys):
     write, output = shards.Shard.write, tmp_path / "made"
 
     def interrupting(shard, recipe):
@@ -229,9 +227,7 @@ def _damaged(path, kind, rng):
 
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("kind", ["cut", "header", "picture"])
-def test_of_sixty_damaged_shards_each_is_named_and_no_damaged_picture_is_loaded(
-    folder, made, tmp_path, kind, indexed
-):
+def test_of_sixty_damaged_shards_each_is_named_and_no_damaged_picture_is_loaded(folder, made, tmp_path, kind, indexed):
     whole = {content for split in _load(folder, "folder") for _, content, _ in _pictures(split)}
     rng = random.Random(kind)
     for path in [] if indexed else made.glob("*/index.npy"):
@@ -275,9 +271,7 @@ def test_a_damaged_index_is_refused_and_without_one_the_files_say_the_same(folde
     assert [_pictures(split) for split in _load(made, "tar")] == expected
 
 
-@pytest.mark.parametrize(
-    ("column", "value"), [("shard", 99), ("shard", -1), ("offset", 0), ("size", -5), ("crc", -1)]
-)
+@pytest.mark.parametrize(("column", "value"), [("shard", 99), ("shard", -1), ("offset", 0), ("size", -5), ("crc", -1)])
 def test_an_index_that_leads_out_of_the_files_is_refused(made, column, value):
     path = made / "val" / "index.npy"
     found = np.load(io.BytesIO(path.read_bytes()))

@@ -108,9 +108,7 @@ def test_ones_own_set_is_a_function(tmp_path, monkeypatch, capsys):
     train, val = load_sources(DataConfig(data_set="own_stripes:load"), seed=0)
     assert (len(train), len(val), train.classes) == (32, 8, ["across", "down"])
     assert isinstance(train.read(1)[0], Image.Image) and train.read(1)[1] == 1
-    flags = (
-        "--data_set own_stripes:load --model vim_nano_patch2_16 --epochs 1 --batch_size 8 --accumulation 1"
-    )
+    flags = "--data_set own_stripes:load --model vim_nano_patch2_16 --epochs 1 --batch_size 8 --accumulation 1"
     assert main([*flags.split(), "--output_dir", str(tmp_path / "runs"), "--num_workers", "0"]) == 0
     assert "32 images to train, 8 to evaluate, 2 classes" in capsys.readouterr().out
     for name, message in (

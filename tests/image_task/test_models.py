@@ -133,16 +133,12 @@ def test_deit_loads_by_timms_own_loader(tmp_path):
     )
     state = ours.state_dict()
     assert state["head.weight"].shape == (7, 192)
-    assert all(
-        torch.equal(state[key], value) for key, value in theirs.state_dict().items() if "head" not in key
-    )
+    assert all(torch.equal(state[key], value) for key, value in theirs.state_dict().items() if "head" not in key)
     assert ours.pretrained_cfg["crop_pct"] == 0.9
 
 
 def test_weights_that_nobody_published_are_one_error():
-    with pytest.raises(
-        UserError, match="vim_tiny_patch16_224: pre-trained weights could not be loaded: No pretrained"
-    ):
+    with pytest.raises(UserError, match="vim_tiny_patch16_224: pre-trained weights could not be loaded: No pretrained"):
         timm.create_model("vim_tiny_patch16_224", pretrained=True, depth=1)
 
 

@@ -103,9 +103,7 @@ def test_a_runs_model_sees_what_its_evaluation_sees(run_folder):
 
 def test_embeddings_go_into_an_archive(pictures, tmp_path, capsys):
     out = tmp_path / "out.npz"
-    assert (
-        predict.main([str(pictures / "3.png"), str(pictures / "4.png"), *NANO, "--features", str(out)]) == 0
-    )
+    assert predict.main([str(pictures / "3.png"), str(pictures / "4.png"), *NANO, "--features", str(out)]) == 0
     assert "class 3" in capsys.readouterr().out
     with np.load(out) as kept:  # nothing pickled
         assert kept["features"].shape == (2, 32) and kept["probabilities"].shape == (2, 10)
@@ -159,10 +157,7 @@ def test_wrong_commands_are_told_what_to_do(argv, message, pictures, model_folde
 
 def test_a_sheet_for_each_picture(pictures, run_folder, tmp_path, capsys):
     flags = ["--model_pth", str(run_folder), "--output", str(tmp_path / "out")]
-    assert (
-        visualize.main([str(pictures / "0.png"), str(pictures / "1.png"), str(pictures / "0.png"), *flags])
-        == 0
-    )
+    assert visualize.main([str(pictures / "0.png"), str(pictures / "1.png"), str(pictures / "0.png"), *flags]) == 0
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["0-2-merged.png", "0-merged.png", "1-merged.png"]
     assert "0-merged.png: the 0" in capsys.readouterr().out
@@ -175,10 +170,7 @@ def test_a_sheet_for_each_picture(pictures, run_folder, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
 def test_a_picture_of_any_shape_is_drawn(size, tmp_path):
     Image.new("L", size, 200).save(tmp_path / "thin.png")
-    assert (
-        visualize.main([str(tmp_path / "thin.png"), *NANO, "--r", "12", "--output", str(tmp_path / "out")])
-        == 0
-    )
+    assert visualize.main([str(tmp_path / "thin.png"), *NANO, "--r", "12", "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "thin-merged.png").exists()
 
 
@@ -222,10 +214,5 @@ def test_a_model_of_one_channel_sees_pictures_in_grey(pictures, tmp_path, capsys
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"])
 def test_a_model_with_registers_is_drawn(name, pictures, tmp_path):
     line = f"--model {name} --input_size 56 --r 2 --device cpu --nb_classes 3 --output {tmp_path / 'out'}"
-    assert (
-        visualize.main(
-            [str(pictures / "3.png"), *line.replace("56", "64" if "16_" in name else "56").split()]
-        )
-        == 0
-    )
+    assert visualize.main([str(pictures / "3.png"), *line.replace("56", "64" if "16_" in name else "56").split()]) == 0
     assert Image.open(tmp_path / "out" / "3-merged.png").width > 400

@@ -19,9 +19,7 @@ from rmeeto.merge import MergeConfig
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = (
-    "--lr 2e-5 --min-lr 1e-6 --data-path D --output_dir O --merge_method ToMe --batch-size 128 --model_pth P"
-)
+COMMON = "--lr 2e-5 --min-lr 1e-6 --data-path D --output_dir O --merge_method ToMe --batch-size 128 --model_pth P"
 TINY = f"{COMMON} --model RMeeTo_tiny --num_prune 5"
 SMALL = f"{COMMON} --model RMeeTo_small --num_prune 11"
 BASE = f"{COMMON} --model RMeeTo_base --num_prune 11"

@@ -38,9 +38,7 @@ def _refused(folder, message, kind="wds", **settings):
 @pytest.fixture
 def samples(jpeg):
     """samples(n) -> members 0.jpg, 0.cls, ... of n samples, class number i % 2."""
-    return lambda n: [
-        pair for i in range(n) for pair in ((f"{i}.jpg", jpeg(i)), (f"{i}.cls", str(i % 2).encode()))
-    ]
+    return lambda n: [pair for i in range(n) for pair in ((f"{i}.jpg", jpeg(i)), (f"{i}.cls", str(i % 2).encode()))]
 
 
 # damage
@@ -69,9 +67,7 @@ def test_a_tar_file_that_is_cut_anywhere_is_refused(tmp_path, samples, kind):
     data = path.read_bytes()
     assert len(_load(tmp_path, kind)[1]) == 4
     with tarfile.open(path) as tar:
-        borders = [
-            at for member in tar for at in (member.offset, member.offset_data, member.offset_data + 100)
-        ]
+        borders = [at for member in tar for at in (member.offset, member.offset_data, member.offset_data + 100)]
     for at in [0, *borders[1:], tar.offset]:
         path.write_bytes(data[:at])
         _refused(tmp_path, "no intact uncompressed tar file", kind)
@@ -155,9 +151,7 @@ def test_keys_may_hold_dots(tmp_path, jpeg):
 
 
 def test_what_is_not_the_image_of_a_key_is_left_out_and_counted(tmp_path, jpeg, caplog):
-    members = [
-        (name, jpeg(0)) for name in ("0.png", "0.jpg", "0.mask.png", "1.jpg", "__MACOSX/._1.jpg", "._0.cls")
-    ]
+    members = [(name, jpeg(0)) for name in ("0.png", "0.jpg", "0.mask.png", "1.jpg", "__MACOSX/._1.jpg", "._0.cls")]
     members += [("0.cls", b"0"), ("1.cls", b"1"), ("2.cls", b"1"), ("2.heic", b"x"), ("0.json", b"{}")]
     _tar(tmp_path / "val.tar", *members)
     source = _load(tmp_path)[1]

@@ -106,9 +106,7 @@ def test_table_8_takes_shares_of_the_training_set():
 @pytest.mark.parametrize("recipe", TABLES, ids=title)
 def test_what_all_tables_share(recipe):
     for config, notices in plan(recipe):
-        assert notices == (
-            ["--if_order has no effect: --r 0 merges nothing"] if config.setting == "dense" else []
-        )
+        assert notices == (["--if_order has no effect: --r 0 merges nothing"] if config.setting == "dense" else [])
         assert config.data.data_set in ("IMNET", "SUBIMNET") and config.data.batch_size == 128
         assert config.data.data_path == "data/imagenet"
         assert config.model.model_pth.startswith("weights/") and config.model.weights == "auto"
@@ -187,9 +185,7 @@ def test_every_recipe_has_a_row_that_its_runs_belong_to(collect):
     lines = (ROOT / "exp_sh" / "README.md").read_text().splitlines()
     rows = {recipe: [line for line in lines if f"({title(recipe)}.sh)" in line or f"/{title(recipe)}.sh)" in line]
             for recipe in RECIPES}  # fmt: skip
-    assert all(len(found) == 1 for found in rows.values()), {
-        title(r): n for r, n in rows.items() if len(n) != 1
-    }
+    assert all(len(found) == 1 for found in rows.values()), {title(r): n for r, n in rows.items() if len(n) != 1}
     patterns = {recipe: collect.CELL.search(rows[recipe][0])["patterns"] for recipe in TABLES}
     for recipe in TABLES:
         for config in [*configs_of(recipe), *(configs_of(recipe, "RELEASED") if has_quirks(recipe) else [])]:
@@ -212,9 +208,7 @@ def test_pretrained_weights_are_listed_with_what_the_models_hold():
     for name, (_, tensors, parameters) in table.items():
         state = dense(name).state_dict()
         assert (len(state), sum(value.numel() for value in state.values())) == (tensors, parameters), name
-        key = (
-            name.replace("rmeeto_", "").replace("videomamba", "videomamba_image").removesuffix("_patch16_224")
-        )
+        key = name.replace("rmeeto_", "").replace("videomamba", "videomamba_image").removesuffix("_patch16_224")
         if key in golden:
             assert (len(golden[key]["keys"]), golden[key]["total_parameters"]) == (tensors, parameters)
     assert len([name for name in table if "tiny" in name or "small" in name]) == 6

@@ -40,9 +40,7 @@ def test_the_help_has_examples_that_are_read(command, monkeypatch):
 
 def test_a_run_prints_at_most_80_columns_and_its_time(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    short = (
-        "--max_train_batches 2 --max_eval_batches 1 --epochs 1 --batch-size 4 --num_workers 0 --device cpu"
-    )
+    short = "--max_train_batches 2 --max_eval_batches 1 --epochs 1 --batch-size 4 --num_workers 0 --device cpu"
     assert main(f"{short} --accumulation 1 --model_ema True --num_prune 12".split()) == 0
     *lines, outcome = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
@@ -103,16 +101,12 @@ def test_a_flag_means_the_same_to_both_commands(line):
 
 
 def test_a_folder_says_what_is_timed(tmp_path):
-    model = timm.create_model(
-        "vim_nano_patch2_16", img_size=12, num_classes=3, merge=MergeConfig(r=3, metric="B")
-    )
+    model = timm.create_model("vim_nano_patch2_16", img_size=12, num_classes=3, merge=MergeConfig(r=3, metric="B"))
     export(model, tmp_path / "m")
     options = SPEED.parse(["--model_pth", str(tmp_path / "m"), "--device", "cpu"])
     assert (options.model, options.r, options.img_size) == ("vim_nano_patch2_16", [0, 3], 12)
     assert options.merge.metric == "B"
-    options = SPEED.parse(
-        ["--model_pth", str(tmp_path / "m"), "--r", "4", "--metric", "X", "--device", "cpu"]
-    )
+    options = SPEED.parse(["--model_pth", str(tmp_path / "m"), "--r", "4", "--metric", "X", "--device", "cpu"])
     assert options.r == [0, 4] and options.merge.metric == "X"
     weights = tmp_path / "m" / "model.safetensors"
     assert SPEED.parse(["--model_pth", str(weights), "--device", "cpu"]).model == "vim_nano_patch2_16"
@@ -143,9 +137,7 @@ def test_every_command_answers_before_torch_is_imported(module):
     lines = path.read_text().splitlines()
     asked = next(i for i, line in enumerate(lines) if line.strip() == "answer_interrupts()")
     heavy = next(
-        i
-        for i, line in enumerate(lines)
-        if re.match(r"(import|from) (torch|timm|image_task|video_task|rmeeto)", line)
+        i for i, line in enumerate(lines) if re.match(r"(import|from) (torch|timm|image_task|video_task|rmeeto)", line)
     )
     assert asked < heavy
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

@@ -308,9 +308,7 @@ def test_the_plot_has_units_and_a_line_for_each_batch(instant, tmp_path):
     assert list(speed_up.get_ydata()) == pytest.approx([1, 10 / 9, 10 / 8])
 
 
-@pytest.mark.parametrize(
-    ("found", "said"), [({"avx512_f": True}, True), ({"avx512_bf16": True}, False), (None, False)]
-)
+@pytest.mark.parametrize(("found", "said"), [({"avx512_f": True}, True), ({"avx512_bf16": True}, False), (None, False)])
 def test_emulated_bf16_is_said_to_be_slow(found, said, instant, monkeypatch, tmp_path, capsys):
     capabilities = {} if found is None else {"architecture": "x86_64", **found}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)

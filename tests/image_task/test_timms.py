@@ -34,9 +34,7 @@ def weights(tmp_path) -> Path:
 
 
 def test_a_vision_transformer_is_re_trained_with_its_dense_teacher(weights, capsys):
-    assert (
-        main(f"{LINE} {SHORT} --num_prune 1 --if_order --distill --model_pth {weights} --name x".split()) == 0
-    )
+    assert main(f"{LINE} {SHORT} --num_prune 1 --if_order --distill --model_pth {weights} --name x".split()) == 0
     told = capsys.readouterr().out
     assert "17 to 12 (r = 1) tokens, 64 pixels" in told and "vit.pth (pos_embed resized)" in told
     assert json.loads(Path("log/x/result.json").read_text())["steps"] == 2
@@ -74,9 +72,7 @@ def test_what_cannot_merge_is_refused_with_the_reason(line, reason, capsys):
 
 def test_names_of_timm_are_known_with_and_without_a_tag():
     assert all(map(is_timms, ("deit_small_patch16_224", "vit_small_patch14_dinov2.lvd142m")))
-    assert not any(
-        map(is_timms, ("rmeeto_deit_tiny_patch16_224", "vim_nano_patch2_16", "nothing", "hf-hub:a/b"))
-    )
+    assert not any(map(is_timms, ("rmeeto_deit_tiny_patch16_224", "vim_nano_patch2_16", "nothing", "hf-hub:a/b")))
     assert parse(["--model", "vit_small_patch14_dinov2"])[0].img_size == 518
 
 
@@ -98,9 +94,7 @@ def test_rotary_positions_and_registers_in_both_commands(name, capsys):
     depth = 12
     assert f"{tokens} to" in capsys.readouterr().out
     result = SPEED.measure(
-        SPEED.parse(
-            f"--model {name} --input_size {ROTARY[name]} --r 1 --device cpu --batch_size 1 --runs 5".split()
-        )
+        SPEED.parse(f"--model {name} --input_size {ROTARY[name]} --r 1 --device cpu --batch_size 1 --runs 5".split())
     )
     assert [row["tokens"][-1] for row in result["results"]] == [tokens, tokens - depth + 1]
 

@@ -45,9 +45,7 @@ def there(place, monkeypatch):
 
 
 def evaluated(line: str) -> dict:
-    config, _, notes = parse(
-        f"--data_set folder --data_path photos --num_workers 0 --device cpu --eval {line}".split()
-    )
+    config, _, notes = parse(f"--data_set folder --data_path photos --num_workers 0 --device cpu --eval {line}".split())
     return run(config)
 
 
@@ -63,9 +61,7 @@ def test_config_checkpoints_and_model_folder_say_what_it_was_trained_on():
     assert load("model").pretrained_cfg["label_names"] == ["blue", "green", "red"]
 
 
-@pytest.mark.parametrize(
-    "weights", ["log/dense/best.pt", "moved.pt", "log/dense", "model", "model/model.safetensors"]
-)
+@pytest.mark.parametrize("weights", ["log/dense/best.pt", "moved.pt", "log/dense", "model", "model/model.safetensors"])
 def test_an_evaluation_prepares_pictures_as_the_training_did(weights, capsys):
     shutil.copy("log/dense/best.pt", "moved.pt")
     best = json.loads(Path("log/dense/result.json").read_text())["best"]
@@ -75,9 +71,7 @@ def test_an_evaluation_prepares_pictures_as_the_training_did(weights, capsys):
 
 
 def test_what_the_command_line_says_comes_first():
-    config, _, notes = parse(
-        "--model_pth log/dense --eval --data_set folder --input_size 40 --std 1 1 1".split()
-    )
+    config, _, notes = parse("--model_pth log/dense --eval --data_set folder --input_size 40 --std 1 1 1".split())
     data = config.data
     assert (data.input_size, data.mean, data.std, data.eval_crop_ratio) == (
         40,
@@ -168,8 +162,4 @@ def test_onnx_says_it_too(tmp_path):
 
     props = onnx.load(to_onnx(model, tmp_path / "x.onnx")).metadata_props
     found = {prop.key: json.loads(prop.value) for prop in props if prop.key in model.pretrained_cfg}
-    assert (
-        found["label_names"] == ["a", "b"]
-        and found["input_size"] == [3, 16, 16]
-        and found["mean"] == [0.5] * 3
-    )
+    assert found["label_names"] == ["a", "b"] and found["input_size"] == [3, 16, 16] and found["mean"] == [0.5] * 3

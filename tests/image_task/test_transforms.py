@@ -43,9 +43,7 @@ def test_evaluation_resizes_crops_and_normalises(noise):
     resized = resize(image, int(48 / 0.75), InterpolationMode.BICUBIC)
     expected = pil_to_tensor(center_crop(resized, 48)).float() / 255
     expected = normalize(expected, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    assert torch.equal(
-        eval_transform(DataConfig(data_set="IMNET", eval_crop_ratio=0.75), 48)(image), expected
-    )
+    assert torch.equal(eval_transform(DataConfig(data_set="IMNET", eval_crop_ratio=0.75), 48)(image), expected)
 
 
 def test_small_inputs_are_cropped_from_a_padded_image_and_evaluated_whole(noise):
@@ -96,9 +94,7 @@ def test_pictures_of_ordinary_shapes_are_resized_whole(noise, monkeypatch):
 
 
 def test_the_thinnest_pictures_take_neither_memory_nor_an_error(tmp_path):
-    Image.fromarray(np.repeat([[0], [255]], 30_000, 1).reshape(1, -1).astype(np.uint8)).save(
-        tmp_path / "l.jpg"
-    )
+    Image.fromarray(np.repeat([[0], [255]], 30_000, 1).reshape(1, -1).astype(np.uint8)).save(tmp_path / "l.jpg")
     Image.fromarray(np.zeros((1, 9_000_000), np.uint8)).save(tmp_path / "wide.png", compress_level=1)
     Image.fromarray(np.zeros((60_000, 1), np.uint8)).save(tmp_path / "high.png")
     code = (
@@ -116,9 +112,7 @@ def test_the_thinnest_pictures_take_neither_memory_nor_an_error(tmp_path):
     )
     names = ("l.jpg", "wide.png", "high.png")
     seen = run_limited(code, *(tmp_path / name for name in names)).splitlines()
-    assert (
-        seen[2] == "-1.9 2.1" and len(seen) == 12
-    )  # black left of the middle, white right, 0.44 pixels from it
+    assert seen[2] == "-1.9 2.1" and len(seen) == 12  # black left of the middle, white right, 0.44 pixels from it
     assert set(seen[4:]) == {"-2.1 -2.1"}
 
 

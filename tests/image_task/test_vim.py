@@ -100,11 +100,7 @@ def test_class_token_reaches_the_head_and_is_never_merged(position):
     """The traced column of the class token is alone in its row, and that row feeds the head."""
     model = small(merge=MergeConfig(r=10, class_position=position)).eval()
     state = model.encode(images(), trace=True)
-    at = (
-        state.class_index
-        if isinstance(state.class_index, torch.Tensor)
-        else torch.tensor([state.class_index] * 2)
-    )
+    at = state.class_index if isinstance(state.class_index, torch.Tensor) else torch.tensor([state.class_index] * 2)
     for sample, index in enumerate(at.tolist()):
         assert state.source[sample, index].nonzero().flatten().tolist() == [model.class_index]
 
@@ -130,9 +126,7 @@ def test_bf16_autocast_keeps_the_residual_stream_in_fp32():
     model = small(merge=MergeConfig(r=8))
     types = []
     for block in model.layers:
-        block.register_forward_hook(
-            lambda _, __, state: types.append((state.residual.dtype, state.hidden.dtype))
-        )
+        block.register_forward_hook(lambda _, __, state: types.append((state.residual.dtype, state.hidden.dtype)))
     with torch.autocast("cpu", torch.bfloat16):
         model(images()).float().sum().backward()
     assert set(types) == {(torch.float32, torch.bfloat16)}

@@ -42,20 +42,14 @@ def save(state, path) -> None:
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("entry", [None, "model", "state_dict", "model_ema"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_official_layouts(trained, tmp_path, entry, prefix):
     state = {prefix + key: value for key, value in trained.state_dict().items()}
-    content = (
-        state
-        if entry is None
-        else {entry: state, "epoch": 3, "args": argparse.Namespace(lr=1e-3, nested=[1])}
-    )
+    content = state if entry is None else {entry: state, "epoch": 3, "args": argparse.Namespace(lr=1e-3, nested=[1])}
     torch.save(content, tmp_path / "w.pth")
     model = small()
     report = load_weights(model, tmp_path / "w.pth")
@@ -140,9 +134,7 @@ def test_position_embedding_is_resized_around_the_class_token(trained, tmp_path,
     report = load_weights(model, tmp_path / "w.pth")
     assert report.resized == ("pos_embed",)
     assert torch.equal(model.pos_embed[:, model.class_index], trained.pos_embed[:, trained.class_index])
-    patches = torch.cat(
-        [model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1
-    )
+    patches = torch.cat([model.pos_embed[:, : model.class_index], model.pos_embed[:, model.class_index + 1 :]], 1)
     old = torch.cat([trained.pos_embed[:, :8], trained.pos_embed[:, 9:]], 1)
     assert patches.mean().item() == pytest.approx(old.mean().item(), abs=2e-3)
 
@@ -189,9 +181,7 @@ def test_no_file(tmp_path):
 def test_weights_of_another_kind_of_number_are_refused(trained, tmp_path, suffix, kind):
     state = {key: value.to(kind) for key, value in trained.state_dict().items()}
     save(state, tmp_path / f"w.{suffix}")
-    with pytest.raises(
-        UserError, match=rf"of another kind of number: cls_token {str(kind)[6:]} for float32, .* more"
-    ):
+    with pytest.raises(UserError, match=rf"of another kind of number: cls_token {str(kind)[6:]} for float32, .* more"):
         load_weights(small(), tmp_path / f"w.{suffix}")
 
 
@@ -243,9 +233,7 @@ def test_a_header_of_many_tensors_is_refused_at_once(tmp_path):
     header = json.dumps({f"x{index}": entry for index in range(500_000)}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     start = time.process_time()
-    with pytest.raises(
-        UserError, match="cannot be read: it is no safetensors file of at most 4194304 bytes of header"
-    ):
+    with pytest.raises(UserError, match="cannot be read: it is no safetensors file of at most 4194304 bytes of header"):
         load_weights(small(), tmp_path / "w.safetensors")
     assert time.process_time() - start < 1
 

@@ -144,9 +144,7 @@ SMALL = [
 def test_small_models_counter_is_met(name):
     case = Case("vim_small.npz", name)
     c = case.config
-    merge = MergeConfig(
-        c["num_prune"], c["merge_interval"], c["if_merge_odd"], c["metric"], prune=c["if_prune"]
-    )
+    merge = MergeConfig(c["num_prune"], c["merge_interval"], c["if_merge_odd"], c["metric"], prune=c["if_prune"])
     model = Vim(112, 16, 16, c["embed_dim"], c["depth"], num_classes=c["num_classes"], merge=merge)
     assert count_flops(model, 112).total + c["embed_dim"] * 768 == case["flops64"]
 
@@ -171,8 +169,7 @@ def test_published_figures(family, size, r, paper, full):
 
 def test_the_conventions_differ_in_the_second_direction_only():
     paper, full = (
-        count_flops(make("vim", "tiny", MergeConfig(r=5)), 224, convention).parts
-        for convention in ("paper", "full")
+        count_flops(make("vim", "tiny", MergeConfig(r=5)), 224, convention).parts for convention in ("paper", "full")
     )
     twice = {"conv", "x_proj", "dt_proj", "scan"}
     assert full == {part: count * 2 if part in twice else count for part, count in paper.items()}
@@ -208,9 +205,7 @@ def test_torch_counts_the_same_in_what_it_sees_of_a_scan(merge):
         assert parts[part] == seen // 2, part
 
 
-@pytest.mark.parametrize(
-    "merge", [None, MergeConfig(r=3), MergeConfig(r=2, metric="K", neighbour=2)], ids=str
-)
+@pytest.mark.parametrize("merge", [None, MergeConfig(r=3), MergeConfig(r=2, metric="K", neighbour=2)], ids=str)
 def test_torch_counts_the_same_in_what_it_sees_of_a_transformer(merge):
     model = Deit(32, 8, embed_dim=24, depth=3, num_heads=3, num_classes=7, merge=merge)
     plain = sdpa_kernel(SDPBackend.MATH)  # two products, which every version of torch counts
@@ -294,16 +289,12 @@ def test_errors_say_what_was_got_and_expected(arguments, got, expected):
     assert len(str(error.value).splitlines()) <= 2
 
 
-@pytest.mark.parametrize(
-    "name", ["vim_nano_patch2_16", "vit_tiny_patch16_224", "videomamba_video_nano_patch4_32"]
-)
+@pytest.mark.parametrize("name", ["vim_nano_patch2_16", "vit_tiny_patch16_224", "videomamba_video_nano_patch4_32"])
 def test_a_size_that_the_model_refuses_is_refused_though_it_has_as_many_patches(name):
     model = timm.create_model(name)
     *frames, height, width = getattr(model.patch_embed, "input_size", (224, 224))
     assert count_flops(model, (*frames, height, width)) == count_flops(model, (height, width))
-    with pytest.raises(
-        UserError, match=rf"input_size=.*{width + 1}\), but this .* takes .*{height}, {width}\)"
-    ):
+    with pytest.raises(UserError, match=rf"input_size=.*{width + 1}\), but this .* takes .*{height}, {width}\)"):
         count_flops(model, (*frames, height, width + 1))
 
 

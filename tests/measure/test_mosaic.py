@@ -42,9 +42,7 @@ def test_two_tokens_beside_each_other_never_share_a_colour(seed):
     colours = mosaic.colours(groups)
     many = mosaic.sizes(groups) > 1
     for axis in range(3):
-        near, far = (
-            [np.take(x, range(s, x.shape[axis] - 1 + s), axis) for s in (0, 1)] for x in (groups, colours)
-        )
+        near, far = ([np.take(x, range(s, x.shape[axis] - 1 + s), axis) for s in (0, 1)] for x in (groups, colours))
         both = np.logical_and(*(np.take(many, range(s, many.shape[axis] - 1 + s), axis) for s in (0, 1)))
         same = (far[0] == far[1]).all(-1)
         np.testing.assert_array_equal(same[both], (near[0] == near[1])[both])
@@ -73,9 +71,7 @@ def test_sizes_and_depths():
 @pytest.mark.parametrize("model_class", [Vim, Deit])
 def test_the_history_is_that_of_the_merges(model_class):
     options = {"depth": 5, "num_classes": 3, "merge": MergeConfig(r=2)}
-    model = (
-        Vim(16, 4, 4, embed_dim=16, **options) if model_class is Vim else Deit(16, 4, embed_dim=24, **options)
-    )
+    model = Vim(16, 4, 4, embed_dim=16, **options) if model_class is Vim else Deit(16, 4, embed_dim=24, **options)
     x = torch.rand(2, 3, 16, 16)
     steps = merge_history(model.eval(), x)
     counts = [17, 15, 13] if model_class is Vim else [17, 15, 13, 11, 9, 7]

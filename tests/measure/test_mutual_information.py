@@ -17,9 +17,7 @@ SMALL = Settings(steps=150, batch_size=128, hidden=(64, 32), dropout=0.0, lr=1e-
 def test_the_gaussians_share_what_they_say():
     x, y = gaussians(4.0, 20, 200_000)
     correlation = (x * y).mean(0)
-    torch.testing.assert_close(
-        -0.5 * torch.log1p(-(correlation**2)).sum(), torch.tensor(4.0), rtol=0.02, atol=0
-    )
+    torch.testing.assert_close(-0.5 * torch.log1p(-(correlation**2)).sum(), torch.tensor(4.0), rtol=0.02, atol=0)
     torch.testing.assert_close(y.std(0), torch.ones(20), rtol=0.02, atol=0)
 
 

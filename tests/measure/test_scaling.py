@@ -12,9 +12,7 @@ from rmeeto.errors import UserError
 from rmeeto.measure.scaling import BUCKET, Link, Machines, Rates, Work, message_s, predict, reduce_s
 
 LINK = Link(bandwidth=1e9, latency=1e-3)
-RATES = Rates(
-    batch=10, compute_s=1.0, backward_s=0.5, update_s=0.1, load_s=0.02, evaluate_s=0.01, start_s=7.0
-)
+RATES = Rates(batch=10, compute_s=1.0, backward_s=0.5, update_s=0.1, load_s=0.02, evaluate_s=0.01, start_s=7.0)
 WORK = Work(samples=400, evaluated=100, epochs=3, gradient_bytes=1e8, accumulation=2, messages=0)
 
 
@@ -39,9 +37,7 @@ def test_loaders_run_beside_the_compute():
 
 def test_processes_beyond_the_cores_take_turns():
     busy = dataclasses.replace(RATES, busy=1.2)
-    seconds = {
-        n: predict(busy, WORK, machines(processes=n, cores=2, on_cores=True)).compute_s for n in (1, 2, 4)
-    }
+    seconds = {n: predict(busy, WORK, machines(processes=n, cores=2, on_cores=True)).compute_s for n in (1, 2, 4)}
     assert seconds == {1: 2.0, 2: pytest.approx(2.4), 4: pytest.approx(4.8)}
     assert predict(RATES, WORK, machines(processes=4, cores=2)).compute_s == 2.0, "each has a GPU"
 

@@ -223,9 +223,7 @@ def test_one_block_is_too_few():
 
 def test_models_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="got a Deit; expected a Vision Mamba"):
-        fit_schedule(
-            Deit(img_size=16, patch_size=8, embed_dim=12, depth=1).eval(), 16, "cpu", target_ratio=1.2
-        )
+        fit_schedule(Deit(img_size=16, patch_size=8, embed_dim=12, depth=1).eval(), 16, "cpu", target_ratio=1.2)
     model = Vim(img_size=16, patch_size=8, stride=8, embed_dim=8, depth=6, d_state=2, num_classes=2).eval()
     with pytest.raises(ValueError, match="5 tokens are too few"):
         fit_schedule(model, 16, "cpu", target_ratio=1.2)

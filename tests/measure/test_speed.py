@@ -150,9 +150,7 @@ def test_the_share_of_merging_is_what_the_twin_does_not_take(clock, monkeypatch)
 
 MERGING = {
     "vim": lambda: vim(MergeConfig(r=5, metric="B", class_position="exact")),
-    "vim, class token behind the cut": lambda: VideoMamba(
-        16, 4, embed_dim=16, depth=4, merge=MergeConfig(r=99)
-    ),
+    "vim, class token behind the cut": lambda: VideoMamba(16, 4, embed_dim=16, depth=4, merge=MergeConfig(r=99)),
     "videomamba": lambda: VideoMamba(16, 4, embed_dim=16, depth=4, merge=MergeConfig(r=2, interval=1)),
     "deit": lambda: Deit(16, 4, embed_dim=24, depth=3, merge=MergeConfig(r=3)),
 }

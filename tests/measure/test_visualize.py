@@ -87,9 +87,7 @@ def test_figures_show_each_image_above_its_merged_tokens(tmp_path, images):
 
 def test_clips_are_drawn_frame_by_frame():
     clips = torch.rand(2, 3, 4, 16, 16)
-    source = torch.eye(4 * 4 + 1).expand(
-        2, -1, -1
-    )  # one patch of 8 x 8 pixels and one frame each, not merged
+    source = torch.eye(4 * 4 + 1).expand(2, -1, -1)  # one patch of 8 x 8 pixels and one frame each, not merged
     figure = draw_merged(clips, source, 0)
     assert len(figure.axes) == 2 * 2 * 4
     np.testing.assert_allclose(figure.axes[1].images[0].get_array(), clips[0, :, 1].movedim(0, -1).numpy())

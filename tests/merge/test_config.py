@@ -178,9 +178,7 @@ def test_an_unknown_released_key_is_refused_with_the_known_ones():
         MergeConfig.from_released({"num_merge": 5})
 
 
-@pytest.mark.parametrize(
-    ("choose", "neighbour"), [("max", 1), ("1c", 1), ("3c", 3), ("14c", 14), ("21c", 21)]
-)
+@pytest.mark.parametrize(("choose", "neighbour"), [("max", 1), ("1c", 1), ("3c", 3), ("14c", 14), ("21c", 21)])
 def test_choose_is_a_rank(choose, neighbour):
     assert parse_choose(choose) == neighbour
 

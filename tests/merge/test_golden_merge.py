@@ -23,9 +23,7 @@ def check_merge(case, device):
     index, source, y = c["token_position"] if c["class_token"] else None, None, x
     for step in range(c["steps"]):
         metric = randn(c["key"] + 10 * step, (c["batch"], y.shape[1], c["metric_dim"])).to(device)
-        plan = match(
-            metric, c["r"], index, c["distance"], parse_choose(c.get("choose", "max")), c["order"], c["prune"]
-        )
+        plan = match(metric, c["r"], index, c["distance"], parse_choose(c.get("choose", "max")), c["order"], c["prune"])
         y, size = merge_wavg(plan, y, size, c.get("mode", "sum"))
         source, index = merge_source(plan, source), plan.class_index
         suffix = str(step + 1) if c["steps"] > 1 else ""

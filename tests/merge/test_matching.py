@@ -238,9 +238,7 @@ def test_plan_refuses_tensors_of_other_tokens(shape):
         plan.merge(torch.ones(1, 9, 3), mode="median")
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"class_index": 30}, {"prefix": 5}, {"class_index": 3, "neighbour": 2}]
-)
+@pytest.mark.parametrize("arguments", [{"class_index": 30}, {"prefix": 5}, {"class_index": 3, "neighbour": 2}])
 def test_long_inputs_are_matched_in_blocks_with_the_same_plan(arguments, monkeypatch):
     metric = torch.randn(2, 62, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole, sizes = match(metric, 20, **arguments), []

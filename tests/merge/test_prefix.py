@@ -65,9 +65,7 @@ def test_neighbour_counts_only_destinations_that_can_take_a_source():
 
 @pytest.mark.parametrize("arguments", [{"prefix": 10}, {"prefix": -1}, {"prefix": 1, "class_index": 0}])
 def test_a_prefix_that_does_not_fit_is_refused(arguments):
-    with pytest.raises(
-        ValueError, match=rf"prefix={arguments['prefix']} .*expected 0 to 9 tokens, and no class_index"
-    ):
+    with pytest.raises(ValueError, match=rf"prefix={arguments['prefix']} .*expected 0 to 9 tokens, and no class_index"):
         match(randn(5, (1, 9, 4)), 1, **arguments)
 
 

@@ -117,9 +117,7 @@ def test_the_class_token_is_safe(merge, mode):
     samples = torch.arange(len(x))
     assert not (plan.source == before.unsqueeze(1)).any()
     y, size = merge_wavg(plan, x, mode=mode)
-    where = (
-        after if lands_where_reported(plan, options) else (plan.keep == before.unsqueeze(1)).int().argmax(1)
-    )
+    where = after if lands_where_reported(plan, options) else (plan.keep == before.unsqueeze(1)).int().argmax(1)
     assert torch.equal(y[samples, where], x[samples, before])
     assert (size[samples, where] == 1).all()
     assert torch.equal(plan.keep[samples, where], before)

@@ -76,9 +76,7 @@ def test_a_function_is_a_rule():
 
 
 def test_on_unit_vectors_the_dot_product_is_the_exact_rule():
-    metric = nn.functional.normalize(
-        torch.randn(2, 21, 8, generator=torch.Generator().manual_seed(1)), dim=-1
-    )
+    metric = nn.functional.normalize(torch.randn(2, 21, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
     one, other = match(metric, 5, 10), match(metric, 5, 10, rule=dot)
     assert torch.equal(one.keep, other.keep) and torch.equal(one.destination, other.destination)
 
@@ -86,9 +84,7 @@ def test_on_unit_vectors_the_dot_product_is_the_exact_rule():
 @pytest.mark.parametrize("make", [vim, deit])
 def test_a_rule_gets_what_its_parameters_name(make):
     seen = {}
-    names = (
-        ("output", "hidden", "size", "delta", "B") if make is vim else ("output", "hidden", "size", "Q", "V")
-    )
+    names = ("output", "hidden", "size", "delta", "B") if make is vim else ("output", "hidden", "size", "Q", "V")
 
     def asking(metric, r, tokens, *, distance, mine=2.0, **features):
         seen.update(features, distance=distance, mine=mine)

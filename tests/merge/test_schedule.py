@@ -49,9 +49,7 @@ def test_a_list_gives_each_merge_its_own_r():
 
 @pytest.mark.parametrize("r", [(3,), (3, 2, 1, 0)])
 def test_a_list_of_another_length_is_refused(r):
-    with pytest.raises(
-        ValueError, match=rf"lists {len(r)} values, but 3 blocks merge.*interval=2, odd=False"
-    ):
+    with pytest.raises(ValueError, match=rf"lists {len(r)} values, but 3 blocks merge.*interval=2, odd=False"):
         removals(MergeConfig(r=r), 7, 50)
 
 

@@ -65,9 +65,7 @@ def merged_position(grid, batch, gone, class_index, seed=0):
     generator = torch.Generator().manual_seed(seed)
     cells = grid[0] * grid[1] * grid[2]
     rows = [torch.randperm(cells, generator=generator)[: cells - gone].sort().values for _ in range(batch)]
-    return torch.stack(
-        [torch.cat([row[:class_index], row.new_tensor([-1]), row[class_index:]]) for row in rows]
-    )
+    return torch.stack([torch.cat([row[:class_index], row.new_tensor([-1]), row[class_index:]]) for row in rows])
 
 
 @pytest.mark.parametrize(("class_index", "distance"), [(0, "cosine"), (17, "l1"), (5, "l2")])
@@ -75,9 +73,7 @@ def merged_position(grid, batch, gone, class_index, seed=0):
 @pytest.mark.parametrize("window", [(1, 2, 2), (2, 1, 3), (2, 2, 9), (9, 2, 2), (1, 9, 9), (2, 3, 2)])
 def test_a_source_looks_at_what_is_near(window, gone, class_index, distance):
     position = merged_position(GRID, 2, gone, class_index)
-    metric = torch.randn(
-        2, position.shape[1], 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
+    metric = torch.randn(2, position.shape[1], 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     r = (position.shape[1] - 1) // 3
     plan = match(metric, r, class_index, distance, window=window, grid=GRID, position=position)
     assert pairs_of(plan) == naive_pairs(metric, r, class_index, window, GRID, position, distance)
@@ -96,16 +92,12 @@ def test_tiles_and_the_whole_matrix_find_the_same(grid, window, share, seed):
     position = merged_position(grid, 2, int(share * max(cells - 4, 0)), 0, seed)
     if position.shape[1] < 4:
         return
-    metric = torch.randn(
-        2, position.shape[1], 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    metric = torch.randn(2, position.shape[1], 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     plans = []
     for pairs in (0, None):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("rmeeto.merge.tiles.num_pairs", lambda *_, pairs=pairs: pairs)
-            plans.append(
-                match(metric, position.shape[1] // 3, 0, window=window, grid=grid, position=position)
-            )
+            plans.append(match(metric, position.shape[1] // 3, 0, window=window, grid=grid, position=position))
     assert pairs_of(plans[0]) == pairs_of(plans[1])
     assert torch.equal(plans[0].keep, plans[1].keep)
 
@@ -145,9 +137,7 @@ def test_batches_and_samples_alone_agree():
     metric = torch.randn(3, position.shape[1], 8)
     settings = {"window": (2, 2, 3), "grid": GRID}
     together = pairs_of(match(metric, 20, 0, position=position, **settings))
-    alone = [
-        pairs_of(match(m[None], 20, 0, position=p[None], **settings))[0] for m, p in zip(metric, position)
-    ]
+    alone = [pairs_of(match(m[None], 20, 0, position=p[None], **settings))[0] for m, p in zip(metric, position)]
     assert together == alone
 
 
@@ -168,9 +158,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(
-    "config", [{}, {"metric": "B"}, {"class_position": "exact"}, {"prune": True, "odd": True}]
-)
+@pytest.mark.parametrize("config", [{}, {"metric": "B"}, {"class_position": "exact"}, {"prune": True, "odd": True}])
 def test_a_model_with_a_window_as_large_as_its_grid_is_the_exact_one(name, config):
     torch.manual_seed(0)
     model = MODELS[name]().eval()

@@ -35,9 +35,7 @@ def plan_of(rule, metric, r, index=None, **options):
 
 
 def same(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("keep", "source", "destination")
-    )
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("keep", "source", "destination"))
 
 
 def pairs(plan, sample=0):
@@ -211,9 +209,7 @@ def test_the_least_important_go_into_those_next_in_importance(name):
     for sample in range(2):
         order = [t for t in score[sample, :, 0].argsort().tolist() if t != 8]
         sources, destinations = order[:4], order[4:10]  # 16 tokens that may merge; half of the 12 others
-        expected = [
-            (s, max(destinations, key=lambda d: float(unit[sample, s] @ unit[sample, d]))) for s in sources
-        ]
+        expected = [(s, max(destinations, key=lambda d: float(unit[sample, s] @ unit[sample, d]))) for s in sources]
         assert pairs(plan, sample) == sorted(expected)
 
 
@@ -224,9 +220,7 @@ def test_shift_looks_at_what_the_mixer_adds():
     norms = outputs[0].norm(dim=-1)
     norms[:, model.class_index] = torch.inf
     for sample in range(2):
-        merged = source[sample][source[sample].sum(1) > 1].sum(
-            0
-        )  # 1 for tokens that went, or that others went into
+        merged = source[sample][source[sample].sum(1) > 1].sum(0)  # 1 for tokens that went, or that others went into
         assert merged[norms[sample].argsort()[:3]].eq(1).all() and merged.sum() <= 6
 
 
@@ -271,9 +265,7 @@ def test_random_is_a_function_of_its_seed_and_the_number_of_tokens():
 
 
 def test_what_the_rules_cost():
-    cost = {
-        name: count_flops(vim(MergeConfig(r=3, rule=name)), 16).parts["matching"] for name in ("exact", *ZOO)
-    }
+    cost = {name: count_flops(vim(MergeConfig(r=3, rule=name)), 16).parts["matching"] for name in ("exact", *ZOO)}
     norms = 6 * 16 * (17 + 14)  # 17 and 14 tokens of 16 channels, one of them the class token
     assert cost["exact"] == norms + 16 * (17**2 + 14**2) // 2
     assert cost["adjacent"] == norms + 16 * (15 + 12)

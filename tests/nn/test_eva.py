@@ -66,9 +66,7 @@ def test_tokens_are_merged_and_positions_follow_them(model, x, metric):
     assert torch.allclose(model.forward_head(model.forward_features(x)), model(x), atol=1e-6)
     model.merge_config = MergeConfig(r=(4, 0, 0), metric=metric)
     ordered = model(x)
-    model.merge_config = MergeConfig(
-        r=(4, 0, 0), metric=metric, keep_order=False
-    )  # which attention does not see
+    model.merge_config = MergeConfig(r=(4, 0, 0), metric=metric, keep_order=False)  # which attention does not see
     assert torch.allclose(model(x), ordered, atol=1e-5)
 
 

@@ -119,9 +119,7 @@ def test_pruned_layers_give_the_same_maps(make, x):
     assert len(model.num_tokens) == 3 and model.num_classes == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["vim_nano_patch2_16", "videomamba_tiny_patch16_224", "rmeeto_deit_tiny_patch16_224"]
-)
+@pytest.mark.parametrize("name", ["vim_nano_patch2_16", "videomamba_tiny_patch16_224", "rmeeto_deit_tiny_patch16_224"])
 def test_features_only_gives_timms_feature_extractor(name):
     model = timm.create_model(
         name, features_only=True, out_indices=[0, 2], img_size=32, depth=4, merge=MergeConfig(r=2)

@@ -84,9 +84,7 @@ def test_two_processes_build_at_once(compiler, tmp_path):
     code = "from rmeeto.ops import build; build.library(); print(build.build(build.instruction_set()).name)"
     environment = {**os.environ, "RMEETO_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(
-            [PYTHON, "-W", "error", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE
-        )
+        subprocess.Popen([PYTHON, "-W", "error", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
     names = {process.communicate(timeout=120)[0].decode().strip() for process in processes}

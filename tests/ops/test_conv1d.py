@@ -11,9 +11,7 @@ from rmeeto.ops.conv1d import CONV1D
 from rmeeto.ops.conv1d.naive import naive_bidirectional_conv1d, naive_causal_conv1d
 from tests.helpers import TOLERANCE, assert_close_rms
 
-BACKENDS = [
-    name for name, state in CONV1D.explain("cpu") if state in ("chosen", "available") and name != "naive"
-]
+BACKENDS = [name for name, state in CONV1D.explain("cpu") if state in ("chosen", "available") and name != "naive"]
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -72,9 +70,7 @@ def test_each_direction_sees_its_own_side_only(backend):
     forward, backward = bidirectional_conv1d(x, *parameters, backend=backend)
     forward2, backward2 = bidirectional_conv1d(changed, *parameters, backend=backend)
     assert torch.equal(forward[:, :5], forward2[:, :5]) and not torch.equal(forward[:, 5:], forward2[:, 5:])
-    assert torch.equal(backward[:, 6:], backward2[:, 6:]) and not torch.equal(
-        backward[:, :6], backward2[:, :6]
-    )
+    assert torch.equal(backward[:, 6:], backward2[:, 6:]) and not torch.equal(backward[:, :6], backward2[:, :6])
 
 
 def test_definition_reversed_is_flipping_by_hand():

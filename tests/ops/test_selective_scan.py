@@ -12,9 +12,7 @@ from rmeeto.ops.selective_scan.direction import flatten
 from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_selective_scan
 from tests.helpers import TOLERANCE, assert_close_rms
 
-BACKENDS = [
-    name for name, state in SCAN.explain("cpu") if state in ("chosen", "available") and name != "naive"
-]
+BACKENDS = [name for name, state in SCAN.explain("cpu") if state in ("chosen", "available") and name != "naive"]
 NAMES = Direction._fields[:7]
 WIDE = (torch.float32, torch.float64)
 
@@ -69,9 +67,7 @@ def compare(function, reference, tensors, names, tolerance=None):
 
 
 def check_both(backend, batch, length, channels, states, dtype=torch.float32, average=True):
-    tensors = direction(batch, length, channels, states, dtype) + direction(
-        batch, length, channels, states, dtype, 1
-    )
+    tensors = direction(batch, length, channels, states, dtype) + direction(batch, length, channels, states, dtype, 1)
     tensors.append(gate(batch, length, channels, dtype))
     names = [*NAMES, *(f"{name}_b" for name in NAMES), "z"]
     run = BIDIRECTIONAL.implementation("cpu", backend)
@@ -185,9 +181,7 @@ def test_channel_major_face(backend):
     z = gate(2, 19, 12)
     expected = naive_selective_scan(u, delta, A, B, C, D, z, bias, True, True).transpose(1, 2)
     major = [t.transpose(1, 2).contiguous() for t in (u, delta, B, C, z)]
-    out = selective_scan(
-        major[0], major[1], A, major[2], major[3], D, major[4], bias, reverse=True, backend=backend
-    )
+    out = selective_scan(major[0], major[1], A, major[2], major[3], D, major[4], bias, reverse=True, backend=backend)
     assert_close_rms(out, expected)
 
 
@@ -234,9 +228,7 @@ def test_under_autocast_and_in_inference_mode(backend):
 def test_A_may_be_given_as_its_logarithm(backend, dtype):
     one, z = Direction(*direction(1, 9, 5, 3)), gate(1, 9, 5)
     log = (-one.A).log().to(dtype)
-    one = one._replace(
-        A=-log.to(torch.promote_types(dtype, torch.float32)).exp()
-    )  # never rounded to a half format
+    one = one._replace(A=-log.to(torch.promote_types(dtype, torch.float32)).exp())  # never rounded to a half format
     given = one._replace(A=log, log_A=True)
     expected = bidirectional_scan(one, one, z, backend=backend)
     assert_close_rms(bidirectional_scan(given, given, z, backend=backend), expected, tolerance=1e-7)

@@ -31,9 +31,7 @@ def randn(*shape, seed=0):
 
 def matched(metric, r, class_index, exact=False, backend="auto"):
     position = "exact" if exact else "proportional"
-    return match_tokens(
-        metric, r, Tokens(metric.shape[1], class_index, class_position=position), backend=backend
-    )
+    return match_tokens(metric, r, Tokens(metric.shape[1], class_index, class_position=position), backend=backend)
 
 
 def assert_same_plan(got, plan):
@@ -93,9 +91,7 @@ def test_a_metric_that_is_not_finite_still_gives_a_plan(backend):
     metric[0] = float("nan")
     metric[1, 3] = float("inf")
     plan = matched(metric, 5, 10, backend=backend)
-    assert torch.equal(
-        torch.cat([plan.keep, plan.source], dim=1).sort(dim=1).values, torch.arange(21).expand(2, -1)
-    )
+    assert torch.equal(torch.cat([plan.keep, plan.source], dim=1).sort(dim=1).values, torch.arange(21).expand(2, -1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -174,9 +170,7 @@ def test_merge_and_its_gradients_match_the_definition(backend, residual, size, d
     expected.backward(seed.double())
     assert not new_size.requires_grad
     assert torch.equal(new_size.double(), expected_size)
-    assert_close_rms(
-        got, expected, "merged", TOLERANCE[torch.bfloat16] if got.dtype != torch.float32 else None
-    )
+    assert_close_rms(got, expected, "merged", TOLERANCE[torch.bfloat16] if got.dtype != torch.float32 else None)
     for name, a, b in zip(("hidden", "residual"), leaves, exact, strict=True):
         if a is not None:
             assert_close_rms(a.grad, b.grad, f"gradient of {name}")
@@ -189,9 +183,7 @@ def test_merge_of_rows_far_apart_in_memory(backend):
     expected = merge_tokens(hidden, stream, sizes, plan, backend=backend)[0]
     spread = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (hidden, stream)]
     assert torch.equal(merge_tokens(*spread, sizes, plan, backend=backend)[0], expected)
-    assert torch.equal(
-        merge_tokens(hidden.mT.contiguous().mT, stream, sizes, plan, backend=backend)[0], expected
-    )
+    assert torch.equal(merge_tokens(hidden.mT.contiguous().mT, stream, sizes, plan, backend=backend)[0], expected)
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpp"])

@@ -17,9 +17,7 @@ from tests.ops.triton_cases import sass  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [*ROOT.glob("rmeeto/ops/*/triton_*.py")]
-KERNELS = set(
-    re.findall(r"^def ([a-z]\w*_kernel)\(", "\n".join(path.read_text() for path in SOURCES), re.MULTILINE)
-)
+KERNELS = set(re.findall(r"^def ([a-z]\w*_kernel)\(", "\n".join(path.read_text() for path in SOURCES), re.MULTILINE))
 BF16 = ("vim_small", "vim_base", "video_middle")
 OTHERS = (
     *(f"{name}{end}" for name in BF16 for end in ("", "_evaluation")),

@@ -47,9 +47,7 @@ def tensor(count: int, size: tuple[int, ...], stride: tuple[int, ...], offset: i
     """A tensor of a storage of `count` numbers."""
     shape, steps = (items(*map(number, values)) for values in (size, stride))
     hooks = call("collections.OrderedDict")
-    return call(
-        "torch._utils._rebuild_tensor_v2", storage(count, **of), number(offset), shape, steps, b"\x89", hooks
-    )
+    return call("torch._utils._rebuild_tensor_v2", storage(count, **of), number(offset), shape, steps, b"\x89", hooks)
 
 
 def doubled(times: int, kind: bytes = b"]%sh\0h\0e") -> bytes:

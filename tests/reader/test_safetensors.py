@@ -13,9 +13,7 @@ from rmeeto.reader.safetensors import _TYPES
 def test_what_the_package_writes_is_read_to_the_bit(tmp_path):
     path, draw = tmp_path / "w.safetensors", torch.Generator().manual_seed(0)
     written = {
-        str(kind): torch.randint(0, 2, (3, n), generator=draw).to(
-            kind
-        )  # odd lengths: places that are not aligned
+        str(kind): torch.randint(0, 2, (3, n), generator=draw).to(kind)  # odd lengths: places that are not aligned
         for n, kind in enumerate(_TYPES.values(), start=1)
     }
     written |= {"scalar": torch.tensor(3.5), "none": torch.empty(0, 7)}

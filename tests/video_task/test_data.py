@@ -213,9 +213,7 @@ def test_the_test_gives_every_view_of_every_video_exactly_once(videos, world_siz
         data = _build(config, rank, world_size, train=False)
         for clips, targets, video_ids, view_ids in data.test_batches():
             assert len(clips) <= batch_size
-            for clip, target, video, view in zip(
-                clips, targets.tolist(), video_ids.tolist(), view_ids.tolist()
-            ):
+            for clip, target, video, view in zip(clips, targets.tolist(), video_ids.tolist(), view_ids.tolist()):
                 assert (video, view) not in seen and target == source.targets[video]
                 seen[video, view] = clip
                 ranks_of.setdefault(video, set()).add(rank)

@@ -76,9 +76,7 @@ def test_frames_equal_a_full_sequential_decode(clips, name):
         assert frames.dtype == np.uint8 and np.array_equal(frames, expected[chosen])
 
 
-@pytest.mark.parametrize(
-    "name", ["two.mp4", "open_gop.mp4", "ntsc.mov", "mpeg4_b.avi", "h264_b.avi", "vp9_odd.webm"]
-)
+@pytest.mark.parametrize("name", ["two.mp4", "open_gop.mp4", "ntsc.mov", "mpeg4_b.avi", "h264_b.avi", "vp9_odd.webm"])
 def test_each_frame_alone_equals_the_sequential_decode(clips, name):
     path = clips(name)
     for index, expected in enumerate(decode_all(path)):
@@ -121,9 +119,7 @@ def _random_encoding(rng):
 def test_random_encodings_equal_a_full_sequential_decode(tmp_path, seed):
     rng = random.Random(seed)
     codec, settings = _random_encoding(rng)
-    path = encode(
-        tmp_path / "clip", moving(rng.choice([1, 2, 3, 17, 40, 60]), 64, 80, seed), codec, **settings
-    )
+    path = encode(tmp_path / "clip", moving(rng.choice([1, 2, 3, 17, 40, 60]), 64, 80, seed), codec, **settings)
     expected = decode_all(path)
     assert num_frames(path) == len(expected)
     for size in (1, 1, 1, 3, 8):

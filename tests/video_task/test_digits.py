@@ -26,9 +26,7 @@ def test_a_digit_moves_in_its_direction_and_stays_inside(direction):
     scan = np.full((8, 8), 16.0)
     for seed in range(5):
         frames = render(scan, direction, 12, 64, np.random.default_rng(seed))
-        assert len({frame.astype(int).sum() for frame in frames}) == 1, (
-            "the whole digit is always in the frame"
-        )
+        assert len({frame.astype(int).sum() for frame in frames}) == 1, "the whole digit is always in the frame"
         rows, columns = centres(frames)
         down, right = DIRECTIONS[direction]
         moved, still = (rows, columns) if down else (columns, rows)
@@ -61,8 +59,7 @@ def test_a_file_shows_what_was_rendered(tmp_path):
 def test_another_process_writes_the_same_files(tmp_path):
     """The encoder must not depend on what its memory held before."""
     command = (
-        "import sys; from video_task.data.digits import write_digits; "
-        "write_digits(sys.argv[1], num_train=4, num_val=0)"
+        "import sys; from video_task.data.digits import write_digits; write_digits(sys.argv[1], num_train=4, num_val=0)"
     )
     contents = []
     for name in ("a", "b"):

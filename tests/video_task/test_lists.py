@@ -281,10 +281,7 @@ def test_endings_of_cameras_are_read_and_what_is_left_out_is_counted(tmp_path, c
     for split in ("train", "val"):
         _touch(tmp_path / split / "a", *names, "notes.txt", "deeper/6.mp4")
     assert len(load_videos(_config(tmp_path, "folder"))["train"]) == 5
-    assert (
-        "2 files are left out (neither a video of a known ending nor a folder of images), such as"
-        in caplog.text
-    )
+    assert "2 files are left out (neither a video of a known ending nor a folder of images), such as" in caplog.text
     assert "every model is right on it" in caplog.text
 
 

@@ -28,9 +28,7 @@ def small(**changes) -> VideoMamba:
 def image_model(num_classes: int = 9) -> rmeeto_nn.VisionMamba:
     """What an image VideoMamba's checkpoint holds."""
     torch.manual_seed(1)
-    return rmeeto_nn.VisionMamba(
-        PatchEmbed((32, 32), 8, 8, 32), 0, 32, 4, num_classes=num_classes, average=False
-    )
+    return rmeeto_nn.VisionMamba(PatchEmbed((32, 32), 8, 8, 32), 0, 32, 4, num_classes=num_classes, average=False)
 
 
 def saved(model, path):
@@ -55,9 +53,7 @@ def test_the_released_names_take_the_released_settings():
     assert (model.num_tokens[0], model.num_tokens[-1]) == (1569, 601)
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "tubelet_size", "img_size"), [(1, 1, 32), (4, 2, (32, 48)), (6, 1, 24)]
-)
+@pytest.mark.parametrize(("num_frames", "tubelet_size", "img_size"), [(1, 1, 32), (4, 2, (32, 48)), (6, 1, 24)])
 def test_any_frames_and_size(num_frames, tubelet_size, img_size):
     model = small(num_frames=num_frames, tubelet_size=tubelet_size, img_size=img_size, merge=MergeConfig(r=2))
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -22,9 +22,7 @@ TINY = {
 
 def printed(path: Path) -> str:
     """All text of the stored outputs."""
-    return "".join(
-        line for cell in code_cells(path) for out in cell["outputs"] for line in out.get("text", ())
-    )
+    return "".join(line for cell in code_cells(path) for out in cell["outputs"] for line in out.get("text", ()))
 
 
 def test_every_notebook_is_tested():
@@ -44,9 +42,7 @@ def test_speed_sets_seconds_beside_multiply_accumulates(capsys):
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsys):
     names = execute(NOTEBOOKS[1], TINY["visualization"])
-    assert {file.suffix for file in names["files"]} == {".mp4"} and len(names["files"]) == len(
-        names["labels"]
-    )
+    assert {file.suffix for file in names["files"]} == {".mp4"} and len(names["files"]) == len(names["labels"])
     assert names["places"].shape == (24, 43, 4, 6, 6)
     assert (names["places"].sum(1) == 1).all()  # every patch is in one group
     assert 0.4 < names["across"] < 1

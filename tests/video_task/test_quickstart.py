@@ -90,10 +90,7 @@ def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypat
     assert summary["dense"] > summary["training_free"]
     assert summary["token_counts"] == [145, 145, 85, 85, 43, 43]  # no merge takes more than half
     assert {"dense", "merged", "ratio", "input"} <= set(summary["throughput"])
-    losses = [
-        json.loads((folder / arm / "result.json").read_text())["loss"]
-        for arm in ("training_free", "retrained")
-    ]
+    losses = [json.loads((folder / arm / "result.json").read_text())["loss"] for arm in ("training_free", "retrained")]
     assert losses[0] != losses[1]  # two steps are enough to differ
     views = folder / "retrained" / "views" / "rank0.npz"
     assert views.exists()

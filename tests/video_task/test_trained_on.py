@@ -26,9 +26,7 @@ def trained(_encoded, tmp_path_factory) -> Path:
     """A folder that holds videos/ of the classes ant and bee, and the run log/dense that was trained on them."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(_encoded, folder / "videos")
-    line = (
-        f"{MODEL} {SHORT} {VIEWS} {DATA.format(folder / 'videos')} --output_dir {folder / 'log'} --name dense"
-    )
+    line = f"{MODEL} {SHORT} {VIEWS} {DATA.format(folder / 'videos')} --output_dir {folder / 'log'} --name dense"
     assert forked.run(1, lambda: main([*line.split(), "--merge_method", "none"])) == [0]
     return folder
 

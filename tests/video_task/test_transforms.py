@@ -125,9 +125,7 @@ def test_mixing_treats_all_frames_alike_and_targets_accordingly(mode, kind):
 
 
 def test_mixed_targets_are_smoothed():
-    targets = ClipMixup(replace(CONFIG, mixup_prob=0.0), 4, 8)(
-        torch.zeros(2, 3, 2, 8, 8), torch.tensor([0, 1])
-    )[1]
+    targets = ClipMixup(replace(CONFIG, mixup_prob=0.0), 4, 8)(torch.zeros(2, 3, 2, 8, 8), torch.tensor([0, 1]))[1]
     assert torch.allclose(targets[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))
 
 

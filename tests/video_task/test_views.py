@@ -163,9 +163,7 @@ def test_what_cannot_be_merged_is_one_error(test_of, tmp_path, capsys):
     (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:500])
     np.save(tmp_path / "array.npy", np.zeros(3))
     np.savez(tmp_path / "other.npz", logits=np.zeros(3))
-    np.savez(
-        tmp_path / "five.npz", logits=np.zeros((1, 5)), targets=[0], videos=[0], views=[0], unreadable=[]
-    )
+    np.savez(tmp_path / "five.npz", logits=np.zeros((1, 5)), targets=[0], videos=[0], views=[0], unreadable=[])
     for files, message in (
         (["absent.npz"], "absent.npz cannot be read as a file of views"),
         ([tmp_path / "cut.npz"], "cut.npz cannot be read"),

@@ -14,9 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-MEGABYTES = (
-    "RMEETO_TESTS_MEGABYTES"  # a variable: of address space that a command may take beside what is imported
-)
+MEGABYTES = "RMEETO_TESTS_MEGABYTES"  # a variable: of address space that a command may take beside what is imported
 _FOLDER = "RMEETO_TESTS_WARM"
 _CLIENT = Path(__file__).with_name("client.py")
 

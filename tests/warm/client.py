@@ -28,9 +28,7 @@ def started():
         fcntl.flock(lock, fcntl.LOCK_EX)  # only one of the tests' processes starts it
         found = connected()
         if found is None:
-            plain = {
-                k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")
-            }
+            plain = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")}
             subprocess.Popen(
                 [sys.executable, "-m", "tests.warm.server", folder],
                 cwd=os.environ["RMEETO_TESTS_ROOT"], stdin=subprocess.DEVNULL,
@@ -47,9 +45,7 @@ arguments = sys.argv[1:]
 if not arguments or arguments[0] not in ("-m", "-c", "-W") and arguments[0].startswith("-"):
     os.execv(sys.executable, [sys.executable, *arguments])
 server = connected() or started()
-request = json.dumps(
-    {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
-).encode()
+request = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
 server.sendmsg(
     [len(request).to_bytes(8, "little")],
     [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))],

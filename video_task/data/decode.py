@@ -146,9 +146,7 @@ def check_backend(backend: str) -> None:
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         advice = (
-            f"run `pip install 'av>={PYAV}'`"
-            if backend == "pyav"
-            else "install torchcodec and FFmpeg, or use pyav"
+            f"run `pip install 'av>={PYAV}'`" if backend == "pyav" else "install torchcodec and FFmpeg, or use pyav"
         )
         raise UserError(f"--decoder {backend} does not load ({reason}); {advice}.") from error
 
@@ -210,9 +208,7 @@ def _images(folder: str | os.PathLike) -> list[Path]:
         raise ValueError("a folder without images")
     kinds = sorted({re.sub(r"\d+", "#", path.stem) for path in images})
     if len(kinds) > 1 and any("#" in kind for kind in kinds):
-        raise ValueError(
-            f"a folder of several kinds of images, {', '.join(kinds[:3])}; keep the frames alone"
-        )
+        raise ValueError(f"a folder of several kinds of images, {', '.join(kinds[:3])}; keep the frames alone")
     if len({path.stem for path in images}) < len(images):
         raise ValueError("a folder with some frames twice, under several endings; keep one of each")
     return sorted(images, key=lambda path: natural_key(path.name))

@@ -60,9 +60,7 @@ def write_digits(
                     encode(classes / f"{index:04}.mp4", render(scan, direction, length, size, rng))
 
 
-def render(
-    scan: np.ndarray, direction: str, length: int, size: int, rng: np.random.Generator
-) -> list[np.ndarray]:
+def render(scan: np.ndarray, direction: str, length: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """A scan (8, 8) in 0 to 16 that moves across a black frame, (size, size, 3) uint8 each.
 
     Its speed, its place across the motion and where it starts are drawn; it stays inside the frame.

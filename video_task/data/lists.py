@@ -100,9 +100,7 @@ def load_videos(
                 "again."
             ) from error
         if not samples:
-            raise UserError(
-                f"{folder}: the {split} list of {config.data_set} lists no video; fetch it again."
-            )
+            raise UserError(f"{folder}: the {split} list of {config.data_set} lists no video; fetch it again.")
         paths, targets = zip(*samples)
         found[split] = Videos(np.array([os.fsencode(p) for p in paths]), np.array(targets), classes)
         _check_present(found[split], config)
@@ -131,16 +129,10 @@ def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], li
     samples: list[tuple[str, int]] = []
     for number, line in lines:
         path, *counts = line.rsplit(separator, len(columns) - 1)
-        if (
-            len(counts) < len(columns) - 1
-            or not all(count.strip().isdecimal() for count in counts)
-            or "\0" in line
-        ):
+        if len(counts) < len(columns) - 1 or not all(count.strip().isdecimal() for count in counts) or "\0" in line:
             raise UserError(f"{file}, line {number} is {line[:200]!r}; expected {expected}, see --split.")
         if len(label := counts[-1].strip()) > DIGITS:
-            raise UserError(
-                f"{file}, line {number}: {label[:DIGITS]}... is no class number; expected one from 0 on."
-            )
+            raise UserError(f"{file}, line {number}: {label[:DIGITS]}... is no class number; expected one from 0 on.")
         samples.append((_unquoted(config, path), int(label)))
         if number <= FIRST and len(columns) == 3:
             _compare(Path(samples[-1][0]), counts[0].strip(), file, number)
@@ -150,9 +142,7 @@ def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], li
 def _compare(clip: Path, count: str, file: Path, line: int) -> None:
     """Warn where what is taken for a number of frames is another number."""
     if clip.is_file():
-        logger.warning(
-            "%s, line %d: of two numbers behind a video the last one is its class", shown(file), line
-        )
+        logger.warning("%s, line %d: of two numbers behind a video the last one is its class", shown(file), line)
     elif clip.is_dir() and (there := sum(map(_is_image, clip.iterdir()))) != int(count):
         logger.warning("%s, line %d says %s frames, the folder has %d", shown(file), line, count, there)
 
@@ -181,9 +171,7 @@ def _columns(lines: list[str], separator: str, config: VideoDataConfig) -> list[
 
 
 def _kinetics(config: VideoDataConfig, split: str) -> Any:
-    raise UserError(
-        f"{config.data_path} has no train.csv, val.csv or test.csv; {config.data_set} needs them."
-    )
+    raise UserError(f"{config.data_path} has no train.csv, val.csv or test.csv; {config.data_set} needs them.")
 
 
 def _ucf101(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
@@ -208,9 +196,7 @@ def _hmdb51(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]],
 
 def _ssv2(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     def read(name: str) -> Any:
-        return parse_json(
-            _text(_first(config, [f"something-something-v2-{name}.json", f"{name}.json"])).encode()
-        )
+        return parse_json(_text(_first(config, [f"something-something-v2-{name}.json", f"{name}.json"])).encode())
 
     numbers = {name: int(number) for name, number in dict(read("labels")).items()}
     if sorted(numbers.values()) != [*range(len(numbers))]:
@@ -287,9 +273,7 @@ def _text(file: Path) -> str:
         line = 1 + error.object.count(b"\n", 0, error.start)
         raise UserError(f"{file}, line {line} is not UTF-8 text; convert the list, as with iconv.") from None
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror or error}); fetch or write the list again."
-        ) from None
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); fetch or write the list again.") from None
 
 
 def _join(config: VideoDataConfig, path: str) -> str:
@@ -317,9 +301,7 @@ def _same_classes(
         if num_classes is None:
             names = numbered(targets.tolist(), config.data_path)
         elif (top := int(targets.max())) >= num_classes:
-            raise UserError(
-                f"{config.data_path} lists class {top}, but the classes are 0 to {num_classes - 1}."
-            )
+            raise UserError(f"{config.data_path} lists class {top}, but the classes are 0 to {num_classes - 1}.")
         else:
             names = [str(number) for number in range(num_classes)]
         found = {split: Videos(videos.paths, videos.targets, names) for split, videos in found.items()}

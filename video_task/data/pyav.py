@@ -192,9 +192,7 @@ class Clip:
             key -= 1
         return self._keys[key]
 
-    def _decode(
-        self, packets: list[av.Packet], wanted: Container[int] | None = None
-    ) -> Iterator[av.VideoFrame]:
+    def _decode(self, packets: list[av.Packet], wanted: Container[int] | None = None) -> Iterator[av.VideoFrame]:
         """The frames of a run of packets; given `wanted` stamps, others that no frame refers to are left out."""
         self._decoder.flush_buffers()
         skips = wanted is not None and self._decoder.name in SKIPPING_CODECS

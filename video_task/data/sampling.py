@@ -49,9 +49,7 @@ def dense_frames(num_frames: int, stride: int, length: int, rng: Random) -> list
     return _run(rng.randint(0, _slack(num_frames, stride, length)), num_frames, stride, length)
 
 
-def dense_view(
-    num_frames: int, stride: int, length: int, segment: int = 0, num_segments: int = 1
-) -> list[int]:
+def dense_view(num_frames: int, stride: int, length: int, segment: int = 0, num_segments: int = 1) -> list[int]:
     """Every `stride`-th frame, `num_segments` starts spread from the clip's first to its last; 1 is the middle.
 
     Returns:
@@ -74,9 +72,7 @@ def crop_corners(height: int, width: int, size: int, num_crops: int) -> list[tup
         `num_crops` pairs (top, left).
     """
     across, along = (min(height, width) - size) // 2, max(height, width) - size
-    starts = (
-        [int(crop * along / (num_crops - 1)) for crop in range(num_crops)] if num_crops > 1 else [along // 2]
-    )
+    starts = [int(crop * along / (num_crops - 1)) for crop in range(num_crops)] if num_crops > 1 else [along // 2]
     return [(start, across) if height > width else (across, start) for start in starts]
 
 

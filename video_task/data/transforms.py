@@ -63,9 +63,7 @@ class TrainTransform:
         self.steps = v2.Compose([*steps, v2.Identity()])  # of nothing there is no Compose
         self.erase = None
         if config.reprob:
-            self.erase = RandomErasing(
-                config.reprob, mode=config.remode, max_count=config.recount, device="cpu"
-            )
+            self.erase = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device="cpu")
 
     def shrink(self, height: int, width: int) -> Shrink:
         """Draw where frames of this size are cropped; gives what makes of one, (H, W, 3), what is kept of it."""
@@ -105,9 +103,7 @@ class ViewTransform:
         self.size, self.num_crops = size, num_crops
         self.short_side = config.short_side_size or size
         if self.short_side < size:
-            raise UserError(
-                f"--short_side_size is {self.short_side}; expected at least the input's {size} pixels."
-            )
+            raise UserError(f"--short_side_size is {self.short_side}; expected at least the input's {size} pixels.")
 
     def shrink(self, height: int, width: int) -> Shrink:
         """What makes of a frame, (H, W, 3), the resized one.
@@ -116,9 +112,7 @@ class ViewTransform:
             ValueError: frames so thin that a resized one has more than MAX_PIXELS.
         """
         if self.short_side**2 * max(height, width) > MAX_PIXELS * min(height, width):
-            raise ValueError(
-                f"frames of {height} x {width}, too thin for a shorter side of {self.short_side}"
-            )
+            raise ValueError(f"frames of {height} x {width}, too thin for a shorter side of {self.short_side}")
 
         def resize(frame: np.ndarray) -> np.ndarray:
             small = v2.functional.resize(_channels_first(frame), [self.short_side], antialias=True)

@@ -193,9 +193,7 @@ class VideoData:
     def _view_batches(self, videos: Videos, transform: ViewTransform, *, num_segments: int) -> ViewBatches:
         indices = shard_indices(len(videos), self.split.rank, self.split.world_size)
         at_once = max(1, self.config.batch_size // (num_segments * transform.num_crops))
-        return ViewBatches(
-            videos, indices, self.config, transform, num_segments=num_segments, num_videos=at_once
-        )
+        return ViewBatches(videos, indices, self.config, transform, num_segments=num_segments, num_videos=at_once)
 
     def _count_batches(self) -> int:
         size, order = self.config.batch_size, shuffled_indices(self.num_train, 0, seed=self.seed)

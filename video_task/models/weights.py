@@ -126,7 +126,5 @@ def read_head_map(path: str | Path) -> list[int]:
     except UserError as error:
         raise UserError(f"--head_map {error}") from None
     if not all(type(index) is int for index in content):
-        raise UserError(
-            f"--head_map {path} holds no list of integers; expected one class number for each class."
-        )
+        raise UserError(f"--head_map {path} holds no list of integers; expected one class number for each class.")
     return content

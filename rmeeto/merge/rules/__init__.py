@@ -58,9 +58,7 @@ def find_rule(rule: str | RuleFunction) -> Rule:
     if rule in RULES:
         return read_rule(RULES[rule], rule)
     if not is_import(rule):
-        raise ValueError(
-            f"MergeConfig: rule={rule!r}; expected one of {', '.join(RULES)}, or package.module:function"
-        )
+        raise ValueError(f"MergeConfig: rule={rule!r}; expected one of {', '.join(RULES)}, or package.module:function")
     try:
         function = find_object(rule)
     except ValueError as error:

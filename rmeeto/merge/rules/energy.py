@@ -39,9 +39,7 @@ def energy(metric: Tensor, r: int, tokens: Tokens, *, margin: float = 0.45, alph
     free = normalized(tokens.free(metric))
     cosine = free @ free.mT
     below = alpha * torch.expm1(cosine - margin)
-    ranked = (
-        torch.where(cosine >= margin, cosine, below).mean(-1).argsort(dim=1, descending=True, stable=True)
-    )
+    ranked = torch.where(cosine >= margin, cosine, below).mean(-1).argsort(dim=1, descending=True, stable=True)
     source, destination = ranked[:, : 2 * r : 2], ranked[:, 1 : 2 * r : 2]
     rows = cosine.gather(1, source.unsqueeze(-1).expand(-1, -1, tokens.num_free))
     scores = rows.gather(2, destination.unsqueeze(1).expand(-1, r, -1))

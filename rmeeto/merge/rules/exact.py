@@ -9,14 +9,10 @@ from rmeeto.merge.plan import MergePlan
 from rmeeto.merge.similarity import normalized, similarity
 from rmeeto.merge.tokens import Tokens
 
-SCORES = (
-    1 << 22
-)  # of a sample that are in memory at once: all of an image's; of long inputs a block of sources'
+SCORES = 1 << 22  # of a sample that are in memory at once: all of an image's; of long inputs a block of sources'
 
 
-def exact(
-    metric: Tensor, r: int, tokens: Tokens, *, distance: str = "cosine", neighbour: int = 1
-) -> MergePlan:
+def exact(metric: Tensor, r: int, tokens: Tokens, *, distance: str = "cosine", neighbour: int = 1) -> MergePlan:
     """Each source picks its ``neighbour``-th most similar destination; the r best pairs merge.
 
     Args:

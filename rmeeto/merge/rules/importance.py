@@ -36,9 +36,7 @@ def merge_least(importance: Tensor, metric: Tensor, r: int, tokens: Tokens, dist
 
 @ordered
 @cost(groups_cost)
-def importance(
-    metric: Tensor, r: int, tokens: Tokens, *, delta: Tensor, distance: str = "cosine"
-) -> MergePlan:
+def importance(metric: Tensor, r: int, tokens: Tokens, *, delta: Tensor, distance: str = "cosine") -> MergePlan:
     """The r tokens of smallest mean step size each go into the most similar destination.
 
     Args:

@@ -98,11 +98,7 @@ class Rule:
                     raise ValueError(f"match: rule {self.name!r} asks for {name}; give it in features")
                 arguments[name] = feature.detach()
             plan = (function or self.function)(metric.detach(), r, tokens, **arguments)
-        if (
-            not isinstance(plan, MergePlan)
-            or plan.source.shape != (batch, r)
-            or plan.num_tokens != tokens.num - r
-        ):
+        if not isinstance(plan, MergePlan) or plan.source.shape != (batch, r) or plan.num_tokens != tokens.num - r:
             raise ValueError(
                 f"rule {self.name or self.function!r} gave {_describe(plan)}; expected a MergePlan that removes {r} of "
                 f"{tokens.num} tokens in each of {batch} samples, such as tokens.plan(score, pick, r) makes"
@@ -158,9 +154,7 @@ def _check_metric(metric: Tensor, tokens: Tokens) -> int:
         raise ValueError(f"match: metric has shape {tuple(metric.shape)}; expected (batch, tokens, channels)")
     batch, index = metric.shape[0], tokens.class_index
     if isinstance(index, Tensor) and index.shape != (batch,):
-        raise ValueError(
-            f"match: class_index has shape {tuple(index.shape)}; expected ({batch},), one per sample"
-        )
+        raise ValueError(f"match: class_index has shape {tuple(index.shape)}; expected ({batch},), one per sample")
     return batch
 
 

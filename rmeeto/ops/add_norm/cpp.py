@@ -28,9 +28,7 @@ class NormStruct(Task):
     ]
 
 
-def add_rms_norm(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Same function as `naive_add_rms_norm`; types other than fp32 and bf16 go to the eager path."""
     wide = residual is not None and residual.dtype != torch.float32
     if hidden.dtype not in STORAGE or weight.dtype not in STORAGE or wide:
@@ -38,9 +36,7 @@ def add_rms_norm(
     return _norm(hidden, residual, weight, eps)
 
 
-def _forward_cpu(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def _forward_cpu(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     normed = torch.empty(hidden.shape, dtype=weight.dtype)
     total = torch.empty(hidden.shape, dtype=torch.float32)
     hidden = hidden.contiguous()
@@ -66,13 +62,9 @@ def _backward_cpu(
     return dhidden, dresidual, dweight.to(weight.dtype)
 
 
-def _forward_fake(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     shape, device = hidden.shape, hidden.device
-    return torch.empty(shape, dtype=weight.dtype, device=device), torch.empty(
-        shape, dtype=torch.float32, device=device
-    )
+    return torch.empty(shape, dtype=weight.dtype, device=device), torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def _backward_fake(
@@ -89,9 +81,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 
 
 def _backward(ctx: Any, dnormed: Tensor, dtotal: Tensor) -> tuple:
-    dhidden, dresidual, dweight = _norm_backward(
-        dnormed, dtotal, *ctx.saved_tensors, ctx.hidden_dtype, ctx.eps
-    )
+    dhidden, dresidual, dweight = _norm_backward(dnormed, dtotal, *ctx.saved_tensors, ctx.hidden_dtype, ctx.eps)
     return dhidden, dresidual if ctx.has_residual else None, dweight, None
 
 

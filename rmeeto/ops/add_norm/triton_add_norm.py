@@ -78,9 +78,7 @@ def norm_bwd_kernel(
     tl.store(dweight + tl.program_id(0) * CHANNELS + channel, tl.sum(sums, axis=0), mask=inside)
 
 
-def add_rms_norm(
-    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Same function as `naive_add_rms_norm`; float64, very wide tokens and empty tensors go to it.
 
     Under autocast the normalised sum comes in autocast's type: the projection behind it would cast it anyway.

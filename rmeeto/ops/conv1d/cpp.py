@@ -39,9 +39,7 @@ def bidirectional_conv1d(
     return _conv(x, *(as_type(parameter, torch.float32) for parameter in (weight, bias, weight_b, bias_b)))
 
 
-def _forward_cpu(
-    x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
-) -> tuple[Tensor, Tensor]:
+def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor) -> tuple[Tensor, Tensor]:
     y, y_b = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
     conv = ConvStruct()
     conv.y[:] = y.data_ptr(), y_b.data_ptr()

@@ -13,9 +13,7 @@ def naive_causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool =
     """
     x = x.flip(1) if reverse else x
     kernel = weight.shape[-1]
-    y = F.conv1d(
-        F.pad(x.transpose(1, 2), (kernel - 1, 0)), weight.to(x.dtype), bias.to(x.dtype), groups=x.shape[-1]
-    )
+    y = F.conv1d(F.pad(x.transpose(1, 2), (kernel - 1, 0)), weight.to(x.dtype), bias.to(x.dtype), groups=x.shape[-1])
     y = F.silu(y).transpose(1, 2)
     return y.flip(1) if reverse else y
 

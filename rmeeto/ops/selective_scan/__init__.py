@@ -106,13 +106,9 @@ def bidirectional_scan(
     """
     for name in ("D", "delta_bias", "dt_weight"):
         if (getattr(forward, name) is None) != (getattr(backward, name) is None):
-            raise ValueError(
-                f"bidirectional_scan: one direction has {name}; expected both to have it, or none"
-            )
+            raise ValueError(f"bidirectional_scan: one direction has {name}; expected both to have it, or none")
     if forward.log_A != backward.log_A:
-        raise ValueError(
-            "bidirectional_scan: one direction has log_A=True; expected both to have it, or none"
-        )
+        raise ValueError("bidirectional_scan: one direction has log_A=True; expected both to have it, or none")
     return BIDIRECTIONAL.implementation(z.device.type, backend)(forward, backward, z, average)
 
 

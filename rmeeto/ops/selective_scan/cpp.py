@@ -82,9 +82,7 @@ def bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, avera
     return _scan([forward.plain(projected), backward.plain(projected)], z, True, False, average)
 
 
-def _scan(
-    directions: Sequence[Direction], z: Tensor | None, softplus: bool, reverse: bool, average: bool
-) -> Tensor:
+def _scan(directions: Sequence[Direction], z: Tensor | None, softplus: bool, reverse: bool, average: bool) -> Tensor:
     """Bring the tensors to the types of the kernel and call it: bf16 if all sequences are, else fp32."""
     sequences = [z, *(tensor for d in directions for tensor in (d.u, d.delta, d.B, d.C))]
     half = all(tensor is None or tensor.dtype == torch.bfloat16 for tensor in sequences)
@@ -126,9 +124,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(dout: Tensor, states: Tensor, *inputs: Any) -> list[Tensor]:
-    return [
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs[:NUM_TENSORS] if t is not None
-    ]
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs[:NUM_TENSORS] if t is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -56,9 +56,7 @@ def of_tensors(scan: Callable[[Direction, Tensor | None, bool, bool], Tensor]) -
     """From a scan ``(direction, z, softplus, reverse)`` a function with the arguments of `naive_selective_scan`."""
 
     @functools.wraps(scan)
-    def selective_scan(
-        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=True, reverse=False
-    ):
+    def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=True, reverse=False):
         return scan(Direction(u, delta, A, B, C, D, delta_bias), z, delta_softplus, reverse)
 
     return selective_scan

@@ -65,9 +65,7 @@ def _step(h: Tensor, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tenso
     return h, torch.bmm(h, c_t).squeeze(-1)
 
 
-def eager_bidirectional_scan(
-    forward: Direction, backward: Direction, z: Tensor, average: bool = False
-) -> Tensor:
+def eager_bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, average: bool = False) -> Tensor:
     """Same function as `naive_bidirectional_scan`; the gate is applied once, to the sum."""
     y = forward.scan(eager_selective_scan) + backward.scan(eager_selective_scan, reverse=True)
     y = y * F.silu(z)

@@ -97,9 +97,9 @@ def scan_bwd_kernel(
         tl.where(first, delta0, delta1), tl.where(first, B0, B1), tl.where(first, C0, C1), batch, length,
         delta_batch, B_batch, C_batch, delta_row, B_row, C_row, RANK, STATES, PACKED,
     )  # fmt: skip
-    own_BC = dBC + (
-        (direction * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + batch
-    ) * length * (2 * STATES)
+    own_BC = dBC + ((direction * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + batch) * length * (
+        2 * STATES
+    )
     if EVERY > 1:
         program = (row * num_chunks + c) * tl.num_programs(0) + tl.program_id(0)
         scratch += program * (EVERY * G * N * W) + tl.reshape(tl.arange(0, G * N * W), (G, N, W))
@@ -118,9 +118,7 @@ def scan_bwd_kernel(
         bias = load_vector(tl.where(first, bias0, bias1), channels, inside, HAS_BIAS)
         skip = load_vector(tl.where(first, D0, D1), channels, inside, HAS_D)
         weight = load_weight(tl.where(first, weight0, weight1), delta, group, CHANNELS, RANK, R, G, W)
-        saved = (
-            states + row * tl.cdiv(num_tiles, EVERY) * state_size(CHANNELS, N) + state_offsets(channels, N)
-        )
+        saved = states + row * tl.cdiv(num_tiles, EVERY) * state_size(CHANNELS, N) + state_offsets(channels, N)
         g = tl.zeros((G, N, W), tl.float32)
         if SPLIT:  # of the chunks that are behind this one in the order of the scan
             g = scale * fold(
@@ -154,9 +152,7 @@ def scan_bwd_kernel(
             if AHEAD:
                 x, d, b, cc, dy = next_x, next_d, next_b, next_c, next_dy
                 following = tl.minimum(i + 1, end - begin - 1)
-                _, _, ahead = tile_tokens(
-                    tl.where(reverse, begin + following, end - 1 - following), length, reverse, T
-                )
+                _, _, ahead = tile_tokens(tl.where(reverse, begin + following, end - 1 - following), length, reverse, T)
                 next_x = load_rows(u, u_row, ahead, channels, inside, EVEN)
                 next_d = load_delta(delta, delta_by, ahead, channels, inside, EVEN, RANK, R)
                 next_b = load_states(B, B_by, ahead, STATES, N)

@@ -89,9 +89,7 @@ def bidirectional_scan(forward: Direction, backward: Direction, z: Tensor, avera
     return _scan([forward, backward], z, True, False, average)
 
 
-def _scan(
-    directions: Sequence[Direction], z: Tensor | None, softplus: bool, reverse: bool, average: bool
-) -> Tensor:
+def _scan(directions: Sequence[Direction], z: Tensor | None, softplus: bool, reverse: bool, average: bool) -> Tensor:
     """Bring the tensors to one storage type (fp32 unless all sequences are bf16, or all fp16), and call the kernel."""
     out_dtype = directions[0].u.dtype
     sequences = [z, *(tensor for d in directions for tensor in (d.u, d.delta, d.B, d.C))]
@@ -314,8 +312,7 @@ def _prepared(inputs: Sequence[Any]) -> tuple[list[Direction], Tensor | None, _F
     prepared = []
     for d, u, delta, B, C in zip(directions, *sequences, strict=True):
         A, *vectors, weight = (
-            None if tensor is None else tensor.contiguous()
-            for tensor in (d.A, d.D, d.delta_bias, d.dt_weight)
+            None if tensor is None else tensor.contiguous() for tensor in (d.A, d.D, d.delta_bias, d.dt_weight)
         )
         prepared.append(Direction(u, delta, A, B, C, *vectors, weight))  # type: ignore[arg-type]
     return prepared, None if z is None else contiguous_rows(z)[0], _Flags(*inputs[NUM_TENSORS:])
@@ -377,8 +374,7 @@ _operator = operator(
 )
 _backward_operator = operator(
     "triton_scan_backward",
-    f"(Tensor dout, Tensor ungated, Tensor states, {_INPUTS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor dout, Tensor ungated, Tensor states, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_kernel,
     _backward_fake,
     keys=dispatch_keys(),

@@ -22,9 +22,7 @@ def load() -> tuple[Callable, Callable]:
     try:
         # The package imports without it: built without the Mamba-1 kernel, or for another torch.
         importlib.import_module("selective_scan_cuda")
-        selective_scan_fn = importlib.import_module(
-            "mamba_ssm.ops.selective_scan_interface"
-        ).selective_scan_fn
+        selective_scan_fn = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     except Exception as error:  # a broken extension can raise anything
         raise BackendUnavailable(f"mamba_ssm's compiled scan does not import: {error}") from error
 

@@ -18,9 +18,7 @@ _TRITON = "rmeeto.ops.token_merge.triton_"
 MATCH = Operator(
     "match_tokens",
     [
-        Backend(
-            "triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "match", "match_tokens")
-        ),
+        Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "match", "match_tokens")),
         Backend("cpp", ("cpu",), partial(built, cpp.match_tokens)),
         Backend("torch", ("any",), lambda: naive.naive_match_tokens),
     ],
@@ -29,9 +27,7 @@ MATCH = Operator(
 MERGE = Operator(
     "merge_tokens",
     [
-        Backend(
-            "triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "merge", "merge_tokens")
-        ),
+        Backend("triton", ("cuda",), lambda: triton_support.implementation(_TRITON + "merge", "merge_tokens")),
         Backend("cpp", ("cpu",), partial(built, cpp.merge_tokens)),
         Backend("torch", ("any",), lambda: naive.naive_merge_tokens),
     ],

@@ -66,9 +66,7 @@ def _match(
     return outputs
 
 
-def _merge(
-    hidden: Tensor, residual: Tensor | None, size: Tensor | None, *plan: Tensor
-) -> tuple[Tensor, Tensor]:
+def _merge(hidden: Tensor, residual: Tensor | None, size: Tensor | None, *plan: Tensor) -> tuple[Tensor, Tensor]:
     merged, new_size = merge_fake(hidden, residual, size, *plan)
     hidden = rows(hidden)
     residual = None if residual is None else rows(residual)
@@ -80,9 +78,7 @@ def _merge(
     return merged, new_size
 
 
-def _merge_backward(
-    dmerged: Tensor, size: Tensor | None, new_size: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor]:
+def _merge_backward(dmerged: Tensor, size: Tensor | None, new_size: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *plan, dtype, has_residual = arguments
     dhidden, dresidual = merge_backward_fake(dmerged, size, new_size, *arguments)
     dmerged = dmerged.contiguous()

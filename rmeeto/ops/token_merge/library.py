@@ -26,9 +26,7 @@ _MERGE_BACKWARD = (
 )
 
 
-def matching(
-    name: str, kernel: Callable, storage: Sequence[torch.dtype], keys: Sequence[str] = ("CPU",)
-) -> Callable:
+def matching(name: str, kernel: Callable, storage: Sequence[torch.dtype], keys: Sequence[str] = ("CPU",)) -> Callable:
     """`match_tokens` on a kernel.
 
     Args:
@@ -61,9 +59,7 @@ def merging(
     keys: Sequence[str] = ("CPU",),
 ) -> Callable:
     """`merge_tokens` on a kernel, whose gradient is another; arguments as of `matching`, kernels as of the schemas."""
-    registered_backward = operator(
-        f"{name}_backward", _MERGE_BACKWARD, backward, merge_backward_fake, keys=keys
-    )
+    registered_backward = operator(f"{name}_backward", _MERGE_BACKWARD, backward, merge_backward_fake, keys=keys)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         hidden, residual, size, keep, source, destination = inputs

@@ -52,9 +52,7 @@ def merge_fwd_kernel(
     size += batch * length
 
     token = tl.load(keep + batch * kept + place, mask=live, other=0)
-    total = tl.load(hidden + token[:, None] * hidden_row + channels[None, :], mask=mask, other=0.0).to(
-        tl.float32
-    )
+    total = tl.load(hidden + token[:, None] * hidden_row + channels[None, :], mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         total += tl.load(residual + token[:, None] * residual_row + channels[None, :], mask=mask, other=0.0)
     weight = tl.load(size + token, mask=live, other=1.0) if HAS_SIZE else tl.full((T,), 1.0, tl.float32)
@@ -99,9 +97,7 @@ def merge_bwd_kernel(
     dhidden += batch * length * CHANNELS
     dresidual += batch * length * CHANNELS
 
-    gradient = tl.load(dmerged + row[:, None] * CHANNELS + channels[None, :], mask=mask, other=0.0).to(
-        tl.float32
-    )
+    gradient = tl.load(dmerged + row[:, None] * CHANNELS + channels[None, :], mask=mask, other=0.0).to(tl.float32)
     gradient /= tl.load(new_size + row, mask=live, other=1.0)[:, None]
     token = tl.load(keep + batch * kept + place, mask=live, other=0)
     share = gradient
@@ -127,9 +123,7 @@ def merge_bwd_kernel(
         n = next_source(targets, order, n, first, r, T)
 
 
-def _forward(
-    hidden: Tensor, residual: Tensor | None, size: Tensor | None, *plan: Tensor
-) -> tuple[Tensor, Tensor]:
+def _forward(hidden: Tensor, residual: Tensor | None, size: Tensor | None, *plan: Tensor) -> tuple[Tensor, Tensor]:
     check_batch(hidden)
     (hidden,) = contiguous_rows(hidden)
     (stream,) = contiguous_rows(hidden if residual is None else residual)
@@ -146,9 +140,7 @@ def _forward(
     return merged, new_size
 
 
-def _backward(
-    dmerged: Tensor, size: Tensor | None, new_size: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor]:
+def _backward(dmerged: Tensor, size: Tensor | None, new_size: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *plan, dtype, has_residual = arguments
     keep, source, destination = (positions.contiguous() for positions in plan)
     dmerged = dmerged.contiguous()

@@ -49,15 +49,11 @@ def _numpy_1() -> bytes:
     start = call("numpy.core.multiarray._reconstruct", name("numpy.ndarray"), items(number(0)), text(b"b"))
     array = start + items(number(1), items(number(1), number(1)), kind, b"\x89", raw) + BUILD
     pairs = text("lr") + one + b"s" + text("a") + array + b"s" + text("weight") + tensor(4, (2, 2), (2, 1))
-    return _packed(
-        {"x/data.pkl": b"\x80\x02}" + pairs + b"s.", "x/byteorder": b"little", "x/data/0": bytes(16)}
-    )
+    return _packed({"x/data.pkl": b"\x80\x02}" + pairs + b"s.", "x/byteorder": b"little", "x/data/0": bytes(16)})
 
 
 def seeds() -> Mapping[str, bytes]:
-    options = argparse.Namespace(
-        lr=np.float64(1e-3), output_dir=pathlib.PurePosixPath("/runs"), betas=(0.9, 0.95)
-    )
+    options = argparse.Namespace(lr=np.float64(1e-3), output_dir=pathlib.PurePosixPath("/runs"), betas=(0.9, 0.95))
     official = {"model": MODEL, "args": options, "epoch": 3, "max_accuracy": 76.1}
     state = {0: {"step": torch.tensor(3.0), "exp_avg": W + 1}}
     groups = [{"lr": 0.1, "params": [0], "betas": (0.9, 0.999), "foreach": None}]
@@ -211,9 +207,7 @@ def _piece(rng: Random) -> bytes:
     if rng.random() < 0.3:
         sizes, steps = (tuple(int(rng.choice(NUMBERS[:20])) for _ in range(rng.randrange(4))) for _ in "ab")
         return tensor(int(rng.choice(NUMBERS[:20])), sizes, steps, rng.choice((0, 1, -1, 2**62)))
-    return rng.choice(_OPERATIONS) + rng.choice(
-        (b"", b"\1", struct.pack("<I", 2**31), bytes(8), b"1\n", b"a\nb\n")
-    )
+    return rng.choice(_OPERATIONS) + rng.choice((b"", b"\1", struct.pack("<I", 2**31), bytes(8), b"1\n", b"a\nb\n"))
 
 
 @cache

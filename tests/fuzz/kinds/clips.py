@@ -45,10 +45,7 @@ PLAYLISTS = (
 @cache
 def _made() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
-        return {
-            key: Path(encode(Path(name, key), moving(FRAMES), **how)).read_bytes()
-            for key, how in CODECS.items()
-        }
+        return {key: Path(encode(Path(name, key), moving(FRAMES), **how)).read_bytes() for key, how in CODECS.items()}
 
 
 def seeds() -> Mapping[str, bytes]:
@@ -72,8 +69,8 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
         if choice < 0.6:
             files[name] = damage(rng, files[name])
             return Case(folder(files), seed, SAME)
-        files[rng.choice((name, "x.png", "00.png", "1.jpg", ".png", "99999999999999999999.png"))] = (
-            rng.choice((*ODD, some_bytes(rng, files[name])))
+        files[rng.choice((name, "x.png", "00.png", "1.jpg", ".png", "99999999999999999999.png"))] = rng.choice(
+            (*ODD, some_bytes(rng, files[name]))
         )
         return Case(folder(files), seed)
     if choice < 0.5:
@@ -108,9 +105,7 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
         count = num_frames(path, seconds=4)
         frames = read_frames(path, lambda n: np.linspace(0, n - 1, min(n, 8)).astype(int), seconds=4)
     except UnreadableVideo as error:
-        if "MemoryError" in str(
-            error
-        ):  # FFmpeg's own "Cannot allocate memory" is a size that it does not try
+        if "MemoryError" in str(error):  # FFmpeg's own "Cannot allocate memory" is a size that it does not try
             raise Wrong(str(error)) from None
         raise Refused(error.args[1].strip() and error.args[1].encode("unicode_escape").decode()) from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:

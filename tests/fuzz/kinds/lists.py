@@ -79,11 +79,7 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
         elif rng.random() < 0.6:
             lines = content.decode(errors="replace").split("\n")
             at = rng.randrange(len(lines))
-            line = (
-                some_text(rng, WORDS)
-                if rng.random() < 0.7
-                else f"{some_text(rng, WORDS)} {some_text(rng, WORDS)}"
-            )
+            line = some_text(rng, WORDS) if rng.random() < 0.7 else f"{some_text(rng, WORDS)} {some_text(rng, WORDS)}"
             lines[at : at + rng.randrange(2)] = [line] * rng.choice((1, 1, 1, 500))
             ends = rng.choice(("\n", "\n", "\r\n", "\r", "\u2028"))
             files[name] = ends.join(lines).encode(errors="surrogatepass")

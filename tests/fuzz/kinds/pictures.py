@@ -111,8 +111,7 @@ def _chunks(rng: Random, data: bytes) -> bytes:
             body = some_bytes(rng, body)
     chunks[at] = name, body
     return data[:8] + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
 
 

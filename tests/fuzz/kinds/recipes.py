@@ -63,12 +63,7 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
     if process.returncode:
         if commands:
             raise Wrong(f"refused after {len(commands)} commands: {text}")
-        if (
-            valid
-            and case.seed == "digits"
-            and given.get("RELEASED", "").lower() not in ON
-            and _harmless(given)
-        ):
+        if valid and case.seed == "digits" and given.get("RELEASED", "").lower() not in ON and _harmless(given):
             raise Wrong(f"refused without need: {text}")
         raise Refused(text)
     if not valid:
@@ -81,9 +76,7 @@ def _valid(given: Mapping[str, str]) -> bool:
     switches = all(given.get(name, "").lower() in (*ON, *OFF) for name in SWITCHES)
     counts = all(_count(given.get(name, ""), least, most) for name, (least, most) in COUNTS.items())
     return (
-        switches
-        and counts
-        and (not given.get("NODE_RANK") or int(given["NODE_RANK"]) < int(given.get("NNODES") or 1))
+        switches and counts and (not given.get("NODE_RANK") or int(given["NODE_RANK"]) < int(given.get("NNODES") or 1))
     )
 
 
@@ -93,11 +86,7 @@ def _count(text: str, least: int, most: int) -> bool:
 
 def _harmless(given: Mapping[str, str]) -> bool:
     """Nothing else that may be refused: several machines without an address, folders that cannot be made."""
-    return (
-        int(given.get("NNODES") or 1) == 1
-        and not given.get("MASTER_ADDR")
-        and not any(given.get(n) for n in PATHS)
-    )
+    return int(given.get("NNODES") or 1) == 1 and not given.get("MASTER_ADDR") and not any(given.get(n) for n in PATHS)
 
 
 def _same(given: Mapping[str, str], commands: list[list[str]], here: Path) -> None:
@@ -114,11 +103,7 @@ def _same(given: Mapping[str, str], commands: list[list[str]], here: Path) -> No
             if expected != (flag in command):
                 raise Wrong(f"{given}, and the command is {command}")
         several = int(given.get("NPROC") or 1)
-        if (
-            not on["DRY_RUN"]
-            and several > 1
-            and command[command.index("--nproc_per_node") + 1] != str(several)
-        ):
+        if not on["DRY_RUN"] and several > 1 and command[command.index("--nproc_per_node") + 1] != str(several):
             raise Wrong(f"NPROC={several}: {command}")
         if given.get("DATA") and "--data-path" in command:
             expected = os.path.join(here, given["DATA"])

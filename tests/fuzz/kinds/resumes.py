@@ -100,9 +100,7 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
         if (folder / "result.json").exists():
             raise Wrong("refused, and marked as done") from None
         raise
-    result, expected = (
-        json.loads(text) for text in ((folder / "result.json").read_bytes(), files["result.json"])
-    )
+    result, expected = (json.loads(text) for text in ((folder / "result.json").read_bytes(), files["result.json"]))
     if case.right in (SAME, ACCEPT) and result != expected:
         raise Wrong(f"{result} for {expected}")
     if result["steps"] != expected["steps"] or result["epochs"] != expected["epochs"]:
@@ -145,9 +143,7 @@ def _change(rng: Random, state: dict[str, Any]) -> None:
 
 
 def _places(tree: Any) -> Any:
-    for key in (
-        list(tree) if isinstance(tree, dict) else range(min(len(tree), 20)) if isinstance(tree, list) else ()
-    ):
+    for key in list(tree) if isinstance(tree, dict) else range(min(len(tree), 20)) if isinstance(tree, list) else ():
         yield tree, key
         yield from _places(tree[key])
 

@@ -37,10 +37,7 @@ def seeds() -> Mapping[str, bytes]:
     }
     return {
         name: folder(
-            {
-                f"digits/{name}/{file}": data[:3000] if file == "log.jsonl" else data
-                for file, data in zip(NAMES, parts)
-            }
+            {f"digits/{name}/{file}": data[:3000] if file == "log.jsonl" else data for file, data in zip(NAMES, parts)}
         )
         for name, parts in found.items()
     }
@@ -60,12 +57,10 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
             case 2:
                 files[f"{name}.tmp"] = rng.choice(ODD)
             case 3:
-                odd = (
-                    some_text(rng, [name]).replace("/", "_").replace("\0", "0").encode(errors="replace")[:200]
+                odd = some_text(rng, [name]).replace("/", "_").replace("\0", "0").encode(errors="replace")[:200]
+                files[f"digits/{odd.decode() or 'x'}/result.json".replace("/../", "/x/").replace("/./", "/x/")] = (
+                    content
                 )
-                files[
-                    f"digits/{odd.decode() or 'x'}/result.json".replace("/../", "/x/").replace("/./", "/x/")
-                ] = content
             case 4 if isinstance(content, bytes):
                 files[name] = some_bytes(rng, content)
             case _ if isinstance(content, bytes) and name.endswith("json"):

@@ -41,11 +41,7 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
     size = 8 + struct.unpack("<Q", data[:8])[0]
     header = some_json(rng, data[8:size].rstrip(), KNOWN)
     header += b" " * (-len(header) % rng.choice((1, 8)))
-    said = (
-        len(header)
-        if rng.random() < 0.8
-        else rng.choice((0, 1, len(header) - 1, len(header) + 1, 2**40, 2**64 - 1))
-    )
+    said = len(header) if rng.random() < 0.8 else rng.choice((0, 1, len(header) - 1, len(header) + 1, 2**40, 2**64 - 1))
     return Case(struct.pack("<Q", said) + header + data[size:], seed)
 
 

@@ -39,12 +39,8 @@ def _text(config: Any) -> bytes:
 def seeds() -> Mapping[str, bytes]:
     nano = {"model": "vim_nano_patch2_16"}
     plain = Config.from_dict({"model": nano, "merge": MergeConfig(r=2).to_dict()})
-    training = Config.from_dict(
-        {"model": nano, "data": {"batch_size": 8, "num_workers": 0}, "run": {"seed": 3}}
-    )
-    video = VideoConfig.from_dict(
-        {"model": {"model": "videomamba_video_nano_patch4_32"}, "data": {"num_frames": 4}}
-    )
+    training = Config.from_dict({"model": nano, "data": {"batch_size": 8, "num_workers": 0}, "run": {"seed": 3}})
+    video = VideoConfig.from_dict({"model": {"model": "videomamba_video_nano_patch4_32"}, "data": {"num_frames": 4}})
     return {"image": _text(plain), "image training": _text(training), "video": _text(video)}
 
 
@@ -62,11 +58,7 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
     for section, values in given.items():
         for name, value in (values or {}).items():
             got = (found[section] or {}).get(name)
-            if (
-                name not in OWN.get(section, ())
-                and got != value
-                and not (section, name) == ("model", "model")
-            ):
+            if name not in OWN.get(section, ()) and got != value and not (section, name) == ("model", "model"):
                 raise Wrong(f"{section}.{name} is {value!r} in the file and {got!r} in the run")
     return "accepted"
 

@@ -84,9 +84,7 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
         files[name] = rng.choice((*ODD, None))
         files = {key: content for key, content in files.items() if content is not None}
     elif "listed" in seed and choice < 0.7:
-        files["_info.json"] = some_json(
-            rng, INFO, {"filenames": [OUTSIDE, "/dev/zero", "x.tar"], "splits": 1}
-        )
+        files["_info.json"] = some_json(rng, INFO, {"filenames": [OUTSIDE, "/dev/zero", "x.tar"], "splits": 1})
     else:
         members = _members(layout)
         for _ in range(rng.choice((1, 1, 3))):
@@ -106,20 +104,14 @@ def _change(rng: Random, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
             info.type = rng.choice(TYPES)
             info.linkname = rng.choice((OUTSIDE, "/etc/passwd", "0.png", "ant/0.png"))
         case 1:
-            info.size = (
-                int(rng.choice(NUMBERS[:21])) if rng.random() < 0.8 else -info.size - rng.randrange(2000)
-            )
+            info.size = int(rng.choice(NUMBERS[:21])) if rng.random() < 0.8 else -info.size - rng.randrange(2000)
         case 2:
-            odd = some_text(
-                rng, [info.name, OUTSIDE, "ant/.hidden.png", "__MACOSX/x.png", "ant/0.PNG", "a.b.png"]
-            )
+            odd = some_text(rng, [info.name, OUTSIDE, "ant/.hidden.png", "__MACOSX/x.png", "ant/0.PNG", "a.b.png"])
             info.name = odd.replace("\0", "0").encode(errors="replace").decode() * rng.choice((1, 1, 1, 2000))
         case 3:
             info.pax_headers = {key: PAX[key] for key in rng.sample(sorted(PAX), rng.randrange(1, 4))}
         case 4:
-            changed = rng.choice(
-                (b"", b"-1", b"9" * 5000, b" 1\n", b"x", b"1.0", b"1000000000", some_bytes(rng, data))
-            )
+            changed = rng.choice((b"", b"-1", b"9" * 5000, b" 1\n", b"x", b"1.0", b"1000000000", some_bytes(rng, data)))
             members[at] = (_info(info.name, changed), changed)
         case 5:
             members.insert(rng.randrange(len(members)), members[at])

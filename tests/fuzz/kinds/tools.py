@@ -119,9 +119,7 @@ def mutate(rng: Random, seeds: Mapping[str, bytes]) -> Case:
                 case 2 if name.endswith(".json"):
                     files[name] = some_json(rng, models.seeds()["merged"], models.KNOWN)
                 case 3:
-                    files[name] = rng.choice(
-                        [*filter(lambda found: isinstance(found, bytes), files.values())]
-                    )
+                    files[name] = rng.choice([*filter(lambda found: isinstance(found, bytes), files.values())])
                 case _:
                     files[name] = some_bytes(rng, files[name]) if isinstance(files[name], bytes) else b"x"
     return Case(folder(files), program, more={"words": [word.replace("\0", "0") for word in words]})

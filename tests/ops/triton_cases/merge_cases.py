@@ -30,9 +30,7 @@ EXACT = 1000  # tokens from which on random scores lie within a rounding error o
 
 def same(got: MergePlan, expected: MergePlan) -> bool:
     pairs = [(getattr(got, f.name), getattr(expected, f.name)) for f in dataclasses.fields(MergePlan)]
-    return all(
-        torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, Tensor) else a == b for a, b in pairs
-    )
+    return all(torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
 def matched(match_tokens, metric, r, index, exact=False):
@@ -74,9 +72,7 @@ def test_zeros_and_nan_still_give_a_plan(device):
     metric[0, 4:9], metric[1, 5], metric[1, 8, 3] = 0.0, float("nan"), float("nan")
     plan = matched(triton_match.match_tokens, metric, 7, 16)
     keep, source, destination = plan.keep, plan.source, plan.destination
-    assert torch.equal(
-        torch.cat([keep, source], 1).sort(1).values, torch.arange(33, device=device).expand(2, -1)
-    )
+    assert torch.equal(torch.cat([keep, source], 1).sort(1).values, torch.arange(33, device=device).expand(2, -1))
     assert 0 <= destination.min() and destination.max() < 26
     assert not (destination == 16 * 26 // 33).any()
 

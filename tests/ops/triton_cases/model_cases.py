@@ -31,9 +31,7 @@ def passed(model, images, monkeypatch, backend, dtype=None):
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(None, 1e-5), pytest.param(torch.bfloat16, 3e-2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("dtype", "bound"), [(None, 1e-5), pytest.param(torch.bfloat16, 3e-2, marks=pytest.mark.slow)])
 def test_logits_and_gradients_are_those_of_pytorch(model, device, monkeypatch, dtype, bound):
     if dtype is not None:  # another rounding merges other pairs: in bf16 the dense model is compared
         model.merge_config = None

@@ -103,9 +103,7 @@ def block(
         triton_scan.num_sms = lambda _, sms=sms: sms
         outputs.append(bidirectional_scan(direction(forward), direction(backward), z, True))
         if training:
-            torch.autograd.backward(
-                outputs, [torch.zeros_like(output) for output in outputs], retain_graph=True
-            )
+            torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs], retain_graph=True)
     if not training:  # the public one-direction face, with the step size given
         u = make(1, inner, tokens, of=dtype).transpose(1, 2)
         B = make(1, states, tokens, of=dtype).transpose(1, 2)

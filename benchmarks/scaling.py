@@ -33,7 +33,7 @@ RUN = (
     f"--data_set digits --device cpu --num_workers 0 --accumulation 1 --num_prune 12 --model_pth {DENSE} --distill "
     "--checkpoint_every 0 --name run"
 ).split()
-SIZES, ROUNDS, TIMED, BOUND = (1, 2, 4), 3, 12, 0.15
+SIZES, ROUNDS, TIMED, BOUND = (1, 2, 4), 7, 12, 0.15
 SAMPLES, EVALUATED = 1280, 360  # of the digits: an epoch of repeated augmentation, and the evaluation
 
 _fork = multiprocessing.get_context("fork")

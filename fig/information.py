@@ -105,31 +105,47 @@ def table() -> str:
 
 
 def draw(path: Path) -> None:
-    """Nats against the block, an axis for each model and estimator; a line for each part, a band over the seeds."""
-    figure, axes = plt.subplots(
-        len(ESTIMATORS), len(MODELS), figsize=(8.5, 5.6), layout="constrained", sharey="row", sharex=True
-    )
+    """What each bound finds of the Gaussians; then of each model measured, by block: a line a part, bands of seeds."""
     found = records()
-    for column, (name, model) in enumerate(MODELS.items()):
-        for row, estimator in enumerate(ESTIMATORS):
-            ax = axes[row, column]
-            results = [r for r in found.get(name, {"results": []})["results"] if r["estimator"] == estimator]
-            for at, result in enumerate(results):
-                nats = np.array(result["nats"]).mean(2)  # (seeds, blocks): the tokens' mean
-                blocks = found[name]["blocks"]
-                ax.plot(blocks, nats.mean(0), marker="os^d"[at], color=f"C{at}", label=WORDS[result["part"]])
-                ax.fill_between(blocks, nats.min(0), nats.max(0), alpha=0.2, color=f"C{at}", lw=0)
-            if results:
-                ax.legend(fontsize=8)
-            else:
-                ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
-            ax.set_title(f"{model}\n{estimator}", fontsize=10)
+    models = [name for name in MODELS if name in found]
+    columns = 1 + len(models)
+    figure, axes = plt.subplots(
+        len(ESTIMATORS), columns, figsize=(2.2 + 3.2 * columns, 5.6), layout="constrained", squeeze=False
+    )
+    for ax_row, estimator in zip(axes, ESTIMATORS):
+        ax_row[0].set_ylabel("found (nats)")
+        of_gaussians(ax_row[0], [row for row in found["gaussians"]["results"] if row["estimator"] == estimator])
+        for ax, name in zip(ax_row[1:], models):
+            of_blocks(ax, found[name], estimator)
+            ax.set_title(f"{MODELS[name]}\n{estimator}", fontsize=10)
+        ax_row[0].set_title(f"Gaussians of {DIMENSIONS} dimensions\n{estimator}", fontsize=10)
+        for ax in ax_row:
             ax.grid(alpha=0.3)
             ax.set_ylim(bottom=0)
-            ax.set_ylabel("I(X; Y) (nats)" if column == 0 else "")
-            ax.set_xlabel("block" if row == len(ESTIMATORS) - 1 else "")
     save(figure, path, data())
     plt.close(figure)
+
+
+def of_gaussians(ax: Any, rows: list[dict[str, Any]]) -> None:
+    """Nats found against nats there are, and the truth."""
+    highest = 1.1 * max(NATS)
+    ax.plot([0, highest], [0, highest], color="0.5", ls=":", label="the truth")
+    for row in rows:
+        ax.plot(
+            [row["nats"]] * len(row["found"]), row["found"], "o", color="C0", label="a seed" if row is rows[0] else None
+        )
+    ax.set_xlabel("there are (nats)")
+    ax.legend(fontsize=8)
+
+
+def of_blocks(ax: Any, record: dict[str, Any], estimator: str) -> None:
+    """Nats against the block, a line for each part."""
+    for at, result in enumerate(r for r in record["results"] if r["estimator"] == estimator):
+        nats = np.array(result["nats"]).mean(2)  # (seeds, blocks): the tokens' mean
+        ax.plot(record["blocks"], nats.mean(0), marker="os^d"[at], color=f"C{at}", label=WORDS[result["part"]])
+        ax.fill_between(record["blocks"], nats.min(0), nats.max(0), alpha=0.2, color=f"C{at}", lw=0)
+    ax.set_xlabel("block")
+    ax.legend(fontsize=8)
 
 
 def renewed(text: str) -> str:

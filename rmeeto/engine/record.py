@@ -266,6 +266,7 @@ class RunFolder:
         for name, value in {**values, **process}.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{event}/{name}", value, position["step"])
+        self._board.flush()  # its thread would meet a folder removed since with a traceback
 
     def log_lines(self) -> int:
         """Lines of log.jsonl, which are on the disk when this returns."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from image_task import finetune, main, throughput
 from rmeeto.engine.loop import Training
@@ -45,6 +47,8 @@ def test_a_run_folder_that_is_removed_meanwhile_is_one_line(tmp_path, monkeypatc
         return step(training, *arguments)
 
     monkeypatch.setattr(Training, "step", removing)
+    write = RecordWriter.write  # a slow disk: what is not written before the next step is written too late
+    monkeypatch.setattr(RecordWriter, "write", lambda writer, data: (time.sleep(0.02), write(writer, data)))
     line = "--epochs 1 --max_train_batches 4 --max_eval_batches 1 --batch_size 4 --accumulation 1 --num_workers 0"
     assert main.main(f"{line} --log_every 1 --device cpu --name x".split()) == 2
     said = capsys.readouterr().err

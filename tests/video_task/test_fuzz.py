@@ -173,6 +173,44 @@ def test_a_chunk_of_an_avi_that_reaches_beyond_the_end_is_damage(originals, tmp_
             num_frames(path)
 
 
+@pytest.mark.parametrize("name", ["h264.mkv", "vp9.webm", "vp8.webm", "h264.avi", "mjpeg.avi"])
+def test_a_frame_whose_mark_is_damaged_is_never_stepped_over(originals, tmp_path, name):
+    """One bit of what says that a frame follows: FFmpeg takes it for something that it does not know."""
+    if name not in originals:
+        originals[name] = Path(encode(tmp_path / name, moving(40), **MORE[name])).read_bytes()
+    data, path, avi = originals[name], tmp_path / f"mark-{name}", name.endswith(".avi")
+    with av.open(io.BytesIO(data)) as file:
+        behind = [packet.pos for packet in file.demux(video=0) if packet.size]
+    starts = [data.rindex(b"00dc" if avi else b"\xa3", 0, at - 1) for at in behind]
+    assert len(set(starts)) == 40
+    clusters = [at for at in range(len(data)) if data[at : at + 4] == b"\x1f\x43\xb6\x75"]
+    for at in [*starts[1::5], *clusters]:
+        for bit in range(8):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+            try:
+                assert num_frames(path) == 40 and avi
+            except UnreadableVideo:
+                pass
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("live.webm", {"codec": "libvpx", "container_options": {"live": "1"}}),
+        ("live.mkv", {"container_options": {"live": "1"}}),
+        ("alpha.webm", {"codec": "libvpx", "pixels": "yuva420p", "auto-alt-ref": "0"}),
+        ("front.mkv", {"b_frames": 2, "container_options": {"cues_to_front": "1", "reserve_index_space": "4000"}}),
+        ("sums.mkv", {"container_options": {"write_crc32": "1", "cluster_size_limit": "3000"}}),
+        ("times.webm", {"codec": "libvpx-vp9", "milliseconds": [40 * n + 13 * (n % 3) for n in range(40)]}),
+        *((f"dropped.{end}", {"milliseconds": [33 * (n + n // 7) for n in range(40)]}) for end in ("mkv", "mp4")),
+    ],
+)
+def test_what_honest_recorders_write_is_read(tmp_path, name, how):
+    """Streams without sizes, as browsers record; transparency beside the frames; times that are uneven or dropped."""
+    path = encode(tmp_path / name, moving(40), **how)
+    assert num_frames(path) == 40 == len(read_frames(path, range(40)))
+
+
 def test_nothing_of_what_ffmpeg_says_is_printed_and_its_level_is_as_before(originals, tmp_path, capfd):
     before = av.logging.get_level(), av.logging.get_skip_repeated()
     data = originals["h264.mkv"]

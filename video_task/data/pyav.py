@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 
 from rmeeto.data.pictures import check_regular
 from video_task.data import decode
-from video_task.data.faults import Errors, complaint, heard, promised_size, whole_riff, whole_stream
+from video_task.data.faults import Errors, complaint, heard, promised_size, whole_matroska, whole_riff, whole_stream
 
 # What opens a file. Of FFmpeg's others some would open further files that a playlist or script names.
 DEMUXERS = (
@@ -110,6 +110,8 @@ class Clip:
         # An AVI file announces empty frames too, so that fewer packets alone mean nothing.
         if name == "avi" and len(self._packets) < stream.frames and not whole_riff(path):
             raise ValueError(f"damaged: {stream.frames} frames are announced, {len(self._packets)} found")
+        if name.startswith("matroska") and not whole_matroska(path):
+            raise ValueError("damaged: something among its frames that is none of them")
         if name == "mpegts" and not whole_stream(path):
             raise ValueError("damaged: packets without their mark")
 

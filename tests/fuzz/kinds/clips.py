@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -25,6 +26,7 @@ CODECS = {
     "vp9.webm": {"codec": "libvpx-vp9"}, "vp8.webm": {"codec": "libvpx"},
     "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"}, "h264.avi": {},
 }  # fmt: skip
+MARKS = re.compile(rb"\xa3[\x40-\xff]|00dc|\x1f\x43\xb6\x75")  # of frames, and of some together
 TARGETS = (
     "../outside/clip.mp4",
     ABSOLUTE.replace("secret.json", "clip.mp4"),
@@ -89,6 +91,8 @@ def _hole(rng: Random, data: bytes, start: int, end: int, least: int) -> bytes:
     at, size = rng.randrange(start, end - least), rng.choice((1, 16, 256, 1024, 4096))
     stop = min(at + max(size, least), end)
     if least == 1 and rng.random() < 0.3:
+        marks = [found.start() for found in MARKS.finditer(data, start, end)]
+        at = rng.choice(marks) + rng.randrange(4) if marks and rng.random() < 0.5 else at
         return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
     return data[:at] + bytes(stop - at) + data[stop:]
 

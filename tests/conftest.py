@@ -1,7 +1,13 @@
-"""Tests marked gpu are skipped where there is none."""
+"""Tests marked gpu are skipped where there is none; every test's process can fork others that train."""
 
 import pytest
 import torch
+
+
+def pytest_configure():
+    """The first backward pass starts a thread for each device that torch knows, and nothing that was forked with those
+    can have one of its own. Exporting and compiling make up a device that is not there, so it comes before them."""
+    torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def pytest_collection_modifyitems(items):

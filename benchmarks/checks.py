@@ -55,7 +55,7 @@ def _row(check: Callable[..., dict[str, Any]], device: torch.device, quick: bool
 
 def kernels(device: torch.device, quick: bool) -> dict[str, Any]:
     """Every kernel against its definition, output and gradients (a GPU's sizes there, few in a quick run)."""
-    files = ["add_norm"] if quick else ["add_norm", "conv1d", "merge", "scan", "model"]
+    files = ["add_norm"] if quick else ["add_norm", "conv1d", "merge", "mixer", "scan", "model"]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     if not quick and importlib.util.find_spec("xdist"):
         command += ["-n", "6"]  # most of the time goes into compiling

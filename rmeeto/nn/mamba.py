@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rmeeto.merge import SSMFeatures
 from rmeeto.ops import Direction, bidirectional_conv1d, bidirectional_scan, selective_scan
+from rmeeto.ops.mixer import Weights, one_function
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -80,9 +81,14 @@ class BiMamba(nn.Module):
         Returns:
             (B, L, C), or that and the features.
         """
-        u, z = self.in_proj(x).chunk(2, dim=-1)
-        forward, backward = self._directions(u)
-        y = bidirectional_scan(forward, backward, z, self.average)
+        xz = self.in_proj(x)
+        mix = one_function(xz) if self._is_plain() else None
+        if mix is None:
+            u, z = xz.chunk(2, dim=-1)
+            forward, backward = self._directions(u)
+            y = bidirectional_scan(forward, backward, z, self.average)
+        else:
+            y, (forward, backward) = mix(xz, *self._weights(), self.average)
         out = self.out_proj(y)
         if not return_ssm:
             return out
@@ -111,6 +117,22 @@ class BiMamba(nn.Module):
     def macs(self, num_tokens: int, directions: int = 2) -> dict[str, int]:
         """Multiply-accumulates of one sample, by part."""
         return scan_macs(self, num_tokens, directions)
+
+    def _is_plain(self) -> bool:
+        """Whether x_proj and dt_proj are no more than their weights: no adapter, not quantised, nobody looks on."""
+        return all(
+            type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+            for module in (self.x_proj, self.x_proj_b, self.dt_proj, self.dt_proj_b)
+        )
+
+    def _weights(self) -> tuple[Weights, Weights]:
+        def of(conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> Weights:
+            return Weights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A_log, D)
+
+        return (
+            of(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
+            of(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
 
     def _directions(self, u: Tensor) -> tuple[Direction, Direction]:
         """What the scans forwards and backwards read."""

@@ -88,6 +88,10 @@ class Operator:
             requested = next((b.name for b in self.backends if b.name == "torch"), requested)
         return self._loaded[self._choose(device_type, requested)]
 
+    def runs(self, name: str, device_type: str) -> bool:
+        """Whether the function that `implementation` gives here and now is that of the backend ``name``."""
+        return self.implementation(device_type) is self._loaded.get(name)
+
     def chosen(self, device_type: str) -> str:
         """Name of the backend that ``auto`` stands for on this device type."""
         return self._choose(device_type, "auto")

@@ -41,7 +41,7 @@ def operator(
         return registered
     torch.library.register_autograd(f"rmeeto::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     # In eager mode a Function costs less than the registered formula, whose every call goes through more of Python.
-    save, differentiate = setup_context, staticmethod(_once(backward))
+    save, differentiate = setup_context, staticmethod(once(backward))
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -59,7 +59,7 @@ def operator(
     return call
 
 
-def _once(backward: Callable) -> Callable:
+def once(backward: Callable) -> Callable:
     """A backward pass that refuses to be differentiated: it is an operator without a derivative of its own."""
 
     def differentiate(ctx: Any, *gradients: Any) -> Any:

@@ -84,14 +84,14 @@ def load_row(pointer, row, token, length, channels, CHANNELS: tl.constexpr):
 @triton.jit(do_not_specialize=["length", "chunk"])
 def conv_bwd_kernel(
     x, weight, bias, weight_b, bias_b, dy, dy_b, dx, dparameters,
-    length, chunk, x_batch, x_row, dy_batch, dy_row,
+    length, chunk, x_batch, x_row, dy_batch, dy_row, dx_batch, dx_row,
     CHANNELS: tl.constexpr, K: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk of tokens. Grid: tiles of channels, B, chunks.
 
     At token t: x of the last K tokens gives the forward direction's gradient g at t and the backward direction's at
     t - K + 1; the last K of both give dx at t - K + 1. A chunk begins K - 1 tokens early and ends K - 1 late.
-    Writes dx (B, L, D) and dparameters (B, chunks, 2, K + 1, D) fp32: each direction's taps and bias.
+    Writes dx (B, L, D) and dparameters (B, chunks, 2 (K + 1) D) fp32: both directions' taps (2, D, K), then the biases.
     """
     channels = tl.program_id(0) * W + tl.arange(0, W)
     batch, c = tl.program_id(1).to(tl.int64), tl.program_id(2)
@@ -109,7 +109,7 @@ def conv_bwd_kernel(
     x += batch * x_batch
     dy += batch * dy_batch
     dy_b += batch * dy_batch
-    dx += batch * length * CHANNELS
+    dx += batch * dx_batch
     for position in tl.range(start - (K - 1), stop + K - 1, T):
         x_rows, dy_rows, dy_rows_b = (), (), ()
         for t in tl.static_range(T):  # all loads first: none waits for the arithmetic of a token before it
@@ -140,14 +140,15 @@ def conv_bwd_kernel(
                 gradient += taps[k] * gs[K - 1 - k] + taps_b[k] * gs_b[k]
             dtaps, dtaps_b = sums, sums_b
             end = tl.where(mine, CHANNELS, 0)
-            tl.store(dx + at * CHANNELS + channels, gradient, mask=channels < end)
+            tl.store(dx + at * dx_row + channels, gradient, mask=channels < end)
 
-    rows = dparameters + (batch * tl.num_programs(2) + c) * (2 * (K + 1) * CHANNELS) + channels
+    own = dparameters + (batch * tl.num_programs(2) + c) * (2 * (K + 1) * CHANNELS)
     for k in tl.static_range(K):
-        tl.store(rows + k * CHANNELS, dtaps[k], mask=inside)
-        tl.store(rows + (K + 1 + k) * CHANNELS, dtaps_b[k], mask=inside)
-    tl.store(rows + K * CHANNELS, dshift, mask=inside)
-    tl.store(rows + (2 * K + 1) * CHANNELS, dshift_b, mask=inside)
+        tl.store(own + channels * K + k, dtaps[k], mask=inside)
+        tl.store(own + (CHANNELS + channels) * K + k, dtaps_b[k], mask=inside)
+    own += 2 * K * CHANNELS
+    tl.store(own + channels, dshift, mask=inside)
+    tl.store(own + CHANNELS + channels, dshift_b, mask=inside)
 
 
 def bidirectional_conv1d(
@@ -156,7 +157,7 @@ def bidirectional_conv1d(
     """Same function as `naive_bidirectional_conv1d`; float64 and empty tensors go to the eager path."""
     if x.dtype == torch.float64 or x.numel() == 0:
         return eager.eager_bidirectional_conv1d(x, weight, bias, weight_b, bias_b)
-    return _conv(x, weight, bias, weight_b, bias_b)
+    return conv(x, weight, bias, weight_b, bias_b)
 
 
 def _forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,18 +182,23 @@ def _chunks(length: int, least: int, warps: int, device: torch.device) -> tuple[
     return -(-length // chunk), chunk
 
 
-def _backward_kernel(dy: Tensor, dy_b: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+def backward(
+    dy: Tensor, dy_b: Tensor, x: Tensor, *parameters: Tensor, dx: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x, in ``dx`` if that is given, and of the parameters, see `conv_bwd_kernel` and `gradients`."""
     (x,) = contiguous_rows(x)
     dy, dy_b = contiguous_rows(dy, dy_b)
     batch, length, channels = x.shape
-    dx, dparameters = _backward_fake(dy, dy_b, x, *parameters)
+    made, dparameters = _backward_fake(dy, dy_b, x, *parameters)
+    dx = made if dx is None else dx
+    del made
     tiles = -(-channels // BACKWARD_TILE["W"])
     chunks, chunk = _chunks(length, 32, tiles * batch, x.device)
     partial = dparameters.new_empty((batch * chunks, *dparameters.shape))
     with on_device(x):
         conv_bwd_kernel[(tiles, batch, chunks)](
             x, *(p.contiguous() for p in parameters), dy, dy_b, dx, partial,
-            length, chunk, x.stride(0), x.stride(1), dy.stride(0), dy.stride(1),
+            length, chunk, *x.stride()[:2], *dy.stride()[:2], *dx.stride()[:2],
             CHANNELS=channels, K=parameters[0].shape[-1], **BACKWARD_TILE,
         )  # fmt: skip
     torch.sum(partial, 0, out=dparameters)
@@ -204,8 +210,8 @@ def _forward_fake(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(dy: Tensor, dy_b: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    shape = 2, parameters[0].shape[-1] + 1, x.shape[2]
-    return x.new_empty(x.shape), x.new_empty(shape, dtype=torch.float32)
+    size = 2 * (parameters[0].shape[-1] + 1) * x.shape[2]
+    return x.new_empty(x.shape), x.new_empty(size, dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -215,12 +221,17 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 def _backward(ctx: Any, dy: Tensor, dy_b: Tensor) -> tuple:
     x, *parameters = ctx.saved_tensors
     dx, dparameters = _conv_backward(dy, dy_b, x, *parameters)
-    gradients = [g for direction in dparameters for g in (direction[:-1].T.unsqueeze(1), direction[-1])]
-    return dx, *(gradient.to(p.dtype) for gradient, p in zip(gradients, parameters))
+    return dx, *(gradient.to(p.dtype) for gradient, p in zip(gradients(dparameters, parameters[0]), parameters))
+
+
+def gradients(dparameters: Tensor, weight: Tensor) -> list[Tensor]:
+    """Those of weight, bias, weight_b, bias_b, as views that a parameter may keep."""
+    taps, biases = dparameters.split([2 * weight.numel(), 2 * weight.shape[0]])
+    return [g for pair in zip(taps.view(2, *weight.shape), biases.view(2, -1)) for g in pair]
 
 
 _PARAMETERS = "Tensor x, Tensor weight, Tensor bias, Tensor weight_b, Tensor bias_b"
-_conv = operator(
+conv = operator(
     "triton_conv1d",
     f"({_PARAMETERS}) -> (Tensor, Tensor)",
     _forward,
@@ -232,7 +243,7 @@ _conv = operator(
 _conv_backward = operator(
     "triton_conv1d_backward",
     f"(Tensor dy, Tensor dy_b, {_PARAMETERS}) -> (Tensor, Tensor)",
-    _backward_kernel,
+    backward,
     _backward_fake,
     keys=dispatch_keys(),
 )

@@ -130,6 +130,7 @@ def _backward_fake(dout: Tensor, states: Tensor, *inputs: Any) -> list[Tensor]:
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     states = output[1]
     ctx.mark_non_differentiable(states)
+    ctx.set_materialize_grads(False)  # of the states, which would be filled with zeros
     ctx.flags = inputs[NUM_TENSORS:-1]
     ctx.save_for_backward(states, *inputs[:NUM_TENSORS])
 

@@ -57,7 +57,7 @@ def scan_bwd_kernel(
     u0, delta0, weight0, bias0, A0, B0, C0, D0,
     u1, delta1, weight1, bias1, A1, B1, C1, D1,
     z, dout, ungated, states, ends, steps, scratch,
-    du, ddelta, dz, dBC, dA, dvectors,
+    du, ddelta, dz, dBC, dparameters,
     length, span, chunk, num_chunks,
     u_batch, u_row, delta_batch, delta_row, B_batch, B_row, C_batch, C_row, z_batch, z_row, dout_batch, dout_row,
     dz_batch, dz_row,
@@ -75,8 +75,8 @@ def scan_bwd_kernel(
       du, ddelta (directions, B, L, D): the latter before softplus and before the projection;
       dz (B, L, D), by the first direction;
       dBC (directions, spans, B, L, 2, N) fp32, summed over the span's channels;
-      dA (directions, B, chunks, D, N) and dvectors (directions, B, chunks, 2, D) fp32: of A (LOG_A: of log(-A)), D and
-        the bias, one for each chunk of each image.
+      dparameters (directions, B, chunks, D N + 2 D) fp32: of A (LOG_A: of log(-A)), D and the bias, one for each chunk
+        of each image.
 
     h_t = m_t + x_t B_t with m_t = a_t h_{t-1}, x_t = delta_t u_t; g_t = dL/dh_t = C_t dy_t + a_{t+1} g_{t+1}.
     """
@@ -223,12 +223,13 @@ def scan_bwd_kernel(
             tl.store(pointers, dB, mask=wanted)
             tl.store(pointers + STATES, dC, mask=wanted)
 
-        there = (part * CHANNELS + channels[:, None, :]) * STATES + state[None, :, None]
+        own = dparameters + part * (CHANNELS * (STATES + 2))
         tl.store(
-            dA + there,
+            own + channels[:, None, :] * STATES + state[None, :, None],
             sum_A * A if LOG_A else sum_A,
             mask=inside[:, None, :] & (state < STATES)[None, :, None],
         )
-        tl.store(dvectors + part * (2 * CHANNELS) + channels, sum_D, mask=inside)
-        tl.store(dvectors + part * (2 * CHANNELS) + CHANNELS + channels, sum_bias, mask=inside)
+        own += CHANNELS * STATES
+        tl.store(own + channels, sum_D, mask=inside)
+        tl.store(own + CHANNELS + channels, sum_bias, mask=inside)
         tl.debug_barrier()  # the next group adds to the dB and dC that other threads of this program have written

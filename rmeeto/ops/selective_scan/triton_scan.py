@@ -67,7 +67,7 @@ _NAMES = [[f"{name}{k}" for name in ("u", "delta", "A", "B", "C", "D", "bias", "
 _INPUTS = f"{SCHEMA}, bool log_A"
 
 
-class _Flags(NamedTuple):
+class Flags(NamedTuple):
     softplus: bool
     reverse: bool
     average: bool
@@ -100,8 +100,8 @@ def _scan(directions: Sequence[Direction], z: Tensor | None, softplus: bool, rev
         ]
     tensors = flatten(directions, z)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    flags = _Flags(softplus, reverse, average, directions[0].log_A)
-    return _operator(*tensors, *flags, keep)[0].to(out_dtype)
+    flags = Flags(softplus, reverse, average, directions[0].log_A)
+    return scan(*tensors, *flags, keep)[0].to(out_dtype)
 
 
 def stored_every(length: int) -> int:
@@ -205,13 +205,18 @@ def _chunk_states(
     return ends, steps
 
 
-def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+def run_backward(
+    dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any, dz: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """du, ddelta, dz (the one that is given, if one is), dBC and dparameters of `scan_bwd_kernel`, summed."""
     directions, z, flags = _prepared(inputs)
     first, tile = directions[0], BACKWARD_TILE
     u, gate = first.u, first.u if z is None else z
     batch, length, channels = u.shape
-    du, ddelta, dz, dBC, dA, dvectors = gradients = _backward_fake(dout, ungated, states, *inputs)
-    num_directions, num_states = du.shape[0], dA.shape[-1]
+    du, ddelta, made, dBC, dparameters = _backward_fake(dout, ungated, states, *inputs)
+    dz = made if dz is None else dz
+    del made
+    num_directions, num_states = du.shape[0], first.A.shape[1]
     (dout,) = contiguous_rows(dout)
     groups, every = -(-channels // tile.channels), stored_every(length)
     sms = num_sms(u.device)
@@ -219,16 +224,15 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
     span = span_of(groups, batch * num_directions * chunks, BACKWARD_WARPS * sms)
     spans = -(-groups // span)
     partial_BC = dBC.new_empty((num_directions, spans, batch, length, 2 * num_states))
-    partial_A = dA.new_empty((num_directions, batch * chunks, channels, num_states))
-    partial_vectors = dvectors.new_empty((num_directions, batch * chunks, 2, channels))
+    partial = dparameters.new_empty((num_directions, batch * chunks, dparameters.shape[1]))
     constants = _constants(directions, flags, tile)
     again = every // tile.T
-    scratch = partial_A
+    scratch = partial
     if again > 1:
         size = (spans * batch * num_directions * chunks, again, tile.channels * constants["N"])
-        scratch = partial_A.new_empty(size)
+        scratch = partial.new_empty(size)
     tensors = _tensors(directions)
-    ends = steps = partial_A
+    ends = steps = partial
     with on_device(u):
         if chunks > 1:
             ends, steps = _chunk_states(
@@ -237,16 +241,15 @@ def _backward_kernel(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any
             )  # fmt: skip
         scan_bwd_kernel[(spans, batch, chunks * num_directions)](
             **tensors, z=gate, dout=dout, ungated=ungated, states=states, ends=ends, steps=steps, scratch=scratch,
-            du=du, ddelta=ddelta, dz=dz, dBC=partial_BC, dA=partial_A, dvectors=partial_vectors,
+            du=du, ddelta=ddelta, dz=dz, dBC=partial_BC, dparameters=partial,
             length=length, span=span, chunk=chunk // tile.T, num_chunks=chunks,
             **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate, dout=dout, dz=dz if z is not None else u),
             scale=0.5 if flags.average else 1.0, **constants, HAS_D=first.D is not None, HAS_Z=z is not None,
             SPLIT=chunks > 1, EVERY=again, AHEAD=AHEAD, STAGES=BACKWARD_STAGES, num_warps=1,
         )  # fmt: skip
     torch.sum(partial_BC, 1, out=dBC)
-    torch.sum(partial_A, 1, out=dA)
-    torch.sum(partial_vectors, 1, out=dvectors)
-    return gradients
+    torch.sum(partial, 1, out=dparameters)
+    return du, ddelta, dz, dBC, dparameters
 
 
 def _state_size(channels: int, states: int) -> int:
@@ -275,14 +278,14 @@ def _backward_fake(dout: Tensor, ungated: Tensor, states: Tensor, *inputs: Any) 
         u.new_empty((directions, *u.shape)),
         u.new_empty(u.shape if z is not None else (0,)),
         u.new_empty((directions, batch, length, 2 * num_states), dtype=torch.float32),
-        u.new_empty((directions, channels, num_states), dtype=torch.float32),
-        u.new_empty((directions, 2, channels), dtype=torch.float32),
+        u.new_empty((directions, channels * (num_states + 2)), dtype=torch.float32),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, ungated, states = output
     ctx.mark_non_differentiable(ungated, states)
+    ctx.set_materialize_grads(False)  # of these two, which would be filled with zeros
     ctx.flags = inputs[NUM_TENSORS:-1]
     ctx.save_for_backward(ungated, states, *inputs[:NUM_TENSORS])
 
@@ -290,7 +293,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
 def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
     ungated, states, *tensors = ctx.saved_tensors
     directions, z = unflatten(tensors)
-    du, ddelta, dz, dBC, dA, dvectors = _backward_operator(dout, ungated, states, *tensors, *ctx.flags)
+    du, ddelta, dz, dBC, dparameters = _backward_operator(dout, ungated, states, *tensors, *ctx.flags)
     gradients = []
     for k, d in enumerate(directions):
         ddirection, dweight = ddelta[k], None
@@ -299,13 +302,20 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
             dweight = (flat.T @ d.delta.flatten(0, 1)).to(d.dt_weight.dtype)
             ddirection = (flat @ d.dt_weight.to(flat.dtype)).view_as(d.delta)
         dB, dC = dBC[k].to(d.B.dtype).chunk(2, dim=-1)
-        dD = None if d.D is None else dvectors[k, 0].to(d.D.dtype)
-        dbias = None if d.delta_bias is None else dvectors[k, 1].to(d.delta_bias.dtype)
-        gradients.append(Direction(du[k], ddirection, dA[k].to(d.A.dtype), dB, dC, dD, dbias, dweight))
+        dA, dD, dbias = parameter_gradients(dparameters[k], d)
+        gradients.append(Direction(du[k], ddirection, dA, dB, dC, dD, dbias, dweight))
     return (*flatten(gradients, None if z is None else dz), *[None] * (len(ctx.flags) + 1))
 
 
-def _prepared(inputs: Sequence[Any]) -> tuple[list[Direction], Tensor | None, _Flags]:
+def parameter_gradients(dparameters: Tensor, d: Direction) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Those of A, D and the bias, in their types."""
+    channels = d.A.shape[0]
+    dA, dD, dbias = dparameters.split([d.A.numel(), channels, channels])
+    vectors = (None if v is None else g.to(v.dtype) for g, v in ((dD, d.D), (dbias, d.delta_bias)))
+    return dA.view(d.A.shape).to(d.A.dtype), *vectors
+
+
+def _prepared(inputs: Sequence[Any]) -> tuple[list[Direction], Tensor | None, Flags]:
     """What the kernels take: last dimensions contiguous, the same strides in both directions."""
     directions, z = unflatten(inputs[:NUM_TENSORS])
     sequences = [contiguous_rows(*alike) for alike in zip(*((d.u, d.delta, d.B, d.C) for d in directions))]
@@ -315,7 +325,7 @@ def _prepared(inputs: Sequence[Any]) -> tuple[list[Direction], Tensor | None, _F
             None if tensor is None else tensor.contiguous() for tensor in (d.A, d.D, d.delta_bias, d.dt_weight)
         )
         prepared.append(Direction(u, delta, A, B, C, *vectors, weight))  # type: ignore[arg-type]
-    return prepared, None if z is None else contiguous_rows(z)[0], _Flags(*inputs[NUM_TENSORS:])
+    return prepared, None if z is None else contiguous_rows(z)[0], Flags(*inputs[NUM_TENSORS:])
 
 
 def _tensors(directions: Sequence[Direction]) -> dict[str, Tensor]:
@@ -333,7 +343,7 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
     }
 
 
-def _constants(directions: Sequence[Direction], flags: _Flags, tile: Tile) -> dict[str, Any]:
+def _constants(directions: Sequence[Direction], flags: Flags, tile: Tile) -> dict[str, Any]:
     direction = directions[0]
     rank = 0 if direction.dt_weight is None else direction.dt_weight.shape[1]
     num_states = direction.A.shape[1]
@@ -363,7 +373,7 @@ def _is_packed(d: Direction, rank: int) -> bool:
     return rank > 0 and there and alike and start % 16 == 0
 
 
-_operator = operator(
+scan = operator(
     "triton_scan",
     f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)",
     _forward,
@@ -374,8 +384,8 @@ _operator = operator(
 )
 _backward_operator = operator(
     "triton_scan_backward",
-    f"(Tensor dout, Tensor ungated, Tensor states, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
+    f"(Tensor dout, Tensor ungated, Tensor states, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    run_backward,
     _backward_fake,
     keys=dispatch_keys(),
 )

@@ -64,6 +64,7 @@ def merging(
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         hidden, residual, size, keep, source, destination = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.arguments = hidden.dtype, residual is not None
         ctx.save_for_backward(size, output[1], keep, source, destination)
 

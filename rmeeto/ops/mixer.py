@@ -1,0 +1,50 @@
+"""What a mixer does between its two linear layers, where one autograd function can do all of it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rmeeto.ops.conv1d import CONV1D
+from rmeeto.ops.selective_scan import BIDIRECTIONAL
+
+
+class Weights(NamedTuple):
+    """One direction's: D channels, K taps, R rank, N states.
+
+    Attributes:
+        taps, bias: (D, 1, K), (D,) of the convolution.
+        x_proj: (R + 2 N, D).
+        dt_weight, dt_bias: (D, R), (D,).
+        A_log: (D, N), log(-A).
+        D: (D,).
+    """
+
+    taps: Tensor
+    bias: Tensor
+    x_proj: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+
+
+def one_function(xz: Tensor) -> Callable | None:
+    """`triton_mixer.mix` if it is for this input: eager training with the convolution and the scan on Triton.
+
+    Args:
+        xz: (B, L, 2 D), in_proj's output.
+
+    Returns:
+        The function, or None: then the operators are to be called one by one.
+    """
+    eager = torch.is_grad_enabled() and xz.requires_grad and not torch.compiler.is_compiling()
+    if not eager or xz.dtype == torch.float64 or xz.numel() == 0:
+        return None
+    if not all(operator.runs("triton", xz.device.type) for operator in (CONV1D, BIDIRECTIONAL)):
+        return None
+    return importlib.import_module("rmeeto.ops.triton_mixer").mix

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import signal
 import socket
 import sys
@@ -14,11 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 300.0  # seconds, on a machine that has much else to do
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, of those that no other process is given by chance before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -45,7 +52,7 @@ def fork(work: Callable[[], Any], **environ: str) -> int:
         os._exit(code)
 
 
-def wait(pids: list[int], timeout: float = 60) -> list[int]:
+def wait(pids: list[int], timeout: float = PATIENCE) -> list[int]:
     """The exit codes of processes (negative: the signal that ended them); those that run longer are killed."""
     codes: dict[int, int] = {}
     end = time.monotonic() + timeout
@@ -60,7 +67,7 @@ def wait(pids: list[int], timeout: float = 60) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def until(condition: Callable[[], Any], timeout: float = 60) -> None:
+def until(condition: Callable[[], Any], timeout: float = PATIENCE) -> None:
     """Wait for what another process does."""
     end = time.monotonic() + timeout
     while not condition():
@@ -68,7 +75,7 @@ def until(condition: Callable[[], Any], timeout: float = 60) -> None:
         time.sleep(0.01)
 
 
-def run(size: int, function: Callable[[], Any], timeout: float = 60) -> list[Any]:
+def run(size: int, function: Callable[[], Any], timeout: float = PATIENCE) -> list[Any]:
     """What a function returns in each of `size` processes, in the order of their ranks."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:

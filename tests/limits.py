@@ -12,7 +12,7 @@ TORCH = 2000  # megabytes of address space that a process with torch has before 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_limited(code: str, *arguments: object, megabytes: int = 4000, seconds: float = 60) -> str:
+def run_limited(code: str, *arguments: object, megabytes: int = 4000, seconds: float = 300) -> str:
     """What a Python program prints, run from the project's folder; it must not fail.
 
     Args:

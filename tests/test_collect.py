@@ -232,7 +232,7 @@ def test_a_reader_who_leaves_is_no_traceback_and_the_files_are_written(here, fin
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     os.close(write)
     assert (process.returncode, process.stderr) == (1, "")

@@ -150,7 +150,7 @@ def test_hostile_names_of_run_folders(tmp_path, capsys):
         make_folder(tmp_path / name, 0)
         make_folder(tmp_path / name, 0)
     command = [PYTHON, str(ROOT / "exp_sh" / "collect.py"), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and harmless(done.stdout) and not done.stderr
     assert done.stdout.count("skipped ") == len(names_of_files())
     moved = capsys.readouterr().out

@@ -28,7 +28,7 @@ def build(kind: str, source: Path, out: Path) -> Path:
     """What `python -m build` makes of a source tree, without the network: a `sdist` or `wheel`."""
     out.mkdir()
     command = [sys.executable, "-c", BUILD, f"build_{kind}", str(out)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return out / (out / "name").read_text().strip()
 
@@ -108,7 +108,7 @@ def test_packages_models_and_commands_work_from_another_folder(installed, tmp_pa
         env={**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     first, *callables = done.stdout.splitlines()

@@ -65,7 +65,7 @@ def test_paths_from_the_user_are_relative_to_where_the_user_is(launch, tmp_path)
 
 def test_arguments_are_refused(tmp_path):
     command = ["bash", str(TINY), "--epochs", "3"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stdout) == (2, "")
     assert "a recipe takes no arguments, and got --epochs 3" in process.stderr
 
@@ -349,7 +349,7 @@ def test_a_python_by_path_is_relative_to_where_the_user_is(launch, tmp_path):
 
 def test_arguments_are_shown_escaped(tmp_path):
     command = ["bash", str(TINY), "\x1b[2J"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert process.returncode == 2 and process.stderr.strip().isprintable()
 
 

@@ -37,7 +37,7 @@ def set_up(repository: Path, **env: str) -> subprocess.CompletedProcess:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -75,7 +75,7 @@ def start(script: str, argument: str, environment: Path) -> subprocess.Completed
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -108,7 +108,7 @@ def test_relative_paths_lie_where_the_user_is(script, tmp_path):
     python.chmod(0o755)
     command = ["bash", os.path.relpath(ROOT / script, user), "--output_dir", "mine", "--weights", "w.pth"]
     environment = {**os.environ, "RMEETO_VENV": "../venv"}
-    done = subprocess.run(command, cwd=user, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=user, env=environment, capture_output=True, text=True, timeout=300)
     where, program, _, default, *given = done.stdout.splitlines()
     assert where == str(user) and given == command[2:]
     assert Path(program).samefile(ROOT / script.split("/")[0].replace("exp_sh", "image_task") / "quickstart.py")

@@ -8,11 +8,12 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from rmeeto.engine.dist import PATIENCE, World
 
 FIRST_WORD = 30.0  # seconds without a step until the main process says so; the next after twice as many
+GRACE = 5.0  # seconds in which the others write down where they hang; the end of one is an error in the others
 EXIT_CODE = 1
 
 
@@ -70,4 +71,5 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
         )
+        sleep(GRACE)
         os._exit(EXIT_CODE)  # the main thread may be in a call that never returns

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
-import time
 from argparse import Namespace
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks import build, cli, floors, packing, plan, results
 from benchmarks.plan import DRY, PARTS, main
 from rmeeto.engine import record
 from rmeeto.ops import triton_support
+from tests import forked
 from tests.benchmarks.test_cut import archived, call
 from tests.warm import PYTHON
 
@@ -270,24 +270,16 @@ def test_a_part_that_failed_is_tried_again_and_the_others_go_on(timed):
 
 def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
     child = tmp_path / "child"
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        f"open({str(child)!r}, 'w').write(str(p.pid))\ntime.sleep(60)\n"
-    )
+    slow = ["sh", "-c", f"sleep 1000 & echo $! > {shlex.quote(str(child))}; sleep 1000"]
     start = subprocess.Popen
-    monkeypatch.setattr(plan.subprocess, "Popen", lambda command, **k: start([sys.executable, str(script)], **k))
+    monkeypatch.setattr(plan.subprocess, "Popen", lambda command, **k: start(slow, **k))
     (tmp_path / "models-bf16-x-pt1.json").write_text("{}")
     options = Namespace(out=tmp_path, work=tmp_path, dry_run=True)
     assert plan.run_part(options, plan.Part("training", 3, 1, "")) == "took longer than 3 s"
     with tarfile.open(tmp_path / "results.tar.gz") as packed:
         assert packed.getnames() == ["models-bf16-x-pt1.json"], "what was measured by then"
     state = Path(f"/proc/{child.read_text()}/stat")
-    deadline = time.monotonic() + 5
-    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    forked.until(lambda: not state.exists() or state.read_text().split()[2] == "Z")
 
 
 def test_a_copy_without_its_history_names_its_commit(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_schedulers_notice_ends_all_with_the_code_that_goes_on(tmp_path):
         "import signal, sys, time, pathlib\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "time.sleep(30)\n"
+        "time.sleep(1000)\n"
     )
     line = f"--standalone --nproc_per_node 1 {tmp_path / 'process.py'}".split()
     pid = forked.fork(lambda: main(line))

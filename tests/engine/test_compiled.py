@@ -67,7 +67,7 @@ def test_two_processes_compile_as_one_does(tmp_path, monkeypatch):
             with start("cpu") as world:
                 return train(tmp_path / str(chosen), world, compile_blocks=chosen)
 
-        states.append(forked.run(2, work, timeout=200)[0])
+        states.append(forked.run(2, work)[0])
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-6)
 

@@ -237,7 +237,7 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path, capfd):
         before = (tmp_path / "env.json").read_bytes()
         process = multiprocessing.get_context("fork").Process(target=second)
         process.start()
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert "another process is writing" in capfd.readouterr().out
     assert (tmp_path / "env.json").read_bytes() == before
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -29,10 +28,10 @@ def nano(merge=None):
 
 def test_without_a_compiler_there_is_one_error_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    start = time.monotonic()
+    monkeypatch.setattr("torch.export.export", lambda *_, **__: pytest.fail("it is known before"))
     with pytest.raises(UserError, match="to_package: no C.. compiler .*; it compiles the model and needs a C..20"):
         to_package(nano(), tmp_path / "vim.pt2")
-    assert time.monotonic() - start < 1 and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_package_cannot_be_is_one_error(tmp_path):
@@ -70,7 +69,7 @@ def run(program, package, x) -> subprocess.CompletedProcess:
     images = package.with_name("images.bin")
     x.numpy().tofile(images)
     command = [program, package.with_name(LIBRARY), package, images, *map(str, x.shape)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import time
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -134,16 +133,18 @@ def test_without_a_network_there_is_one_error_that_says_where_to_put_the_file(tm
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, tmp_path):
     """The download would ask it six times, for half a minute."""
 
+    asked = []
+
     def silent(url, timeout):
+        asked.append(url)
         assert timeout <= 5
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("rmeeto.hub.get_hf_file_metadata", silent)
-    start = time.monotonic()
     with pytest.raises(UserError, match="config.json of owner/name could not be fetched: no route\n"):
         load("hf_hub:owner/name")
-    assert time.monotonic() - start < 3
+    assert len(asked) == 1
 
 
 def test_without_a_network_the_cache_has_the_file(monkeypatch, tmp_path):
@@ -325,13 +326,13 @@ def test_a_batch_size_that_is_none_is_one_error(size, tmp_path):
         to_onnx(nano(), tmp_path / "model.onnx", batch_size=size)
 
 
-def test_onnx_takes_no_random_order(tmp_path):
+def test_onnx_takes_no_random_order(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     model = nano(merge=MergeConfig(r=3, shuffle="random", shuffle_rate=0.5))
-    start = time.monotonic()
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: pytest.fail("it is known before"))
     with pytest.raises(UserError, match="Vim has shuffle='random', and a graph draws no random order"):
         to_onnx(model, tmp_path / "model.onnx")
-    assert time.monotonic() - start < 1 and not (tmp_path / "model.onnx").exists()
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from image_task.flags import parse
 from image_task.main import build_model, main, run
 from rmeeto.engine import checkpoint
 from rmeeto.engine.dist import RankError
+from rmeeto.engine.loop import Training
 from tests import forked
 from tests.engine.test_loop import same
 from tests.warm import PYTHON
@@ -72,7 +73,7 @@ def test_the_file_can_be_started_from_anywhere(tmp_path):
         "12",
         "--if_order",
     ]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stderr) == (0, "")
     assert json.loads(process.stdout)["merge"]["r"] == 12
     assert not list(tmp_path.iterdir())
@@ -331,7 +332,7 @@ def test_an_interrupt_while_torch_is_imported_is_one_line(module, tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", module]
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stdout) == (130, "")
     assert process.stderr == "interrupted before the first checkpoint\n"
 
@@ -342,15 +343,24 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_bit(weights, tmp_path):
         f"{MERGED} --device cpu --model_pth {weights} --distill --model_ema --model_ema_decay 0.9 --accumulation 2 "
         "--batch-size 8 --max_train_batches 12 --max_eval_batches 3 --epochs 2 --lr 1e-1 --log_every 1"
     )
-    killed = forked.fork(lambda: call(f"{line} --name killed --num_workers 1 --checkpoint_every 1e-6"))
-    last = tmp_path / "log" / "killed" / "last.pt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
+    step, held = Training.step, tmp_path / "held"
+
+    def until_killed() -> int:
+        def hold(training, *arguments):
+            if training.at.step == 3:
+                held.touch()
+                time.sleep(1000)
+            return step(training, *arguments)
+
+        Training.step = hold  # of the forked process alone
+        return call(f"{line} --name killed --num_workers 1 --checkpoint_every 1e-6")
+
+    killed = forked.fork(until_killed)
+    forked.until(held.exists)
     os.kill(killed, signal.SIGKILL)
     assert forked.wait([killed]) == [-signal.SIGKILL]
-    position = checkpoint.load(last)["position"]
-    assert position["epoch"] == 0 and 0 < position["batch"] < 12, "it was not killed in mid-epoch"
+    position = checkpoint.load(tmp_path / "log" / "killed" / "last.pt")["position"]
+    assert (position["epoch"], position["batch"]) == (0, 6)
 
     assert call(f"{line} --name killed --num_workers 0 --resume") == 0
     assert call(f"{line} --name whole --num_workers 0") == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 
 import pytest
 import timm
@@ -314,9 +313,8 @@ def test_models_of_another_kind_are_refused():
 
 def test_nothing_is_run():
     model = make("vim", "base", MergeConfig(r=11))  # on the meta device, where nothing can run
-    started = time.perf_counter()
-    count_flops(model, 224)
-    assert time.perf_counter() - started < 1
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert count_flops(model, 224)
 
 
 @pytest.mark.parametrize(("r", "ratio"), [(0, 0.0), (5, 0.14), (10, 0.28), (11, 0.31), (15, 0.42)])

@@ -87,7 +87,7 @@ def test_two_processes_build_at_once(compiler, tmp_path):
         subprocess.Popen([PYTHON, "-W", "error", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    names = {process.communicate(timeout=120)[0].decode().strip() for process in processes}
+    names = {process.communicate(timeout=300)[0].decode().strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(names) == 1
     assert [path.name for path in tmp_path.iterdir()] == list(names)

@@ -12,6 +12,7 @@ import pytest
 
 from rmeeto.ops import build, cache
 from rmeeto.ops.backend import BackendUnavailable
+from tests import forked
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +113,7 @@ def test_a_cut_library_does_not_kill_the_process(small):
         f"{head} print(build.library().answer(), build.origin() == sys.argv[1])": "42 True\n",
     }.items():
         command = [PYTHON, "-W", "error", "-c", code, str(path), str(build.SOURCES)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.stdout == expected and (done.returncode == 0) == bool(expected), done.stderr
 
 
@@ -125,21 +126,20 @@ def test_a_library_is_used_without_a_compiler(small, no_compiler, recwarn):
 
 def test_a_compiler_that_hangs_hangs_nobody(small, monkeypatch, tmp_path):
     path = build.build("portable")
-    left = tmp_path / "left"
-    hanging = compiler_of(tmp_path, f"(sleep 3; touch {shlex.quote(str(left))}) & sleep 1000")
+    started = tmp_path / "started"
+    hanging = compiler_of(tmp_path, f"sleep 1000 & echo $! >> {shlex.quote(str(started))}; sleep 1000")
     monkeypatch.setenv("CXX", str(hanging))
     assert build.build("portable") == path, "what is in the cache needs no compiler"
     path.unlink()
     monkeypatch.setattr(build, "LIMIT_S", 1.0)
     monkeypatch.setattr(build, "VERSION_LIMIT_S", 1.0)
-    began = time.monotonic()
     for call in (lambda: build.build("portable"), lambda: build.version(build.compiler())):
         with pytest.raises(BackendUnavailable, match="has not ended after 1 s"):
             call()
-    assert time.monotonic() - began < 10
     assert not list(small.iterdir())
-    time.sleep(max(0.0, began + 5 - time.monotonic()))
-    assert not left.exists(), "what the compiler had started ends with it"
+    for pid in started.read_text().split():  # what the compiler had started ends with it
+        state = Path(f"/proc/{pid}/stat")
+        forked.until(lambda state=state: not state.exists() or state.read_text().split()[2] == "Z")
 
 
 @pytest.mark.parametrize("cxx", ["{script}", "'{script}' -pipe", "env {real}", "{real} -pipe", "  {real}  "])

@@ -209,7 +209,7 @@ def outcomes(tmp_path_factory):
         paths[make] = folder / f"{make.__name__}.pth"
         make(paths[make])
     (folder / "paths").write_text(json.dumps([str(path) for path in paths.values()]))
-    lines = run_limited(READ, folder / "paths", seconds=120).splitlines()
+    lines = run_limited(READ, folder / "paths").splitlines()
     assert not (ROOT / "owned").exists()
     return dict(zip(paths, map(json.loads, lines), strict=True))
 

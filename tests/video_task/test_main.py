@@ -67,7 +67,7 @@ def lines_of(folder: str | Path) -> list[dict]:
 
 def test_the_file_can_be_started_from_anywhere(tmp_path):
     command = [PYTHON, str(ROOT / "video_task" / "main.py"), "--dry-run", "--num_prune", "88"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stderr) == (0, "")
     assert json.loads(process.stdout)["merge"]["r"] == 88
     assert not list(tmp_path.iterdir())

@@ -66,7 +66,7 @@ def test_a_real_run_writes_table_json_and_plot(tmp_path, capsys, monkeypatch):
 
 def test_it_starts_as_a_file_from_any_folder(tmp_path):
     command = [PYTHON, str(ROOT / "video_task" / "throughput.py"), "--help"]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert "usage: python -m video_task.throughput" in finished.stdout
 

@@ -10,8 +10,8 @@ replaces Triton's driver and launches nothing.
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -110,12 +110,17 @@ def block(
         selective_scan(u, u, make(inner, states), B, B)
 
 
+def core_seconds() -> float:
+    """That this process and those that it has started had of a core."""
+    return sum(os.times()[:4])
+
+
 def main(capability: str, *settings: str) -> None:
     driver.set_active(Driver(int(capability)))
     run, seen = JITFunction.run, set()
 
     def compile_only(self, *arguments, grid, warmup=False, **options):
-        start = time.perf_counter()
+        start = core_seconds()
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
         if kernel.hash in seen:
             return kernel
@@ -129,7 +134,7 @@ def main(capability: str, *settings: str) -> None:
             "loop": longest_loop(dump(kernel.asm["cubin"], "-sass")),
             "shared": kernel.metadata.shared,
         }
-        print(json.dumps(report | {"seconds": round(time.perf_counter() - start, 1)}), flush=True)
+        print(json.dumps(report | {"seconds": round(core_seconds() - start, 1)}), flush=True)
         return kernel
 
     JITFunction.run = compile_only

@@ -26,6 +26,8 @@ LEAD = tarfile.BLOCKSIZE  # of an image in an index: its header
 LABEL = 32  # bytes of a class number, spaces included
 _LONGEST_HEADER = 2**15  # bytes of a name, or of the fields that follow a header; a path has 4,096
 _SUM = 4  # bytes of an index's checksum
+_NAME = 100  # bytes of a name in a header, in ASCII; what is longer or other is in a header of its own as well
+_FAR = 2**62  # bytes: in no file, and of two the sum is a number still
 _CRC = re.compile("crc32 ([0-9a-f]{8})")
 _MANY_DIGITS = re.compile(rb"\d{100}")
 
@@ -38,6 +40,7 @@ class Place:
         offset, size: in bytes.
         crc: its CRC-32; -1: none is known.
         lead: bytes before it that the checksum covers as well.
+        name: that its header has to bear; none: any.
     """
 
     shard: str
@@ -45,6 +48,7 @@ class Place:
     size: int
     crc: int = -1
     lead: int = 0
+    name: bytes = b""
 
     def read(self) -> bytes:
         """Its content.
@@ -61,6 +65,8 @@ class Place:
             data = file.read(self.lead + self.size)
         if self.crc >= 0 and zlib.crc32(data) != self.crc:
             raise ValueError("damaged: its checksum differs")
+        if self.name and data[:_NAME].rstrip(b"\0") != os.fsdecode(self.name).encode("ascii", "replace")[:_NAME]:
+            raise ValueError("the index gives it another name than the tar file")
         return data[self.lead :]
 
 
@@ -81,7 +87,7 @@ class Shards(Source):
     def place(self, index: int) -> Place:
         """Where an image lies."""
         shard, *rest = self.places[index].tolist()
-        return Place(self.shards[shard], *rest, self.lead)
+        return Place(self.shards[shard], *rest, self.lead, self.names[index] if self.lead else b"")
 
     def open(self, index: int) -> tuple[Picture, int]:
         return Encoded(self.place(index).read()), int(self.targets[index])
@@ -133,16 +139,27 @@ class Shards(Source):
             data = read_file(index)
             if zlib.crc32(data[:-_SUM]).to_bytes(_SUM, "little") != data[-_SUM:]:
                 raise ValueError("its checksum differs")
+            if not data.startswith(b"\x93NUMPY"):
+                raise ValueError("it is no array of NumPy's")
             found = np.load(io.BytesIO(data), allow_pickle=False)
             if found.ndim != 1 or found.dtype != entry(found.dtype["name"].itemsize):
                 raise ValueError(f"it holds {found.dtype}")
             places = np.stack([found[name] for name in PLACE], axis=1)
-            if (places < 0).any() or (places[:, 0] >= len(shards)).any() or (places[:, 1] < LEAD).any():
+            if (
+                (places < 0).any()
+                or (places > _FAR).any()
+                or (places[:, 0] >= len(shards)).any()
+                or (places[:, 1] < LEAD).any()
+            ):
                 raise ValueError("it leads out of the tar files")
             names = np.array(found["name"])
+            labels = [os.fsdecode(name).rpartition("/")[0].rpartition("/")[2] for name in names.tolist()]
+            if "" in labels:
+                raise ValueError("a picture in it lies in no class folder")
         except Exception as error:  # NumPy raises nearly anything on a damaged file
+            reason = str(error).partition("\n")[0] or repr(error)
             raise UserError(
-                f"{index} is no index of these tar files ({error}); remove it, or fetch it again."
+                f"{index} is no index of these tar files ({reason}); remove it, or fetch it again."
             ) from None
         ends = np.zeros(len(shards), np.int64)
         np.maximum.at(ends, places[:, 0], places[:, 1] + places[:, 2])
@@ -150,7 +167,6 @@ class Shards(Source):
             with _opened(shard) as file:
                 if (size := os.fstat(file.fileno()).st_size) < end:
                     raise UserError(f"{shard} is cut: it has {size} bytes and had {end} or more; fetch it again.")
-        labels = [os.fsdecode(name).rpartition("/")[0].rpartition("/")[2] for name in names.tolist()]
         return cls(shards, places, names, *_numbered(labels), LEAD)
 
     @classmethod

@@ -193,11 +193,13 @@ class TeacherCache:
         log_probs = np.frombuffer(content, "<f4", count, at).reshape(samples, -1)
         with np.errstate(over="ignore", invalid="ignore"):
             sums = np.exp(log_probs).sum(1)
-        sound = np.isfinite(log_probs).all() and bool((sums <= 1.001).all())
+        least = 0 if self._index else 0.999
+        sound = np.isfinite(log_probs).all() and bool(((least <= sums) & (sums <= 1.001)).all())
         if self._index is None:
             return sketch, Answers(torch.from_numpy(log_probs.copy())) if sound else None
         classes = np.frombuffer(content, self._index, count, at + log_probs.nbytes).reshape(samples, -1)
-        if not sound or not (classes < self._num_classes).all():
+        ordered = np.sort(classes, axis=1)
+        if not sound or not (classes < self._num_classes).all() or (ordered[:, 1:] == ordered[:, :-1]).any():
             return sketch, None
         return sketch, Answers(torch.from_numpy(log_probs.copy()), torch.from_numpy(classes.astype(np.int64)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,12 +187,23 @@ def test_numbers_that_no_teacher_says_are_not_believed(tmp_path):
         (16 + 64, b"\x00\x00\xc0\x7f"),
         (16 + 64, b"\x00\x00\x80\x40"),
         (size - 2, b"\xff\xff"),
+        (size - 2, data[size - 4 : size - 2]),  # a class twice
     ):
         entry = bytearray(data[:size])
         entry[at : at + len(value)] = value
         entry[:16] = cache._digest(0, 0, bytes(entry[16:]))
         (tmp_path / "cache" / "epoch0.bin").write_bytes(entry)
         assert cache.find(0, 0, images) is None
+
+
+def test_answers_on_all_classes_are_whole_distributions(tmp_path):
+    cache, images = cache_in(tmp_path / "cache"), torch.randn(4, 3, 4, 4)
+    assert cache.find(0, 0, images) is None
+    cache.keep(torch.randn(4, CLASSES))
+    content = bytearray((tmp_path / "cache" / "epoch0.bin").read_bytes()[16:])
+    content[64:68] = np.float32(-50).tobytes()
+    (tmp_path / "cache" / "epoch0.bin").write_bytes(cache._digest(0, 0, bytes(content)) + content)
+    assert cache.find(0, 0, images) is None
 
 
 def test_files_that_are_none_are_refused(tmp_path):

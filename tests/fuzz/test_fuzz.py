@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from random import Random
 
@@ -15,11 +14,12 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.kinds.faults import FAULTS, HARMLESS
 from tests.fuzz.runner import SEEDS
 from tests.limits import ROOT
+from tests.warm import PYTHON
 
 
 def fuzz(*arguments: object) -> tuple[dict, str]:
     """The report of a run, and what it said of findings."""
-    command = [sys.executable, "-m", "tests.fuzz", "--workers", "1", *map(str, arguments)]
+    command = [PYTHON, "-m", "tests.fuzz", "--workers", "1", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
@@ -41,7 +41,7 @@ def test_every_fault_is_found_and_harmless_inputs_are_not(tmp_path):
     for name in (*FAULTS, *HARMLESS):
         right = "accept" if name == "honest" else "any"
         (seeds / f"{name}.bin").write_bytes(Case(b"", name, right).to_bytes())
-    report, said = fuzz("--replay", tmp_path, "--kind", "faults", "--seconds", 0.3, "--keep", tmp_path / "kept")
+    report, said = fuzz("--replay", tmp_path, "--kind", "faults", "--seconds", 0.2, "--keep", tmp_path / "kept")
     found = {Case.from_bytes(path.read_bytes()).seed for path in (tmp_path / "kept" / "faults").iterdir()}
     assert found == {*FAULTS}, said
     assert report["findings"] == len(FAULTS) and report["inputs"] == len(FAULTS) + len(HARMLESS)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -299,7 +300,48 @@ def test_a_damaged_index_is_refused_and_without_one_the_files_say_the_same(folde
     assert [_pictures(split) for split in _load(made, "tar")] == expected
 
 
-@pytest.mark.parametrize(("column", "value"), [("shard", 99), ("shard", -1), ("offset", 0), ("size", -5), ("crc", -1)])
+def test_an_index_is_believed_where_the_tar_files_say_the_same(made):
+    """Whoever changes it can compute its checksum anew, but not make of a picture one of another class."""
+    path = made / "val" / "index.npy"
+    found = np.load(io.BytesIO(path.read_bytes()))
+    for column in ("name", "offset", "size", "crc"):
+        swapped = found.copy()
+        swapped[column][[0, -1]] = found[column][[-1, 0]]
+        save_index(path, swapped)
+        source = _load(made, "tar")[1]
+        for index in range(len(source)):
+            if (swapped[index] == found[index]).all():
+                source.open(index)
+            else:
+                with pytest.raises(ValueError, match="checksum differs|gives it another name than the tar file"):
+                    source.open(index)
+    swapped["name"][0] = b"03.jpg"
+    save_index(path, swapped)
+    with pytest.raises(UserError, match="no index of these tar files .a picture in it lies in no class folder"):
+        _load(made, "tar")
+
+
+def test_an_index_that_is_a_pickle_or_claims_too_much_is_refused_in_one_line(made):
+    path = made / "val" / "index.npy"
+    found = io.BytesIO()
+    np.save(found, np.zeros(3))
+    array = found.getvalue()
+    for data, reason in (
+        (pickle.dumps([1]), "it is no array of NumPy's"),
+        (array.replace(b"'<f8'", b"'|O' "), "Object arrays cannot be loaded"),
+        (array.replace(b"(3,), }      ", b"(" + b"9" * 12 + b",), }")[:128], ""),
+        (array[:8] + b"\xff\xff" + array[10:] * 900, "Header info length"),
+    ):
+        path.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+        with pytest.raises(UserError, match=f"index.npy is no index of these tar files .{reason}") as caught:
+            _load(made, "tar")
+        assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("shard", 99), ("shard", -1), ("offset", 0), ("offset", 2**63 - 512), ("size", -5), ("crc", -1)],
+)
 def test_an_index_that_leads_out_of_the_files_is_refused(made, column, value):
     path = made / "val" / "index.npy"
     found = np.load(io.BytesIO(path.read_bytes()))

@@ -1,10 +1,12 @@
 """The kinds of input by name; each module says what it tries."""
 
 from tests.fuzz.kinds import (
+    answers,
     checkpoints,
     clips,
     commands,
     faults,
+    indexes,
     libraries,
     lists,
     models,
@@ -27,6 +29,8 @@ KINDS = {
     "resumes": resumes.KIND,
     "lists": lists.KIND,
     "shards": shards.KIND,
+    "indexes": indexes.KIND,
+    "answers": answers.KIND,
     "pictures": pictures.KIND,
     "clips": clips.KIND,
     "libraries": libraries.KIND,

@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,7 +35,9 @@ KEPT = ("config.json", "env.json", "log.jsonl")
 @cache
 def _run() -> dict[str, bytes]:
     """The files of a finished run; `last.pt` is that of its first epoch."""
-    build.library()  # built here, not in a child
+    build.library()  # built and imported here, not in every child
+    for name in ("sklearn.datasets", "torch.utils.tensorboard"):
+        import_module(name)
     with tempfile.TemporaryDirectory() as name:
         child = os.fork()  # trained in a process of its own: this one is forked from again
         if not child:

@@ -74,7 +74,8 @@ class ImageTask(Task):
             return self.train(config, parts, world, folder)
         torch.manual_seed(config.run.seed)
         folder.start()
-        result = evaluate(parts.model, parts.data, world, amp_dtype(config.run.amp, world.device))
+        amp = amp_dtype(config.run.amp, world.device)
+        result = evaluate(parts.model, parts.data, world, amp, line_every=config.run.line_every)
         folder.log("eval", {"epoch": 0, "step": 0}, result)
         return result
 

@@ -33,7 +33,7 @@ from image_task.transforms import Resize
 from rmeeto.cli.parser import OneLineParser, run_small
 from rmeeto.data.contents import of_files
 from rmeeto.data.pictures import Encoded, decode, read_file
-from rmeeto.engine.progress import Progress
+from rmeeto.engine.progress import LINE_EVERY, Progress
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import read_json, write_json
 from rmeeto.settings import Settings, from_plain, setting
@@ -147,7 +147,7 @@ def make(folder: Path, output: Path, recipe: Recipe = Recipe(), workers: int = 0
     shards = {split: _shards(folder, split, source, work, recipe.size) for split, source in sources.items()}
     waiting = [shard for some in shards.values() for shard in some if not shard.is_done]
     done = sum(map(len, sources.values())) - sum(len(shard.pictures) for shard in waiting)
-    with Progress("packing", sum(map(len, sources.values())), done) as progress:
+    with Progress("packing", sum(map(len, sources.values())), done, line_every=LINE_EVERY) as progress:
         for count in _each(partial(Shard.write, recipe=recipe), waiting, workers):
             progress.update(count)
     splits = {
@@ -188,7 +188,7 @@ def check(folder: Path, output: Path, workers: int = 0) -> Iterator[str]:
             found = number.pop(name, None)
             jobs.append((source.name(index), name, None if found is None else packed.place(found), recipe))
         yield from (f"{packed.name(index)}: not in {folder}" for index in number.values())
-    with Progress("checking", len(jobs)) as progress:
+    with Progress("checking", len(jobs), line_every=LINE_EVERY) as progress:
         for problem in _each(_compare, jobs, workers, 64):
             progress.update()
             if problem:

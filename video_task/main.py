@@ -78,7 +78,7 @@ class VideoTask(Task):
             trained = {"epochs": result["epochs"], "steps": result["steps"], "validation": result}
             if config.run.test_best:
                 world.on_every(lambda: load_weights(model, folder.path / "best.pt"))
-        tested = evaluate_views(model, parts.data, world, folder.path, amp)
+        tested = evaluate_views(model, parts.data, world, folder.path, amp, config.run.line_every)
         folder.log("test", {"epoch": trained.get("epochs", 0), "step": trained.get("steps", 0)}, tested)
         return {**tested, **trained}
 

@@ -21,7 +21,7 @@ from rmeeto.cli.parser import Parser, run_small
 from rmeeto.engine import World
 from rmeeto.engine.evaluate import rank_errors
 from rmeeto.engine.precision import autocast
-from rmeeto.engine.progress import Progress
+from rmeeto.engine.progress import LINE_EVERY, Progress
 from rmeeto.errors import UserError
 
 FOLDER = "views"
@@ -67,7 +67,12 @@ class ViewData(Protocol):
 
 
 def evaluate_views(
-    model: nn.Module, data: ViewData, world: World, folder: Path, dtype: torch.dtype | None = None
+    model: nn.Module,
+    data: ViewData,
+    world: World,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    line_every: float = LINE_EVERY,
 ) -> dict[str, Any]:
     """Accuracy of the softmax averaged over each video's views; the same for any number of processes.
 
@@ -76,6 +81,7 @@ def evaluate_views(
         data: see `ViewData`.
         folder: of the run; every process writes its share to views/rank<r>.npz there.
         dtype: of autocast, or None.
+        line_every: seconds between two lines on how far it is, where there is no terminal.
 
     Returns:
         As `merge_views` of all the files.
@@ -85,7 +91,7 @@ def evaluate_views(
     """
     model.eval()
     parts: list[tuple[np.ndarray, ...]] = []
-    with torch.inference_mode(), Progress("testing", None, shown=world.is_main) as progress:
+    with torch.inference_mode(), Progress("testing", None, shown=world.is_main, line_every=line_every) as progress:
         for clips, *numbers in rank_errors(data.test_batches(), world):
             with autocast(world.device, dtype):
                 logits = model(clips.to(world.device, non_blocking=True)).float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rmeeto.engine.dist import RankError, World
 from rmeeto.engine.feed import on_device
 from rmeeto.engine.precision import autocast
-from rmeeto.engine.progress import Progress
+from rmeeto.engine.progress import LINE_EVERY, Progress
 from rmeeto.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -61,6 +61,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     title: str = "evaluating",
     after_batch: Callable[[], None] = lambda: None,
+    line_every: float = LINE_EVERY,
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy and loss of a model, the same numbers for any number of processes.
 
@@ -69,6 +70,7 @@ def evaluate(
         data: see `EvalData`.
         dtype: of autocast, or None.
         after_batch: called behind each batch; it may raise, to end the evaluation.
+        line_every: seconds between two lines on how far it is, where there is no terminal.
 
     Returns:
         top1, top5: in percent (top5 is top-K where there are fewer than 5 classes).
@@ -83,7 +85,7 @@ def evaluate(
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
-    with torch.inference_mode(), Progress(title, None, shown=world.is_main) as progress:
+    with torch.inference_mode(), Progress(title, None, shown=world.is_main, line_every=line_every) as progress:
         for images, targets in on_device(rank_errors(data.eval_batches(), world), world.device):
             with autocast(world.device, dtype):
                 logits = model(images).float()

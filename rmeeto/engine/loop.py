@@ -138,7 +138,7 @@ class Training:
         began, images, loss, first = time.perf_counter(), 0, "", at.batch
         self.saver.seconds = self.waited = 0.0
         title = f"epoch {at.epoch + 1}/{self.optim.epochs}"
-        with Progress(title, total, at.batch, self.world.is_main, self.run.line_every) as progress:
+        with Progress(title, total, at.batch, self.world.is_main, line_every=self.run.line_every) as progress:
             while at.batch < total:
                 group = min(self.optim.accumulation, total - at.batch)  # fewer at the end of an epoch
                 set_lr(self.optimizer, self.lr(at.batch))
@@ -240,7 +240,7 @@ class Training:
         return f"Try {' or '.join(option for option, is_open in options.items() if is_open)}."
 
     def evaluate_epoch(self) -> None:
-        at, began = self.at, time.perf_counter()
+        at, began, every = self.at, time.perf_counter(), self.run.line_every
         weights = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
         improved = None
 
@@ -252,7 +252,7 @@ class Training:
             title = f"evaluating {name}"
             try:
                 with eager():
-                    self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, title, after_batch)
+                    self.accuracy[name] = evaluate(model, self.data, self.world, self.dtype, title, after_batch, every)
             except NotFinite:
                 raise UserError(  # here the weights are the training's own, so `evaluate`'s advice does not help
                     f"after epoch {at.epoch + 1} the outputs in evaluation are not finite: the training has diverged.",

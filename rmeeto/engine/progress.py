@@ -47,7 +47,8 @@ class Progress:
         total: int | None,
         start: int = 0,
         shown: bool = True,
-        line_every: float = LINE_EVERY,
+        *,
+        line_every: float,
     ) -> None:
         self._title, self._total, self._count, self._every = title, total, start, line_every
         self._bar = None

@@ -61,9 +61,8 @@ class RunConfig(Settings):
     )
     line_every: float = setting(
         LINE_EVERY,
-        "seconds between two lines on how far an epoch is, where no terminal shows a bar",
+        "seconds between two lines on how far an epoch, an evaluation or a test is, where no terminal shows a bar",
         within="[0, inf)",
-        only="training",
         harmless=True,
     )
     checkpoint_every: float = setting(

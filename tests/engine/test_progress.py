@@ -58,7 +58,7 @@ def test_the_bar_of_an_epoch_fits_80_columns(monkeypatch):
     stream = Stream(terminal=True)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("COLUMNS", "80")
-    with Progress("epoch 100/300", 10008) as bar:
+    with Progress("epoch 100/300", 10008, line_every=30) as bar:
         bar._bar.ncols, bar._bar.dynamic_ncols = 80, None
         bar.update(5000, "loss 6.905, 12345/s, 10:00:00 left")
         bar._bar.refresh()

@@ -139,7 +139,7 @@ def test_an_output_that_nobody_reads_is_no_error():
 
 
 def test_retraining_fills_the_run_folder(weights, capsys):
-    line = f"{SHORT} {MERGED} --distill True --model_pth {weights} --model_ema --smoothing 0.1"
+    line = f"{SHORT} {MERGED} --distill True --model_pth {weights} --model_ema --smoothing 0.1 --line_every 0"
     assert call(line) == 0
     folder = Path("log/vim_nano_patch2_16-r12")
     assert {"config.json", "env.json", "log.jsonl", "last.pt", "best.pt", "result.json"} < {
@@ -148,7 +148,8 @@ def test_retraining_fills_the_run_folder(weights, capsys):
     assert parse(["--config", str(folder / "config.json")])[0] == parse(line.split())[0]
     result = result_of(folder)
     assert result["count"] == 32 and result["steps"] == 2 and {"top1", "ema", "best"} <= result.keys()
-    printed = capsys.readouterr().out
+    printed, lines = capsys.readouterr()
+    assert all(f"\n{loop} 1" in f"\n{lines}" for loop in ("epoch 1/1", "evaluating model", "evaluating ema")), lines
     for words in ("65 to 41 (r = 12)", "1437 images to train, 360 to evaluate", "1 x cpu, fp32", str(folder)):
         assert words in printed
     train = next(line for line in lines_of(folder) if line["event"] == "train")
@@ -158,8 +159,9 @@ def test_retraining_fills_the_run_folder(weights, capsys):
 
 
 def test_evaluation_only_reports(weights, capsys):
-    assert call(f"{SHORT} {MERGED} --eval --model_pth {weights}") == 0
-    assert "data    digits: 360 images to evaluate, 10 classes" in capsys.readouterr().out
+    assert call(f"{SHORT} {MERGED} --eval --model_pth {weights} --line_every 0") == 0
+    out, err = capsys.readouterr()
+    assert "data    digits: 360 images to evaluate, 10 classes" in out and "\nevaluating 1\n" in err
     folder = "log/vim_nano_patch2_16-r12-nano-eval"
     result = result_of(folder)
     assert result["count"] == 32

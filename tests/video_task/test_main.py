@@ -74,7 +74,8 @@ def test_the_file_can_be_started_from_anywhere(tmp_path):
 
 
 def test_retraining_fills_the_run_folder(weights, clips, capsys):
-    line = f"{SHORT} {VIEWS} {MERGED} {clips} --model_pth {weights} --update_freq 2 --distill True --use_checkpoint"
+    line = f"{SHORT} {VIEWS} {MERGED} {clips} --model_pth {weights} --update_freq 2 --distill True --use_checkpoint "
+    line += "--line_every 0"
     assert call(line) == 0
     folder = Path("log/videomamba_video_nano_patch4_32-r40")
     assert {"config.json", "env.json", "log.jsonl", "last.pt", "best.pt", "result.json", "views"} < {
@@ -84,7 +85,9 @@ def test_retraining_fills_the_run_folder(weights, clips, capsys):
     result = result_of(str(folder))
     assert (result["count"], result["unreadable"], result["epochs"], result["steps"]) == (6, 0, 1, 1)
     assert {"top1", "best"} <= result["validation"].keys()
-    printed = " ".join(capsys.readouterr().out.split())
+    out, err = capsys.readouterr()
+    assert all(f"\n{loop}" in f"\n{err}" for loop in ("epoch 1/1 2/2", "evaluating model 1", "testing 1")), err
+    printed = " ".join(out.split())
     for words in (
         "257 to 177 (r = 40) tokens, 4 frames of 32 pixels",
         "16 videos to train, 6 to validate, 6 to test on 6 views, 2 classes",

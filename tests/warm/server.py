@@ -19,9 +19,11 @@ from tests.warm import MEGABYTES
 
 
 def main(folder: Path) -> None:
-    import timm  # noqa: F401  (what takes long; nothing of the project, whose imports are the tests' matter)
+    import sklearn.datasets  # noqa: F401  (what takes long; nothing of the project, whose imports are the tests' matter)
+    import timm  # noqa: F401
     import torch
     import torch._dynamo
+    import torch.utils.tensorboard
     import torchvision  # noqa: F401
 
     torch.set_num_threads(1)

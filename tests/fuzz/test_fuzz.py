@@ -41,7 +41,7 @@ def test_every_fault_is_found_and_harmless_inputs_are_not(tmp_path):
     for name in (*FAULTS, *HARMLESS):
         right = "accept" if name == "honest" else "any"
         (seeds / f"{name}.bin").write_bytes(Case(b"", name, right).to_bytes())
-    report, said = fuzz("--replay", tmp_path, "--kind", "faults", "--seconds", 0.2, "--keep", tmp_path / "kept")
+    report, said = fuzz("--replay", tmp_path, "--kind", "faults", "--seconds", 0.3, "--keep", tmp_path / "kept")
     found = {Case.from_bytes(path.read_bytes()).seed for path in (tmp_path / "kept" / "faults").iterdir()}
     assert found == {*FAULTS}, said
     assert report["findings"] == len(FAULTS) and report["inputs"] == len(FAULTS) + len(HARMLESS)

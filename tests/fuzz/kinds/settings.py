@@ -67,4 +67,5 @@ def _refuse(constant: str) -> None:
     raise Wrong(f"{constant} was taken for JSON")
 
 
-KIND = Kind(seeds, mutate, check, weight=6, lines=30)  # an unknown model lists all
+# An unknown model lists all; the weights that a settings file names are looked into, as those of a command line.
+KIND = Kind(seeds, mutate, check, weight=6, lines=30, may_read=True)

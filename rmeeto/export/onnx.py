@@ -1,4 +1,4 @@
-"""Models as ONNX files: standard operators alone, each scan one Scan, the batch size free."""
+"""Models as ONNX files: standard operators alone, each scan a Scan over tokens, the batch size free."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """This library's operators as ONNX nodes.
 
-B batch, L tokens, C and D channels, N states, G directions. Both directions of a scan are one ONNX Scan over tokens,
-whose loop holds the recurrence alone.
+B batch, L tokens, C and D channels, N states, G directions. A scan is an ONNX Scan over tokens whose loop holds the
+recurrence alone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from rmeeto.ops.selective_scan.direction import unflatten
+from rmeeto.ops.selective_scan.direction import Direction, unflatten
 
 _FIRST = -(1 << 62)  # before any token
-# States of a sample above which those of a batch leave a core's cache: then samples are scanned one behind the other,
-# which below it costs more calls than it saves (Vim-Ti has 12,288, Vim-S twice as many; measured at a batch of 8).
+# States of a sample, both directions, above which those of a batch leave a core's cache: then each direction is scanned
+# by itself, which below it costs more calls than it saves (Vim-Ti has 12,288, Vim-S twice as many; a batch of 8).
 CACHED = 16384
 
 
@@ -63,31 +63,49 @@ def _silu(x: Any) -> Any:
 
 
 def _scan(*arguments: Any) -> tuple[Any, Any]:
-    """Step sizes, B and C of both directions lie side by side, in the order of their scans.
-
-    Samples that stay in a core's cache together are scanned together: then tokens come first, T is 0, else 1.
-    """
+    """Directions that stay in a core's cache together are one Scan, side by side; else each is one of its own."""
     from onnxscript import opset18 as op
-
-    from rmeeto.export.recurrence import one_by_one, single, together
 
     *tensors, softplus, reverse, average, _ = arguments
     directions, z = unflatten(tensors)
     G, (D, N) = len(directions), directions[0].A.shape
-    flipped = [reverse or k == 1 for k in range(G)]
-    is_together = G == 1 or G * D * N <= CACHED
-    T = 0 if is_together else 1
+    parts = [range(G)] if G * D * N <= CACHED else [range(k, k + 1) for k in range(G)]
+    flips = [reverse or k == 1 for k in range(G)]
+    scale = _float(0.5 if average else 1.0)  # C and D are small: y would be a pass over memory
+    ys = []
+    for part in parts:
+        y = _side_by_side([directions[k] for k in part], [flips[k] for k in part], softplus, scale)
+        ys += [
+            op.Slice(y, _ints(-1, D * i), _ints(_FIRST, D * (i + 1)), _ints(0, 2), _ints(-1, 1))
+            if flips[k]
+            else op.Slice(y, _ints(D * i), _ints(D * (i + 1)), _ints(2))
+            for i, k in enumerate(part)
+        ]
+    y = _swapped(ys[0] if G == 1 else op.Add(*ys))
+    for d in directions:
+        if d.D is not None:
+            y = op.Add(y, op.Mul(d.u, op.Mul(d.D, scale)))
+    if z is not None:
+        y = op.Mul(y, _silu(z))
+    return y, op.ConstantOfShape(_ints(0))  # no states: only a backward pass would read them
 
-    def sequence(name: str, k: int) -> Any:
-        """(B, L, X) of a direction -> (L, B, X), or (B, L, X)."""
-        x = getattr(directions[k], name)
-        return _swapped(x) if is_together else x
 
-    def steps(name: str, *shape: int) -> Any:
-        """(B, L, X) of each direction -> (.., G, *shape), each from the token that it starts with."""
-        given = [sequence(name, k) for k in range(G)]
-        x = op.Concat(*(_backwards(x, T) if flip else x for x, flip in zip(given, flipped)), axis=2)
-        return op.Reshape(x, _ints(0, 0, *shape)) if shape else x
+def _side_by_side(directions: Sequence[Direction], flips: Sequence[bool], softplus: bool, scale: Any) -> Any:
+    """C h of G directions, without D and the gate: (L, B, G D), each from the token that it starts with."""
+    from onnxscript import opset18 as op
+
+    from rmeeto.export.recurrence import recurrence
+
+    G, (D, N) = len(directions), directions[0].A.shape
+
+    def steps(name: str) -> Any:
+        """(B, L, X) of each direction -> (L, B, G X)."""
+        given = [_swapped(getattr(direction, name)) for direction in directions]
+        return op.Concat(*(_backwards(x, 0) if flip else x for x, flip in zip(given, flips)), axis=2)
+
+    def shaped(x: Any, *shape: int) -> Any:
+        """(L, B, ..) -> (L, B, G, *shape)."""
+        return op.Reshape(x, _ints(0, 0, G, *shape))
 
     def vectors(name: str) -> Any:
         """(D,) of each direction -> (G D,)."""
@@ -105,24 +123,11 @@ def _scan(*arguments: Any) -> tuple[Any, Any]:
     if softplus:  # several times as fast as the runtime's own; beyond 20 it is its argument to the last bit
         low = op.Min(delta, _float(20.0))
         delta = op.Max(delta, op.Log(op.Add(op.Exp(low), _float(1.0))))
-    delta = op.Reshape(delta, _ints(0, 0, G, 1, D))
+    w = op.Mul(delta, steps("u"))
     A = op.Concat(*(op.Unsqueeze(op.Transpose(d.A, perm=[1, 0]), _ints(0)) for d in directions), axis=0)
-    scale = _float(0.5 if average else 1.0)  # C and D are small: y would be a pass over memory
-    B, C = steps("B", G, N, 1), op.Mul(steps("C", G, 1, N), scale)
-    if G == 1:
-        y = single(delta, steps("u", 1, 1, D), A, B, C)
-        y = _backwards(y, T) if flipped[0] else y
-    else:
-        both = (op.Unsqueeze(sequence("u", k), _ints(2, 3)) for k in range(G))
-        y = (together if is_together else one_by_one)(delta, *both, A, B, C)
-    y = op.Squeeze(y, _ints(2, 3))
-    y = _swapped(y) if is_together else y
-    for d in directions:
-        if d.D is not None:
-            y = op.Add(y, op.Mul(d.u, op.Mul(d.D, scale)))
-    if z is not None:
-        y = op.Mul(y, _silu(z))
-    return y, op.ConstantOfShape(_ints(0))  # no states: only a backward pass would read them
+    B, C = shaped(steps("B"), N, 1), op.Mul(shaped(steps("C"), 1, N), scale)
+    y = recurrence(shaped(delta, 1, D), shaped(w, 1, D), A, B, C)
+    return op.Reshape(y, _ints(0, 0, G * D))
 
 
 def _placed(weight: Any, begin: int, total: int) -> Any:
@@ -136,17 +141,16 @@ def _placed(weight: Any, begin: int, total: int) -> Any:
 def _conv1d(x: Any, weight: Any, bias: Any, weight_b: Any, bias_b: Any) -> tuple[Any, Any]:
     from onnxscript import opset18 as op
 
-    length, (channels, _, kernel) = x.shape[1], weight.shape
-    x = op.Transpose(x, perm=[0, 2, 1])
-    y = op.Conv(x, weight, bias, group=channels, pads=[kernel - 1, 0])
-    y_b = op.Conv(x, _backwards(weight_b, 2), bias_b, group=channels, pads=[0, kernel - 1])
+    channels, _, kernel = weight.shape
+    row = _ints(1)
+    # As pictures of one row, whose channels runtimes compute side by side.
+    x = op.Transpose(op.Unsqueeze(x, row), perm=[0, 3, 1, 2])
 
-    def tokens(y: Any) -> Any:
-        y = op.Transpose(_silu(y), perm=[0, 2, 1])
-        # Without these two onnxruntime joins this transpose with the scan's, into one many times as slow as both.
-        return op.Reshape(op.Reshape(y, _ints(-1, channels)), _ints(-1, length, channels))
+    def side(weight: Any, bias: Any, before: int, after: int) -> Any:
+        y = op.Conv(x, op.Unsqueeze(weight, _ints(2)), bias, group=channels, pads=[0, before, 0, after])
+        return _silu(op.Squeeze(op.Transpose(y, perm=[0, 2, 3, 1]), row))
 
-    return tokens(y), tokens(y_b)
+    return side(weight, bias, kernel - 1, 0), side(_backwards(weight_b, 2), bias_b, 0, kernel - 1)
 
 
 def _add_rms_norm(hidden: Any, residual: Any, weight: Any, eps: float) -> tuple[Any, Any]:

@@ -276,8 +276,8 @@ ONNX = {
 }
 
 
-@pytest.mark.parametrize("cached", [0, 16384])
-def test_an_onnx_file_has_one_scan_a_block_and_needs_no_kernel(cached, tmp_path, monkeypatch, x):
+@pytest.mark.parametrize(("cached", "scans"), [(0, 6), (16384, 3)])
+def test_an_onnx_file_has_the_scans_that_a_cache_holds_and_needs_no_kernel(cached, scans, tmp_path, monkeypatch, x):
     """Also of a model in half precision, and with the batch size fixed."""
     pytest.importorskip("onnxscript")
     runtime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
@@ -285,11 +285,11 @@ def test_an_onnx_file_has_one_scan_a_block_and_needs_no_kernel(cached, tmp_path,
     model.layers = model.layers[:3]
     expected = copy.deepcopy(model).float()(x)
     with monkeypatch.context() as without:
-        without.setattr("rmeeto.export.operators.CACHED", cached)  # samples one by one, and together
+        without.setattr("rmeeto.export.operators.CACHED", cached)  # directions one by one, and together
         without.setattr("rmeeto.ops.build.library", lambda: pytest.fail("an export builds nothing"))
         path = to_onnx(model, tmp_path / "model.onnx", x[0:1], batch_size=2)
     nodes = [node.op_type for node in onnx.load(path).graph.node]
-    assert (nodes.count("Scan"), nodes.count("SequenceAt"), nodes.count("CumSum")) == (3, 0, 1)
+    assert (nodes.count("Scan"), nodes.count("SequenceAt"), nodes.count("CumSum")) == (scans, 0, 1)
     assert model.head.weight.dtype == torch.bfloat16
     session = runtime.InferenceSession(path)
     assert session.get_inputs()[0].shape == [2, 3, 16, 16]

@@ -58,7 +58,7 @@ class Kind:
         weight: its share of the inputs.
         batch: inputs that one child process takes, one after the other.
         programs: names of programs that it may start.
-        may_read: it may open files outside its folder, which the user's lists or settings name.
+        may_read: it may open files outside its folder, which the user's lists, settings or command line name.
         lines: that a refusal may have.
     """
 

@@ -23,7 +23,7 @@ from tests.engine.toy import toy_folder, toy_run
 from tests.recipes import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-STEP, STEPS = 12, 4  # micro-batches, which 4, 2 and 3 processes share; steps of an epoch
+STEP, STEPS, BATCH = 12, 2, 4  # micro-batches, which 4, 2 and 3 processes share; steps of an epoch; images
 
 
 class Watched(DistillLoss):
@@ -50,7 +50,7 @@ def train(path, world: World, first: int = 0, cut: int | None = None, **run) -> 
     """Two epochs of the digits, augmented, with drop-out; what this process sees of them."""
     accumulation = STEP // world.size
     config = DataConfig(
-        batch_size=8,
+        batch_size=BATCH,
         repeated_aug=False,
         mixup=0.0,
         cutmix=0.0,
@@ -72,7 +72,7 @@ def train(path, world: World, first: int = 0, cut: int | None = None, **run) -> 
 
 
 def test_4_then_2_then_3_processes_see_every_sample_once(tmp_path):
-    """The first is cut before step 2, the second before step 5, which is in the second epoch."""
+    """The first is cut before step 1, the second before step 3, which is in the second epoch."""
 
     def part(size, **settings):
         def work():
@@ -81,12 +81,12 @@ def test_4_then_2_then_3_processes_see_every_sample_once(tmp_path):
 
         return [batch for seen in forked.run(size, work) for batch in seen]
 
-    parts = part(4, cut=2) + part(2, first=2, cut=5, resume=True) + part(3, first=5, resume=True)
+    parts = part(4, cut=1) + part(2, first=1, cut=3, resume=True) + part(3, first=3, resume=True)
     whole = train(tmp_path / "whole", World(torch.device("cpu")))
     assert sorted(parts) == whole, "each micro-batch is what it is, and none is missing or there twice"
     for epoch in (0, 1):
         samples = [sample for at, _, batch in parts if at == epoch for sample in batch]
-        assert len(samples) == len(set(samples)) == STEPS * STEP * 8
+        assert len(samples) == len(set(samples)) == STEPS * STEP * BATCH
     ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert ours["position"] == theirs["position"] | {"batch": ours["position"]["batch"]}
     for name, value in theirs["model"].items():

@@ -19,20 +19,22 @@ from tests.warm import PYTHON
 
 LOAD = (
     "import sys, torch; sys.modules['rmeeto'] = None\n"
-    "saved = torch.load(sys.argv[2]); model = torch.export.load(sys.argv[1]).module()\n"
-    "assert all(torch.allclose(model(x), y, atol=1e-4) for x, y in saved), 'it differs'\n"
+    "for name in sys.argv[1:]:\n"
+    "    saved, model = torch.load(name + '.pt'), torch.export.load(name + '.pt2').module()\n"
+    "    assert all(torch.allclose(model(x), y, atol=1e-4) for x, y in saved), name\n"
 )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("merge", [None, MergeConfig(r=6)])
-def test_a_program_runs_where_this_library_is_not(merge, tmp_path):
+def test_programs_run_where_this_library_is_not(tmp_path):
     torch.manual_seed(0)
-    model = timm.create_model("vim_nano_patch2_16", depth=3, merge=merge).eval()
-    path = to_program(model, tmp_path / "vim.pt2")
-    inputs = [torch.randn(batch, 3, 16, 16) for batch in (1, 3)]
-    torch.save([(x, model(x)) for x in inputs], tmp_path / "pairs.pt")
-    command = [PYTHON, "-c", LOAD, str(path), str(tmp_path / "pairs.pt")]
+    models = {"dense": None, "merged": MergeConfig(r=6, interval=1)}
+    for name, merge in models.items():
+        model = timm.create_model("vim_nano_patch2_16", depth=2, merge=merge).eval()
+        to_program(model, tmp_path / f"{name}.pt2")
+        inputs = [torch.randn(batch, 3, 16, 16) for batch in (1, 3)]
+        torch.save([(x, model(x)) for x in inputs], tmp_path / f"{name}.pt")
+    command = [PYTHON, "-c", LOAD, *models]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -57,11 +59,14 @@ def test_an_onnx_file_of_one_sample_takes_any_batch_and_has_names(tmp_path):
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5).eval()
-    model = rmeeto.apply(vit, MergeConfig(r=3))
-    for example, names in ((None, ("images", "logits")), (torch.randn(1, 3, 64, 64), ("a", "b"))):
-        session = runtime.InferenceSession(to_onnx(model, tmp_path / "vit.onnx", example, names=names))
+    merged, other = rmeeto.apply(vit, MergeConfig(r=3)), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    for model, size, example, names in (
+        (merged, 64, None, ("images", "logits")),
+        (other, 4, torch.randn(1, 3, 4, 4), ("a", "b")),
+    ):
+        session = runtime.InferenceSession(to_onnx(model.eval(), tmp_path / "model.onnx", example, names=names))
         assert (session.get_inputs()[0].name, session.get_outputs()[0].name) == names
         for batch in (1, 3):
-            x = torch.randn(batch, 3, 64, 64)
+            x = torch.randn(batch, 3, size, size)
             (logits,) = session.run([names[1]], {names[0]: x.numpy()})
             assert torch.allclose(torch.from_numpy(logits), model(x), atol=1e-4)

@@ -276,13 +276,13 @@ ONNX = {
 }
 
 
-@pytest.mark.parametrize(("cached", "scans"), [(0, 6), (16384, 3)])
+@pytest.mark.parametrize(("cached", "scans"), [(0, 4), (16384, 2)])
 def test_an_onnx_file_has_the_scans_that_a_cache_holds_and_needs_no_kernel(cached, scans, tmp_path, monkeypatch, x):
     """Also of a model in half precision, and with the batch size fixed."""
     pytest.importorskip("onnxscript")
     runtime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
-    model = nano(merge=MergeConfig(r=3)).bfloat16()
-    model.layers = model.layers[:3]
+    model = nano(merge=MergeConfig(r=3, interval=1)).bfloat16()
+    model.layers = model.layers[:2]
     expected = copy.deepcopy(model).float()(x)
     with monkeypatch.context() as without:
         without.setattr("rmeeto.export.operators.CACHED", cached)  # directions one by one, and together

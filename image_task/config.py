@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from image_task.models.pretrained import OFFICIAL
 from image_task.models.registry import default_cfgs
 from rmeeto.cli import config as cli
-from rmeeto.cli.config import AUGMENTED, short_path
+from rmeeto.cli.config import AUGMENTED
 from rmeeto.cli.timms import input_size
 from rmeeto.engine.optim import OptimConfig
 from rmeeto.settings import Need, refuse, setting
@@ -186,19 +184,17 @@ class Config(cli.TaskConfig):
         return self.data.input_size or own_size(self.model.model)
 
     @property
-    def data_name(self) -> str:
-        """The data set, unless it is the digits or what a full-size model is for, and an input size of one's own."""
-        own = own_size(self.model.model)
-        usual = ("digits", "IMNET") if own > SMALL else ("digits",)
-        data_set = "" if self.data.data_set in usual else re.sub(r"[^\w.]+", ".", self.data.data_set)
-        size = f"{self.img_size}px" if self.img_size != own else ""
-        return "-".join(filter(None, (data_set, size)))
+    def usual_data(self) -> tuple[str, ...]:
+        return ("digits", "IMNET") if own_size(self.model.model) > SMALL else ("digits",)
 
     @property
-    def weights_name(self) -> str:
-        """The name of weights that are not the official ones."""
-        path, entry = self.model.model_pth, OFFICIAL.get(self.model.model)
-        return "" if path is None or (entry and Path(path).name == entry.file) else short_path(path)
+    def usual_weights(self) -> str | None:
+        entry = OFFICIAL.get(self.model.model)
+        return entry and entry.file
+
+    @property
+    def input_name(self) -> str:
+        return f"{self.img_size}px" if self.img_size != own_size(self.model.model) else ""
 
 
 def own_size(name: str) -> int:

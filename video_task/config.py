@@ -13,7 +13,10 @@ from rmeeto.engine.record import RunConfig
 from rmeeto.errors import UserError
 from rmeeto.settings import Need, refuse, setting
 from rmeeto.trained_on import TrainedOn
+from video_task.models.registry import OFFICIAL, default_cfgs
 from video_task.optim import VideoOptimConfig
+
+OWN_FRAMES = 8  # of a clip, that the models are made for
 
 CHECKPOINTED = Need(lambda config: config.model.use_checkpoint, "model.use_checkpoint is off")
 DENSE = Need(lambda config: config.data.dense, "sparse sampling has no rate")
@@ -86,7 +89,7 @@ class VideoDataConfig(cli.DataConfig):
     )
     split: str = setting(" ", "separator between path and class number in the .csv lists; \\t: a tab", needs=LISTED)
     fold: int = setting(1, "which of the three official splits of UCF101 and HMDB51", one_of=(1, 2, 3), needs=SPLIT)
-    num_frames: int = setting(8, "frames of a clip", within="[1, 10000]")
+    num_frames: int = setting(OWN_FRAMES, "frames of a clip", within="[1, 10000]")
     sampling: str | None = setting(
         None,
         "sparse: from all over the video; dense: a run of it; none: sparse, but dense for Kinetics",
@@ -176,3 +179,18 @@ class VideoConfig(cli.TaskConfig):
     data: VideoDataConfig = VideoDataConfig()
     optim: VideoOptimConfig = VideoOptimConfig()
     run: VideoRunConfig = VideoRunConfig()
+
+    @property
+    def usual_data(self) -> tuple[str, ...]:
+        return ("folder",) if self.run.smoke else ("Kinetics", "Kinetics_sparse")
+
+    @property
+    def usual_weights(self) -> str | None:
+        return OFFICIAL.get(self.model.model)
+
+    @property
+    def input_name(self) -> str:
+        own, data = default_cfgs.get(self.model.model), self.data
+        frames = f"{data.num_frames}f" if data.num_frames != OWN_FRAMES else ""
+        other = own is not None and data.input_size not in (None, own["input_size"][-1])
+        return "-".join(filter(None, (frames, f"{data.input_size}px" if other else "")))

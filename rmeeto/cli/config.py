@@ -203,14 +203,31 @@ class TaskConfig:
         return setting_name(self.merge) + (f"-elastic{_short(list(several))}" if several else "")
 
     @property
-    def data_name(self) -> str:
-        """What the run folder's name says of the data, where it is not what the model is for."""
+    def usual_data(self) -> tuple[str, ...]:
+        """The data sets that the model is for, which its run folders need not name."""
+        return ()
+
+    @property
+    def usual_weights(self) -> str | None:
+        """The file of the model's official weights, as its authors call it."""
+        return None
+
+    @property
+    def input_name(self) -> str:
+        """The size of the input, where it is another than the model's own."""
         return ""
 
     @property
+    def data_name(self) -> str:
+        """What the run folder's name says of the data: a set that the model is not for, an input of one's own."""
+        kind = "" if self.data.data_set in self.usual_data else re.sub(r"[^\w.]+", ".", self.data.data_set)
+        return "-".join(filter(None, (kind, self.input_name)))
+
+    @property
     def weights_name(self) -> str:
-        """What an evaluation's run folder says of the weights, where they are not those that the model is for."""
-        return ""
+        """What an evaluation's run folder says of the weights: which, where they are not the official ones."""
+        path = self.model.model_pth
+        return "" if path is None or Path(path).name == self.usual_weights else short_path(path)
 
     @property
     def folder(self) -> Path:

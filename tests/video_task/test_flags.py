@@ -245,3 +245,19 @@ def test_smoke_needs_nothing_and_is_small():
     assert (config.data.batch_size, config.data.max_train_batches, config.data.max_eval_batches) == (2, 2, 1)
     assert config.model.model_pth is None and config.model.nb_classes is None and config.optim.epochs == 1
     assert config.merge == MergeConfig(r=88) and config.data.num_frames == 8
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("--data_path D", "dense"),
+        ("--data_path D --data_set SSV2 --model_pth videomamba_t16_k400_f8_res224.pth --eval", "dense-SSV2-eval"),
+        ("--data_path D --num_frames 16 --input_size 112 --model_pth runs/mine/best.pt", "dense-16f-112px"),
+        ("--data_path D --data_set folder --model_pth runs/mine/best.pt --eval", "dense-folder-mine-eval"),
+        ("--data_path D --model_pth w/videomamba_t16_k400_f8_res224.pth --eval --r 8", "r8-eval"),
+        ("--smoke --eval", "dense-eval-smoke"),
+    ],
+)
+def test_the_run_folder_names_data_size_and_weights_that_the_model_is_not_for(line, name):
+    folder = config_of(f"--model videomamba_video_tiny_patch16_224 {line}").folder
+    assert folder == Path(f"log/videomamba_video_tiny_patch16_224-{name}")

@@ -24,6 +24,12 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     ),
 }
 
+# The authors' files for Kinetics-400 and 8 frames, as the recipes call them.
+OFFICIAL = {
+    f"videomamba_video_{size}_patch16_224": f"videomamba_{size[0]}16_k400_f8_res224.pth"
+    for size in ("tiny", "small", "middle")
+}
+
 # The released R_MeeTo models kept the order whatever the flags said.
 ALIASES = {
     f"videomamba_{merging}{size}": ReleasedName(f"videomamba_video_{size}_patch16_224")

@@ -25,10 +25,11 @@ from image_task.config import Config, DataConfig
 from image_task.data import build_data
 from image_task.datasets import SPLITS
 from image_task.defaults import Recipe, recipe, small_size
-from image_task.export import load_run, write
+from image_task.export import load_run
 from image_task.flags import COMMAND, parse
 from image_task.main import TASK, check, run
 from image_task.split import make_split
+from rmeeto.cli.export import write
 from rmeeto.cli.flags import FlagParser, in_flags
 from rmeeto.cli.merging import add_merge_flags, merge_settings
 from rmeeto.cli.parser import run_small
@@ -219,14 +220,14 @@ def _command(flags: Sequence[str]) -> list[str]:
 
 def finish(config: Config, folder: Path, onnx: bool = False) -> dict[str, Any]:
     """Measure, draw and export the re-trained model of a folder; token counts and pictures per second."""
-    model, known = load_run(folder / "retrained")
-    dense, _ = load_run(folder / "dense")
+    model, dense = load_run(folder / "retrained"), load_run(folder / "dense")
     data = build_data(config.data, img_size=config.img_size, rank=0, world_size=1, seed=0, train=False)
     images, _ = next(iter(data.eval_batches()))
     speed = benchmark({"dense": dense, "merged": model}, images[:TIMED], runs=5)
     rates = {f"{name}_images_per_s": round(timing.images_per_s, 1) for name, timing in speed.items()}
     chosen = images[:DRAWN]
-    picture = draw_merged(chosen, trace(model, chosen), not_patches(model), mean=known.mean, std=known.std)
+    mean, std = (model.pretrained_cfg[name] for name in ("mean", "std"))
+    picture = draw_merged(chosen, trace(model, chosen), not_patches(model), mean=mean, std=std)
     picture.savefig(folder / "merged.png", dpi=200)
     if not (folder / "model").exists():
         write(model, folder / "model", onnx)

@@ -14,6 +14,7 @@ from rmeeto.json_file import read_json
 from rmeeto.trained_on import CONFIG, WEIGHTS, TrainedOn, trained_on
 
 BEST = "best.pt"  # of a run folder
+_SHAPE = ("tubelet_size",)  # settings without which weights do not fit
 
 
 def open_folders(given: Mapping[str, Given], start: Any) -> Any:
@@ -40,18 +41,21 @@ def open_folders(given: Mapping[str, Given], start: Any) -> Any:
         values[name] = str(file)
         if name == "model_pth" and (folder / CONFIG).is_file():
             model, merge = _described(start, folder / CONFIG, file.name)
-            values.setdefault("model", model)
+            for key, value in model.items():
+                values.setdefault(key, value)
             start = dataclasses.replace(start, merge=merge)
     return start
 
 
-def _described(start: Any, config: Path, weights: str) -> tuple[str, Any]:
-    """Name and merging of a folder's model."""
+def _described(start: Any, config: Path, weights: str) -> tuple[dict[str, Any], Any]:
+    """Name and shape of a folder's model, as settings, and its merging."""
     if weights == WEIGHTS:
-        name, _, _, merge = read_description(config)
-        return name, merge
-    run = type(start).from_dict(read_json(config))
-    return run.model.model, run.merge
+        name, arguments, _, merge = read_description(config)
+    else:
+        run = type(start).from_dict(read_json(config))
+        name, arguments, merge = run.model.model, dataclasses.asdict(run.model), run.merge
+    shape = {key: arguments[key] for key in _SHAPE if arguments.get(key) is not None and hasattr(start.model, key)}
+    return {"model": name, **shape}, merge
 
 
 def of_weights(given: Mapping[str, Given], start: Any) -> TrainedOn | None:

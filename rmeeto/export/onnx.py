@@ -37,10 +37,7 @@ def to_onnx(
         UserError: the packages onnx and onnxscript are not there, no example for a model without an input size, or
             settings that a graph cannot hold.
     """
-    try:
-        import onnxscript  # noqa: F401  (torch.onnx uses it)
-    except ImportError:
-        raise UserError("to_onnx: needs the packages onnx and onnxscript; pip install onnx onnxscript") from None
+    check_packages()
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     program = exported("to_onnx", model, example, batch_size, steps=True)
@@ -61,6 +58,18 @@ def to_onnx(
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"to_onnx: {type(model).__name__} has what torch cannot write as ONNX: {reason}") from error
     return Path(path)
+
+
+def check_packages() -> None:
+    """Refuse to begin where a package is missing.
+
+    Raises:
+        UserError: which, and how they are installed.
+    """
+    try:
+        import onnxscript  # noqa: F401  (torch.onnx uses it)
+    except ImportError:
+        raise UserError("to_onnx: needs the packages onnx and onnxscript; pip install onnx onnxscript") from None
 
 
 def _metadata(model: nn.Module) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,23 @@ def section(name: str) -> list[str]:
     return lines
 
 
+def commands() -> list[str]:
+    """The commands: of Python, of an installation, and what each does."""
+    root, lines = FILE.parents[1], table("`python -m`", "installed", "what it does")
+    scripts = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
+    installed = {target: name for name, target in scripts.items()}
+    for package in ("image_task", "video_task", "rmeeto"):
+        for path in sorted((root / package).glob("*.py")):
+            text = path.read_text()
+            if path.stem == "__main__" or 'if __name__ == "__main__"' not in text:
+                continue
+            own = f"{package}.{path.stem}:command" if package == "rmeeto" else f"{package}.__main__:{path.stem}"
+            name = f"`{installed[own]}`" if own in installed else ""
+            said = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].partition(": `")[0].rstrip(".")
+            lines.append(row(f"`{package}.{path.stem}`", name, said))
+    return lines
+
+
 def names() -> list[str]:
     """The released code's names of the models."""
     lines = table("released name", "ours", "what it fixes")
@@ -90,7 +109,7 @@ def ignored() -> list[str]:
 
 def reference() -> str:
     """The document with its tables as they have to be."""
-    tables = {"merge": merging, "names": names, "ignored": ignored}
+    tables = {"commands": commands, "merge": merging, "names": names, "ignored": ignored}
     tables |= {name: partial(section, name) for name in Config.sections()}
     text = FILE.read_text()
     for name, table_of in tables.items():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from rmeeto.cli.interrupt import answer_interrupts
 from rmeeto.cli.parser import Parser
 from rmeeto.errors import shown
 
@@ -173,6 +174,7 @@ def _item(name: str, value: str, indent: int = 2) -> str:
 def command() -> int:
     """Run the command line of this process, which has no flags."""
     Parser(prog="python -m rmeeto.doctor", description=__doc__).parse_args()
+    answer_interrupts()  # before torch is imported
     return main()
 
 

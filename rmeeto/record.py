@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before torch is imported
+    from rmeeto.cli.interrupt import answer_interrupts
+
+    answer_interrupts()
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 

@@ -26,6 +26,11 @@ def visualize() -> int:
     return _run("visualize")
 
 
+def export() -> int:
+    """`rmeeto-video-export`."""
+    return _run("export")
+
+
 def _run(command: str) -> int:
     answer_interrupts()  # before torch is imported
     return importlib.import_module(f"video_task.{command}").main()

@@ -12,6 +12,10 @@ from typing import Any
 
 if __package__ in (None, ""):  # started as `python video_task/quickstart.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before torch is imported
+    from rmeeto.cli.interrupt import answer_interrupts
+
+    answer_interrupts()
 
 import timm
 import torch

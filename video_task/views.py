@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from zipfile import BadZipFile
 
+if __name__ == "__main__":  # before torch is imported
+    from rmeeto.cli.interrupt import answer_interrupts
+
+    answer_interrupts()
+
 import numpy as np
 import torch
 from torch import Tensor, nn

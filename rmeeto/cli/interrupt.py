@@ -13,8 +13,7 @@ def answer_interrupts() -> None:
     Who watches a terminal is told that the command has begun.
     """
     sys.excepthook = _farewell
-    quick = {"-h", "--help", "--dry_run", "--dry-run"} & set(sys.argv)
-    if sys.stderr.isatty() and not quick and os.environ.get("RANK", "0") == "0":
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print("starting: importing torch takes some seconds", file=sys.stderr, flush=True)
 
 

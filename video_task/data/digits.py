@@ -6,6 +6,7 @@ train on and to test.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from rmeeto.cli.parser import Parser, run_small
+from rmeeto.errors import UserError
+
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 # Those of the embedded default, which the shipped model is trained on.
 EMBEDDED = {"num_train": 120, "num_val": 25, "digits": (0, 1, 4)}
+MOST = 10_000  # clips of a class, whose names have four digits
 
 
 def write_digits(
@@ -105,6 +110,23 @@ def smoke_clips() -> Iterator[str]:
         yield folder
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code of `run_small`."""
+    parser = Parser(prog="python -m video_task.data.digits", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="for train/<class>/<clip>.mp4 and val/<class>/<clip>.mp4")
+    for name in ("num_train", "num_val"):
+        parser.add_argument(name, nargs="?", type=int, default=EMBEDDED[name], help="clips of each class")
+    options = parser.parse_args(argv)
+    return run_small(lambda: write_digits(**{"folder": options.folder, **EMBEDDED, **_counts(options)}))
+
+
+def _counts(options: argparse.Namespace) -> dict[str, int]:
+    counts = {name: getattr(options, name) for name in ("num_train", "num_val")}
+    for name, count in counts.items():
+        if not 1 <= count <= MOST:
+            raise UserError(f"{name} {count}; expected 1 to {MOST} clips of each class.")
+    return counts
+
+
 if __name__ == "__main__":
-    counts = dict(zip(("num_train", "num_val"), map(int, sys.argv[2:4])))
-    write_digits(sys.argv[1], **{**EMBEDDED, **counts})
+    sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -204,9 +203,10 @@ class _MergingLayers:
         for layer, r in zip(self._modules.values(), removals(config, len(self), first), strict=True):
             if r > 0:
                 state = plan_merge(state, r, config).carry(state, config.mode, merge_precisely)
-            state.hidden, state.residual = layer(state.hidden, state.residual, *args, **kwargs)
+            hidden, residual = layer(state.hidden, state.residual, *args, **kwargs)
+            state = state._replace(hidden=hidden, residual=residual)
             if self.record is not None:
-                self.record.append(dataclasses.replace(state))
+                self.record.append(state)
         if state.hidden.shape[1] == first:
             return state.hidden, state.residual
         return unmerge(state.hidden, state.target), unmerge(state.residual, state.target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -91,8 +90,7 @@ class MergePlan:
             average: merges the streams; None for `merge_streams`.
         """
         hidden, residual, size = (average or merge_streams)(self, state, mode)
-        return dataclasses.replace(
-            state,
+        return state._replace(
             hidden=hidden,
             residual=residual,
             size=size,

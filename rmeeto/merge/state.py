@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +24,8 @@ class SSMFeatures:
     delta: Tensor
 
 
-@dataclass
-class TokenState:
-    """What flows between blocks.
+class TokenState(NamedTuple):
+    """What flows between blocks: a tuple, which hooks, summaries and wrappers of modules know how to go through.
 
     Attributes:
         hidden: (B, L, C) output of the last mixer, not yet added to the residual.
@@ -52,7 +50,7 @@ class TokenState:
         """The state with ``take`` done to all that its tokens carry, (B, L, ...); and with other changes."""
         carried = {name: getattr(self, name) for name in ("hidden", "residual", "size", "cell")}
         taken: dict[str, Any] = {name: take(x) for name, x in carried.items() if x is not None}
-        return dataclasses.replace(self, **taken, **changes)
+        return self._replace(**taken, **changes)
 
     @property
     def source(self) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,7 +48,7 @@ class MergingBlock:
         """(B, L, C) -> (B, L - r, C)."""
         if step is None:
             return super().forward(x, *args, **kwargs)
-        step.after = merging_block(self, dataclasses.replace(step.before, hidden=x), step)
+        step.after = merging_block(self, step.before._replace(hidden=x), step)
         return step.after.hidden
 
 
@@ -61,7 +60,7 @@ def merging_block(block: nn.Module, state: TokenState, step: Step) -> TokenState
     if step.rope is not None:
         keywords["rope"] = rope_of(step.rope, state.cell, step.prefix)
     normed, output = attend(block, x, keywords)
-    state = dataclasses.replace(state, hidden=x + output)
+    state = state._replace(hidden=x + output)
     if step.r > 0:
         tokens = Tokens(x.shape[1], prefix=step.prefix, keep_order=config.keep_order, prune=config.prune)
         given = {name: partial(head_mean, block.attn, normed, name) for name in "QKV"}
@@ -73,7 +72,7 @@ def merging_block(block: nn.Module, state: TokenState, step: Step) -> TokenState
 
         plan = config.matching.plan(metric, step.r, tokens, config.options, features)
         state = plan.carry(state, config.mode, merge_precisely)
-    return dataclasses.replace(state, hidden=state.hidden + feed(block, state.hidden))
+    return state._replace(hidden=state.hidden + feed(block, state.hidden))
 
 
 def attend(block: nn.Module, x: Tensor, keywords: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:

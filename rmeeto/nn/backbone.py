@@ -164,8 +164,8 @@ class VisionMamba(nn.Module):
         """
         for state in self.states(x, trace):
             last = state
-        last.hidden, last.residual = self._final_norm(last)
-        return last
+        hidden, residual = self._final_norm(last)
+        return last._replace(hidden=hidden, residual=residual)
 
     def states(self, x: Tensor, trace: bool = False) -> Iterator[TokenState]:
         """The state after each block, as `encode` runs them."""
@@ -181,10 +181,10 @@ class VisionMamba(nn.Module):
         """The state before the first block."""
         state = TokenState(tokens, class_index=self.class_index)
         if trace:
-            state.target = own_places(tokens)
+            state = state._replace(target=own_places(tokens))
         if self.merge_config is not None and "cell" in self.merge_config.matching.needs:
             cells = grid_cells(tokens.shape[1], self.class_index, tokens.device)
-            state.cell = cells.expand(tokens.shape[0], -1)
+            state = state._replace(cell=cells.expand(tokens.shape[0], -1))
         return state
 
     def _blocks(self, state: TokenState) -> Iterator[TokenState]:

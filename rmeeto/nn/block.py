@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -57,14 +56,14 @@ class Block(nn.Module):
             hidden = self.drop_path(state.hidden)
         normed, residual = add_rms_norm(hidden, state.residual, self.norm.weight, self.norm.eps)
         hidden, ssm = self.mixer(normed, return_ssm=True) if return_ssm else (self.mixer(normed), None)
-        return dataclasses.replace(state, hidden=hidden, residual=residual, ssm=ssm)
+        return state._replace(hidden=hidden, residual=residual, ssm=ssm)
 
 
 def recomputed(block: Block, state: TokenState, *arguments: Any) -> TokenState:
     """``block(state, ...)`` that keeps its input alone and computes the rest again in the backward pass."""
 
     def run(hidden: Tensor, residual: Tensor | None) -> TokenState:
-        return block(dataclasses.replace(state, hidden=hidden, residual=residual), *arguments)
+        return block(state._replace(hidden=hidden, residual=residual), *arguments)
 
     # Tensors among the arguments say whose random numbers (drop path, on a GPU) have to come again.
     return checkpoint(run, state.hidden, state.residual, use_reentrant=False)
@@ -79,7 +78,7 @@ def merge_state(
 ) -> TokenState:
     """Merge r tokens of a state: one matching, applied to everything that the tokens carry."""
     plan = plan_merge(state, r, config, grid)
-    state = dataclasses.replace(state, hidden=drop_path(state.hidden))
+    state = state._replace(hidden=drop_path(state.hidden))
     return plan.carry(state, config.mode, merge_on_kernels)
 
 

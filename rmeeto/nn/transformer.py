@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -186,7 +185,7 @@ class MergingTransformer:
                 hidden = torch.utils.checkpoint.checkpoint(block, state.hidden, step=step, use_reentrant=False)
             else:
                 hidden = block(state.hidden, step=step)
-            state = dataclasses.replace(step.after, hidden=hidden)  # which a hook may have changed
+            state = step.after._replace(hidden=hidden)  # which a hook may have changed
             yield state
 
     def _embedded(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

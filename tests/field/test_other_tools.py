@@ -12,6 +12,7 @@ from torch import nn
 
 import image_task.models as models
 import rmeeto
+import video_task.models  # noqa: F401  (registers the models)
 from rmeeto import MergeConfig
 from rmeeto.errors import UserError
 from rmeeto.measure import count_flops
@@ -174,6 +175,38 @@ def test_head_of_features_is_the_model(pool):
     embedding = model.forward_head(model.forward_features(x), pre_logits=True)
     model.reset_classifier(0)
     assert torch.equal(embedding, model(x))
+
+
+def clips(merge: MergeConfig | None = MergeConfig(r=4)) -> nn.Module:  # noqa: B008
+    torch.manual_seed(0)
+    return timm.create_model("videomamba_video_nano_patch4_32", depth=3, num_frames=2, merge=merge)
+
+
+@pytest.mark.parametrize("merge", [None, MergeConfig(r=4), MergeConfig(r=4, metric="B")])
+@pytest.mark.parametrize(("make", "shape"), [(vim, (2, 3, 16, 16)), (clips, (1, 3, 2, 32, 32))])
+def test_what_flows_between_blocks_is_a_tuple_that_hooks_see_through(make, shape, merge):
+    model, x, seen = make(merge), torch.randn(shape), []
+    model(x).sum().backward()
+    expected = [value.grad.clone() for value in model.parameters()]
+    model.zero_grad()
+    for block in model.layers:
+        block.register_forward_hook(lambda _, given, output: seen.append((given[0], output)))
+        block.register_full_backward_hook(lambda *_: None)
+    model(x).sum().backward()
+    for given, output in seen:
+        assert isinstance(given, tuple) and isinstance(output, tuple) and output[0] is output.hidden
+    assert [output[0].shape[1] for _, output in seen] == model.num_tokens
+    assert all(torch.equal(value.grad, wanted) for value, wanted in zip(model.parameters(), expected))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(vim, (2, 3, 16, 16)), (clips, (1, 3, 2, 32, 32)), (vit, (1, 3, 64, 64))])
+def test_torchinfo_goes_through_the_blocks(make, shape):
+    torchinfo = pytest.importorskip("torchinfo")
+    model = make()
+    found = torchinfo.summary(model, shape, verbose=0, device="cpu")
+    assert found.total_params == sum(value.numel() for value in model.parameters())
+    blocks = [layer for layer in found.summary_list if layer.class_name.endswith("Block")]
+    assert [layer.output_size[1] for layer in blocks][: len(model.num_tokens)] == model.num_tokens or make is vit
 
 
 def test_layers_of_an_applied_mamba_are_a_list():

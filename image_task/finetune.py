@@ -125,11 +125,14 @@ def finetune(pictures: Path, settings: FinetuneConfig, merge: MergeConfig) -> di
         The summary: top-1 in percent of each step, pictures per second, token counts, seconds.
     """
     began, folder = time.perf_counter(), Path(settings.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is no folder; give a new one.")
     if not settings.resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output_dir {folder} is not empty; give another, or --resume to go on there.")
     settings, merge = _smaller(dataclasses.replace(settings, model=COMMAND.resolve(settings.model)[0]), merge)
     if not any((pictures / name).is_dir() for names in SPLITS.values() for name in names):
         pictures = make_split(pictures, folder / "pictures")
+    _check_splits(pictures)
     wanted = {name: getattr(settings, name) for name in ("batch_size", "epochs", "retrain_epochs", "lr")}
     chosen = recipe(_count(pictures), trained=settings.model_pth is not None, **wanted)
     top1 = {}
@@ -170,6 +173,17 @@ def _smaller(settings: FinetuneConfig, merge: MergeConfig) -> tuple[FinetuneConf
     )
     print(*textwrap.wrap(f"note: {text}", WIDTH, subsequent_indent="      "), sep="\n", flush=True)
     return dataclasses.replace(settings, input_size=size), merge
+
+
+def _check_splits(pictures: Path) -> None:
+    """Refuse a folder that is divided by half."""
+    there = {split: any((pictures / name).is_dir() for name in names) for split, names in SPLITS.items()}
+    for split, (first, *_) in SPLITS.items():
+        if not there[split]:
+            raise UserError(
+                f"{pictures} is divided, but has no {first}/; give both parts, or the classes alone: a fifth of their "
+                "pictures is then kept to choose the best epoch by."
+            )
 
 
 def _count(pictures: Path) -> int:

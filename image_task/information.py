@@ -26,7 +26,7 @@ from image_task.data import build_data
 from image_task.main import TASK
 from rmeeto.cli.chosen import Chosen, choose
 from rmeeto.cli.flags import normalise
-from rmeeto.cli.parser import OneLineParser, run_small
+from rmeeto.cli.parser import OneLineParser, read_path, run_small
 from rmeeto.cli.speed_plot import COLOURS, MARKERS
 from rmeeto.engine.dist import World
 from rmeeto.engine.record import environment
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=1000, help="of each network's training (default: 1000, the paper's)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the networks (default: 0 1 2)")
     add("--per_token", action="store_true", help="a network for each token, not one that is told the token")
-    add("--output", type=Path, default=Path("runs/information.json"), help="(default: runs/information.json)")
+    add("--output", type=read_path, default=Path("runs/information.json"), help="(default: runs/information.json)")
     add("--overwrite", action="store_true", help="replace files that are there")
     return parser
 

@@ -35,7 +35,7 @@ from image_task.datasets import LOADERS, SPLITS
 from image_task.sources import Files
 from image_task.tars import INDEX, LEAD, Place, Shards, entry, save_index
 from image_task.transforms import Resize
-from rmeeto.cli.parser import OneLineParser, run_small
+from rmeeto.cli.parser import OneLineParser, read_path, run_small
 from rmeeto.data.contents import of_files
 from rmeeto.data.pictures import Encoded, decode, read_file
 from rmeeto.engine.progress import LINE_EVERY, Progress
@@ -296,8 +296,8 @@ def _each(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, chu
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m image_task.shards", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("folder", type=Path, help="of <split>/<class>/<image>, as --data_set folder reads it")
-    add("--output", type=Path, required=True, help="a new folder, for train/*.tar, val/*.tar and _info.json")
+    add("folder", type=read_path, help="of <split>/<class>/<image>, as --data_set folder reads it")
+    add("--output", type=read_path, required=True, help="a new folder, for train/*.tar, val/*.tar and _info.json")
     for field in dataclasses.fields(Recipe):
         add(f"--{field.name}", type=int, default=field.default, help=field.metadata["help"])
     add("--num_workers", type=int, default=os.cpu_count() or 1, help="processes; 0: none but this one")

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before torch is imported
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmeeto.cli.parser import Parser, run_small
+from rmeeto.cli.parser import Parser, read_path, run_small
 from rmeeto.engine.progress import clock
 from rmeeto.engine.record import differences
 from rmeeto.errors import UserError, shown
@@ -157,8 +157,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare the runs of a command line; the exit code."""
     parser = Parser(prog="python -m rmeeto.record", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, such as log/first")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw their curves, such as runs.png")
+    parser.add_argument("runs", nargs="+", type=read_path, metavar="RUN", help="a run folder, such as log/first")
+    parser.add_argument("--plot", type=read_path, metavar="FILE", help="draw their curves, such as runs.png")
     options = parser.parse_args(argv)
 
     def work() -> None:

@@ -26,6 +26,7 @@ from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
+from rmeeto.cli.parser import read_path
 from rmeeto.errors import shown
 
 WEIGHTS = Path(__file__).parents[1] / "exp_sh" / "digits" / "dense.safetensors"
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[int, float]:
     """Print the probe's accuracy for each r."""
     parser = argparse.ArgumentParser(description="A linear probe on the unmerged feature maps of the digits model.")
     parser.add_argument("--r", type=int, nargs="+", default=[0, 4, 8, 12], help="tokens removed by each merge")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of vim_nano_patch2_16")
+    parser.add_argument("--weights", type=read_path, default=WEIGHTS, help="of vim_nano_patch2_16")
     parser.add_argument("--batches", type=int, default=0, help="at most so many of each split; 0: all")
     args = parser.parse_args(argv)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from rmeeto.cli.chosen import choose
-from rmeeto.cli.parser import Parser, run_small
+from rmeeto.cli.parser import Parser, read_path, run_small
 from rmeeto.cli.task import Task
 from rmeeto.errors import UserError, shown
 from rmeeto.export import to_onnx, to_package
@@ -37,15 +37,15 @@ class Export:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run a command line; the exit code of `run_small`."""
         parser = Parser(prog=self.prog, description=self.description)
-        parser.add_argument("run", help="folder of a run that trained")
-        parser.add_argument("folder", help="a new folder, for model.safetensors and config.json")
+        parser.add_argument("run", type=read_path, help="folder of a run that trained")
+        parser.add_argument("folder", type=read_path, help="a new folder, for model.safetensors and config.json")
         parser.add_argument("--onnx", action="store_true", help=f"write {ONNX} as well")
         help = f"write {PACKAGE} and librmeeto.so as well, for C++ programs on processors like this one (minutes)"
         parser.add_argument("--package", action="store_true", help=help)
         args = parser.parse_args(argv)
 
         def work() -> None:
-            for file in write(self.load_run(Path(args.run)), Path(args.folder), args.onnx, args.package):
+            for file in write(self.load_run(args.run), args.folder, args.onnx, args.package):
                 print(shown(file))
 
         return run_small(work, self.task.command.in_flags)

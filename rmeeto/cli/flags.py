@@ -7,13 +7,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from rmeeto.cli.parser import home
 from rmeeto.errors import UserError
 from rmeeto.settings import describe
 
@@ -227,13 +227,9 @@ def normalise(token: str) -> str:
     Few shells do the latter within ``--output_dir=~/runs``, and none within quotes.
     """
     if not token.startswith("--"):
-        return _from_home(token)
+        return home(token)
     name, equals, value = token.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + _from_home(value)
-
-
-def _from_home(text: str) -> str:
-    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+    return "--" + name[2:].replace("-", "_") + equals + home(value)
 
 
 def parse_bool(text: str) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rmeeto.errors import UserError, shown
@@ -23,6 +24,16 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags.")
+
+
+def home(text: str) -> str:
+    """A path in which ``~`` is the user's folder, which a shell leaves where it stands behind ``--flag=``."""
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
+def read_path(text: str) -> Path:
+    """A path of a command line."""
+    return Path(home(text))
 
 
 def run_small(work: Callable[[], Any], in_flags: Callable[[str], str] = str, interrupted: str = "interrupted") -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import shutil
@@ -73,3 +74,14 @@ def test_its_flags_are_known(words, monkeypatch, tmp_path):
         assert given["command"].values == {"folder": "photos"} and given["merge"].values == {"r": 11} and notes == []
     elif words[2:3] == ["image_task.throughput"]:
         assert throughput.parse(words[3:]).r == [0, 11]
+
+
+@pytest.mark.parametrize("command", ["image_task.export", "video_task.export", "rmeeto.record", "image_task.shards"])
+def test_a_tilde_is_the_home_folder_where_a_shell_leaves_it(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = {"rmeeto.record": ["~/none"], "image_task.shards": ["~/none", "--output=~/out"]}.get(
+        command, ["~/none", "x"]
+    )
+    assert importlib.import_module(command).main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/none" in error and "~" not in error

@@ -66,6 +66,17 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
     (tmp_path / "out" / "dense").mkdir(parents=True)
     assert main([str(tmp_path), *line]) == 2
     assert "is not empty; give another" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert main([str(tmp_path), *f"{MODEL} --r 12 --output_dir {tmp_path / 'file'}".split()]) == 2
+    assert "file is no folder; give a new one." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("there", "wanted"), [("train", "val"), ("val", "train"), ("validation", "train")])
+def test_a_folder_that_is_divided_by_half_is_refused(there, wanted, tmp_path, capsys):
+    (tmp_path / "photos" / there / "red").mkdir(parents=True)
+    assert main([str(tmp_path / "photos"), *f"{MODEL} --r 12 --output_dir {tmp_path / 'out'}".split()]) == 2
+    assert f"is divided, but has no {wanted}/; give both parts, or the classes alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from rmeeto.cli.parser import Parser, run_small
+from rmeeto.cli.parser import Parser, read_path, run_small
 from rmeeto.errors import UserError
 
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
@@ -113,7 +113,7 @@ def smoke_clips() -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code of `run_small`."""
     parser = Parser(prog="python -m video_task.data.digits", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="for train/<class>/<clip>.mp4 and val/<class>/<clip>.mp4")
+    parser.add_argument("folder", type=read_path, help="for train/<class>/<clip>.mp4 and val/<class>/<clip>.mp4")
     for name in ("num_train", "num_val"):
         parser.add_argument(name, nargs="?", type=int, default=EMBEDDED[name], help="clips of each class")
     options = parser.parse_args(argv)

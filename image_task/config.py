@@ -190,7 +190,7 @@ class Config(cli.TaskConfig):
     @property
     def usual_weights(self) -> str | None:
         entry = OFFICIAL.get(self.model.model)
-        return entry and entry.file
+        return entry.file if entry else None
 
     @property
     def input_name(self) -> str:

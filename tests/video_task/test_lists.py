@@ -301,6 +301,21 @@ def test_paths_in_quotes_stand_for_those_without_where_they_exist(tmp_path):
     assert _pairs(found["val"], tmp_path) == expected
 
 
+def test_what_writers_put_around_fields_is_no_part_of_them(tmp_path):
+    _touch(tmp_path, "a.mp4", "b.mp4", "f/1.png", "f/2.png")
+    for text, expected in (
+        ('"a.mp4","1"\n"b.mp4","0"\n', [("a.mp4", 1), ("b.mp4", 0)]),  # csv.QUOTE_ALL
+        ("a.mp4 , 1\nb.mp4 ,0\n", [("a.mp4", 1), ("b.mp4", 0)]),
+        ('"f","2","1"\n"f","2","0"\n', [("f", 1), ("f", 0)]),
+    ):
+        (tmp_path / "val.csv").write_text(text)
+        assert _pairs(load_videos(_config(tmp_path, split=","), train=False)["val"], tmp_path) == expected
+    for text in ('a.mp4,"1\n', 'a.mp4,""\n', 'a.mp4,"one"\n', "a.mp4,'1'\n"):
+        (tmp_path / "val.csv").write_text(text)
+        with pytest.raises(UserError, match="line 1 is .*; expected <path>,<class number>, see --split"):
+            load_videos(_config(tmp_path, split=","), train=False)
+
+
 def test_a_line_ends_where_it_ends_and_not_within_a_name(tmp_path):
     _touch(tmp_path, "a\u2028b\x0bc\x85d.mp4", "e.mp4")
     (tmp_path / "val.csv").write_bytes("a\u2028b\x0bc\x85d.mp4 1\r\ne.mp4 0\r\n".encode())

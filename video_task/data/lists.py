@@ -56,9 +56,10 @@ def load_videos(
 
     Every data set but `folder` may come as train.csv, val.csv and test.csv, lines of path, separator and class
     number; a list of frame folders may have their numbers of frames in between (which are not read: the folder is).
-    A path in double quotes, as csv and pandas write one that holds the separator, stands for the path without them
-    where that one exists. UCF101, HMDB51 and SSV2 may come as their own lists instead. A missing val or test list is
-    replaced by the other. Val and test may lack classes of the training split; a line says so.
+    A path in double quotes, as csv and pandas write one that holds the separator, or with blanks around it stands for
+    the path without them, unless there is one with them; numbers may be quoted too. UCF101, HMDB51 and SSV2 may come as
+    their own lists instead. A missing val or test list is replaced by the other. Val and test may lack classes of the
+    training split; a line says so.
 
     Args:
         config: data_set, data_path, prefix, split and fold are read.
@@ -129,13 +130,14 @@ def _csv(config: VideoDataConfig, split: str) -> tuple[list[tuple[str, int]], li
     samples: list[tuple[str, int]] = []
     for number, line in lines:
         path, *counts = line.rsplit(separator, len(columns) - 1)
-        if len(counts) < len(columns) - 1 or not all(count.strip().isdecimal() for count in counts) or "\0" in line:
+        counts = list(map(_number, counts))
+        if len(counts) < len(columns) - 1 or not all(map(str.isdecimal, counts)) or "\0" in line:
             raise UserError(f"{file}, line {number} is {line[:200]!r}; expected {expected}, see --split.")
-        if len(label := counts[-1].strip()) > DIGITS:
+        if len(label := counts[-1]) > DIGITS:
             raise UserError(f"{file}, line {number}: {label[:DIGITS]}... is no class number; expected one from 0 on.")
-        samples.append((_unquoted(config, path), int(label)))
+        samples.append((_bare(config, path), int(label)))
         if number <= FIRST and len(columns) == 3:
-            _compare(Path(samples[-1][0]), counts[0].strip(), file, number)
+            _compare(Path(samples[-1][0]), counts[0], file, number)
     return samples, []
 
 
@@ -147,18 +149,24 @@ def _compare(clip: Path, count: str, file: Path, line: int) -> None:
         logger.warning("%s, line %d says %s frames, the folder has %d", shown(file), line, count, there)
 
 
-def _unquoted(config: VideoDataConfig, path: str) -> str:
-    joined = _join(config, path)
-    bare = path.strip()
-    if len(bare) > 2 and bare[0] == bare[-1] == '"' and not os.path.exists(joined):
-        return _join(config, bare[1:-1].replace('""', '"'))
-    return joined
+def _bare(config: VideoDataConfig, path: str) -> str:
+    """Where a path leads as it stands, or without what a writer of lists puts around it."""
+    joined, bare = _join(config, path), path.strip()
+    if len(bare) > 2 and bare[0] == bare[-1] == '"':
+        bare = bare[1:-1].replace('""', '"')
+    return joined if bare == path or os.path.exists(joined) else _join(config, bare)
+
+
+def _number(text: str) -> str:
+    """A number without what a writer of lists puts around it."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
 
 
 def _columns(lines: list[str], separator: str, config: VideoDataConfig) -> list[str]:
     """What a list's lines hold: where most end in two numbers, the former counts frames, or is part of the path."""
     plain, counted = ["<path>", "<class number>"], ["<path>", "<frames>", "<class number>"]
-    endings = [[field.strip() for field in line.rsplit(separator, 2)[1:]] for line in lines]
+    endings = [list(map(_number, line.rsplit(separator, 2)[1:])) for line in lines]
     numbered = [len(ending) == 2 and all(map(str.isdecimal, ending)) for ending in endings]
     if 2 * sum(numbered) <= len(lines):
         return plain

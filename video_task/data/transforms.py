@@ -183,7 +183,8 @@ class _RandAugment:
 
 
 def _channels_first(frames: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, -3)
+    # Pictures that needed no change are read-only, as Pillow gives them: torch would warn.
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"])).movedim(-1, -3)
 
 
 def _channels_last(frame: Tensor) -> np.ndarray:

@@ -65,6 +65,7 @@ class Sandbox:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.dont_write_bytecode = True  # else an import that comes late writes beside its source
 
     def enter(self, programs: tuple[str, ...]) -> None:
         """An empty current folder, and no complaints from before."""

@@ -71,6 +71,8 @@ def check(case: Case, seeds: Mapping[str, bytes]) -> str:
         raise Refused("as it should be")
     if case.seed != "nothing":
         FAULTS[case.seed]()
+    if not sys.dont_write_bytecode:
+        raise Wrong("what is imported late is written beside its source")
     return "nothing happened"
 
 

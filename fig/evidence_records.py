@@ -56,7 +56,11 @@ def collect(runs: Path) -> dict[str, Any]:
 def seconds(log: Path) -> float:
     """What a run's training and its evaluations took; of an epoch that was cut short, the part since then."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    took = {(line["event"], line["epoch"]): line["process"]["seconds"] for line in lines if "process" in line}
+    took = {
+        (line["event"], line["epoch"]): line["process"]["seconds"]
+        for line in lines
+        if line["event"] != "step" and "process" in line  # a step says its pace
+    }
     return round(sum(took.values()), 1)
 
 

@@ -18,6 +18,7 @@ from rmeeto.json_file import read_json, write_json
 from tests.recipes import RECIPES, plan
 
 LOG = """{"event": "step", "epoch": 1, "step": 2}
+{"event": "step", "epoch": 1, "step": 2, "lr": 0.1, "process": {"images_per_s": 9.0, "left_s": 1.0}}
 {"event": "train", "epoch": 1, "step": 4, "process": {"seconds": 3.25}}
 {"event": "eval", "epoch": 1, "step": 4, "process": {"seconds": 0.5}}
 """

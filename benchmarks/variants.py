@@ -26,7 +26,7 @@ BACKWARD = (
     {},
     {"AHEAD": True},
     {"BACKWARD_STAGES": 2},
-    {"BACKWARD_TILE": (8, 4, 4)},
+    {"BACKWARD_TILE": (4, 4, 4)},
     {"BACKWARD_TILE": (4, 2, 8)},
     {"LONG": 1},  # a state every 64 tokens: less memory
 )

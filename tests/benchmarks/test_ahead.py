@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import tarfile
 
 import pytest
 import torch
 
-from benchmarks import ahead, fashion, ncu
+from benchmarks import ahead, fashion, ncu, plan
 
 
 def test_kernels_are_packed_for_a_gpu_that_is_not_there(tmp_path, capsys, monkeypatch):
@@ -67,3 +69,33 @@ def test_runs_of_the_evidence_are_rows_as_they_end(tmp_path, monkeypatch):
     *rows, last = fashion.rows(1)
     assert [(row["run"], row["top1"]) for row in rows] == [("vim-dense-seed1", 90), ("vim-r11-seed1", 90)]
     assert last["runs"] == 2
+
+
+def test_the_fashion_part_takes_as_long_as_a_seed_is_thought_to_take():
+    assert plan.PARTS["fashion"].expected == round(fashion.expected())
+
+
+@pytest.mark.slow
+def test_a_seed_of_the_evidence_has_the_runs_and_steps_that_its_time_is_thought_from(tmp_path):
+    """The recipes with an interpreter that writes down what it is to run."""
+    python, said = tmp_path / "python", tmp_path / "said"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "RUNS": str(tmp_path), "DATA": str(tmp_path)}
+    subprocess.run(["bash", fashion.RECIPES / "all.sh"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    runs = {
+        words[words.index("--name") + 1]: words
+        for words in map(str.split, said.read_text().splitlines())
+        if "--name" in words
+    }
+
+    def value(words: list[str], flag: str, otherwise: int) -> int:
+        return int(words[words.index(flag) + 1]) if flag in words else otherwise
+
+    trainings = [words for words in runs.values() if "--eval" not in words]
+    steps = [
+        value(words, "--epochs", 3)
+        * (value(words, "--max_train_batches", 0) or (60_000 - value(words, "--holdout", 0)) // 64)
+        for words in trainings
+    ]
+    assert (len(runs), sum(steps)) == (fashion.NUM_RUNS, fashion.NUM_STEPS)

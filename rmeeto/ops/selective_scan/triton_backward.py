@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from rmeeto.ops.selective_scan.triton_forward import (
+    as_scanned,
     fold,
     inside_of,
     load_A,
@@ -35,7 +36,7 @@ def scan_again(
     """Write the state before each tile of the group of EVERY that tile ``index`` is in, from the stored one."""
     begin = index // EVERY * EVERY
     end = tl.minimum(begin + EVERY, num_tiles)
-    h = take(tl.where(t4 == 0, load_state(stored, inside, EVEN)[None], 0.0), 0, t4)
+    h = as_scanned(load_state(stored, inside, EVEN), t4)
     for i in tl.range(0, end - begin):
         at = tl.where(reverse, end - 1 - i, begin + i)
         tl.store(scratch + (at - begin) * (G * N * W), h)

@@ -183,6 +183,12 @@ def starts(index, num_tiles, reverse, EVERY: tl.constexpr):
 
 
 @triton.jit
+def as_scanned(h, t4):
+    """A state, through a tile, in the layout that tiles are scanned in: one in memory would spread to the scan."""
+    return take(tl.where(t4 == 0, h[None], 0.0), 0, t4)
+
+
+@triton.jit
 def fold(
     ends, steps, row, num_chunks, c, reverse, channels, inside, A, t4,
     G: tl.constexpr, N: tl.constexpr, W: tl.constexpr, CHANNELS: tl.constexpr, EVEN: tl.constexpr,
@@ -194,8 +200,7 @@ def fold(
         total = tl.load(steps + at * CHANNELS + channels, mask=inside, other=0.0)
         end = load_state(ends + at * state_size(CHANNELS, N) + state_offsets(channels, N), inside, EVEN)
         h = tl.exp2(total[:, None, :] * A) * h + end
-    # Through a tile into the layout that tiles are scanned in: that of `ends` in memory would spread to them.
-    return take(tl.where(t4 == 0, h[None], 0.0), 0, t4)
+    return as_scanned(h, t4)
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
@@ -319,7 +324,8 @@ def scan_direction(
             gate = load_rows(z, z_row, rows, channels, inside, EVEN).to(tl.float32)
         if KEEP:
             if starts(index, num_tiles, REVERSE, EVERY):
-                store_state(saved + index // EVERY * state_size(CHANNELS, N), h, inside, EVEN)
+                kept = as_scanned(h, t4)
+                store_state(saved + index // EVERY * state_size(CHANNELS, N), kept, inside, EVEN)
         x = x.to(tl.float32)
         step = project(d, weight, bias, RANK, T, G, W)
         step = tl.where(live[:, None, None], softplus(step) if SOFTPLUS else step, 0.0)

@@ -21,11 +21,11 @@ SIZES = [  # B, L, C, r, class index
     (1, 3, 20, 1, 1),
     (3, 41, 70, 20, 40),
     (2, 33, 20, 16, torch.tensor([3, 30])),
-    *(large((8, length, 192, r, length // 2)) for length in (76, 186, 197) for r in (5, 11)),
+    *(large((8, length, 256, r, length // 2)) for length in (76, 186, 197) for r in (5, 11)),
     large((2, 1569, 64, 88, 0)),
     large((2, 1569, 256, 784, 784)),
 ]
-EXACT = 1000  # tokens from which on random scores lie within a rounding error of each other
+EXACT = 70  # tokens from which on two of the random scores may lie within a rounding error of each other
 
 
 def same(got: MergePlan, expected: MergePlan) -> bool:

@@ -12,6 +12,7 @@ from rmeeto.ops.selective_scan.naive import naive_bidirectional_scan, naive_sele
 from rmeeto.ops.triton_math import exp2_polynomial
 from tests.helpers import assert_close_rms, rms_ratio
 from tests.ops.triton_cases.common import FULL, QUICK, compare, large, randn, slow
+from tests.ops.triton_cases.conftest import INTERPRETED
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -212,7 +213,11 @@ def test_evaluation_and_training_have_the_same_output(device):
     call = run(triton_scan.bidirectional_scan, projected=False)
     trained = call(*(t.requires_grad_() for t in tensors.values()))
     with torch.no_grad():
-        assert torch.equal(call(*tensors.values()), trained)
+        evaluated = call(*tensors.values())
+    if INTERPRETED:
+        assert torch.equal(evaluated, trained)
+    else:  # two compilations, which may contract products and sums otherwise: roundings of bf16
+        assert_close_rms(evaluated, trained, tolerance=1e-3)
 
 
 def test_a_program_that_takes_several_groups_of_channels(device, monkeypatch):

@@ -24,14 +24,15 @@ OTHERS = (
     *(f"vim_{size}{end}" for size in ("tiny", "small", "base") for end in ("_fp32", "_evaluation_fp32")),
     *("video_middle_fp32", "video_middle_evaluation_fp32", "vim_tiny_fp16"),
 )
-# Instructions, shuffles and spills of a kernel's loop over tiles in bf16, counted for compute capability 9.0 (the table
-# in benchmarks/README.md) with a margin of 7 %. Tokens that left their thread would be thousands of shuffles.
+# Instructions, shuffles and spills of a kernel's loop over tiles, in bf16 and in fp32, counted for compute capability
+# 9.0 (the table in benchmarks/README.md: the larger of two Tritons) with a margin of a few percent. Tokens that left
+# their thread would be thousands of shuffles.
 MOST = {
-    "scan_fwd_kernel": (775, 41, 0),
-    "scan_bwd_kernel": (2170, 306, 120),
-    "scan_state_kernel": (490, 12, 0),
-    "conv_fwd_kernel": (720, 0, 0),
-    "conv_bwd_kernel": (1250, 0, 0),
+    "scan_fwd_kernel": ((775, 41, 0), (925, 41, 20)),
+    "scan_bwd_kernel": ((2200, 306, 120), (2260, 320, 104)),
+    "scan_state_kernel": ((530, 12, 0), (650, 12, 0)),
+    "conv_fwd_kernel": ((750, 0, 0), (650, 0, 0)),
+    "conv_bwd_kernel": ((1250, 0, 0), (1170, 0, 0)),
 }
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -55,9 +56,12 @@ def compiled(capability: int, *settings: str) -> list[dict]:
 def check_loop(report: dict) -> None:
     """A loop over tiles is no longer than it was counted."""
     assert report["registers"] <= 255
-    assert report["stack"] <= (512 if report["kernel"] == "scan_bwd_kernel" else 16), report
+    stack = 512 if report["kernel"] == "scan_bwd_kernel" else 128 if report["setting"].endswith("fp32") else 16
+    assert report["stack"] <= stack, report
     found = tuple(report["loop"][name] for name in ("instructions", "shuffles", "spills"))
-    most = MOST.get(report["kernel"], (1500, 64, 0))
+    most = MOST.get(report["kernel"], [(1500, 64, 0)] * 2)[report["setting"].endswith("fp32")]
+    if report["flags"].get("RANK") == 0:  # tensors of strides that the compiler does not know
+        most = (1000, 41, 0)
     assert all(a <= b for a, b in zip(found, most)), f"{found}, at most {most}: {report}"
 
 
@@ -95,6 +99,8 @@ def test_every_kernel_compiles_for_ampere_and_blackwell(capability):
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_the_kernels_of_every_model_compile(capability):
     for report in compiled(capability, *OTHERS):
+        if capability == 90 and report["setting"].startswith("vim_small"):
+            check_loop(report)
         assert report["stack"] <= (1024 if report["kernel"] == "scan_bwd_kernel" else 256), report
 
 

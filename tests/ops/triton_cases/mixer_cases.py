@@ -29,7 +29,7 @@ def mixer(device, monkeypatch) -> BiMamba:
 
 @pytest.fixture
 def x(device) -> Tensor:
-    return torch.randn(2, 9, 8, device=device, requires_grad=True)
+    return torch.randn(1, 9, 8, device=device, requires_grad=True)
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
@@ -88,7 +88,7 @@ def test_what_is_not_its_weights_alone_is_called(mixer, x, monkeypatch):
     seen = []
     handle = mixer.x_proj_b.register_forward_hook(lambda *given: seen.append(given[2].shape))
     mixer(x)
-    assert seen == [(2, 9, 33)] and not mixer._is_plain()
+    assert seen == [(1, 9, 33)] and not mixer._is_plain()
     handle.remove()
     assert mixer._is_plain()
     mixer.dt_proj = nn.Sequential(mixer.dt_proj)

@@ -20,7 +20,7 @@ from tests.ops.triton_cases.conftest import INTERPRETED
 # opcheck without tracing the operator for autograd with dynamic shapes, which takes most of its time.
 QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 FULL = (*QUICK, "test_aot_dispatch_dynamic")
-HALF = 1e-3  # RMS ratio for fp16 storage
+HALF = 1e-3  # RMS ratio for fp16 storage; at 197 tokens bf16, whose bound is 5e-3, is seen to leave up to 3e-3
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,9 +124,9 @@ def _same_as_text(text: object, videos: object, separator: str) -> None:
         raise Wrong(f"{len(lines)} lines were made {len(videos)} videos")
     for number, line in enumerate(lines):
         path, _, target = line.rpartition(separator)
-        got, paths = videos.path(number), (path, path.rpartition(separator)[0])
+        got, paths = videos.path(number), (path, path.strip(), path.rpartition(separator)[0].strip())
         same = any(os.path.join("d", name) == got for name in paths) or '"' in line
-        if int(target) != videos.targets[number] or not same:
+        if int(target.strip('" ')) != videos.targets[number] or not same:
             raise Wrong(f"line {line!r} was made {got!r} of class {videos.targets[number]}")
 
 

@@ -259,7 +259,7 @@ def test_the_polynomial_is_as_good_as_fp32(device):
 
 @pytest.mark.parametrize("checks", [QUICK, slow(FULL)])
 def test_registration(checks, device):
-    inputs = both((1, 3, 20, 16, 5), device, torch.float32).values()
+    inputs = both((1, 3, 32, 16, 5), device, torch.float32).values()  # no padded, unwritten channels
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
     opcheck(torch.ops.rmeeto.triton_scan, (*inputs, True, False, True, True, True), test_utils=checks)
 

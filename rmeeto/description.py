@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _CFG: dict[str, Any] = {
     "num_classes": int,
 }  # fmt: skip
 
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
 
 def read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None, MergeConfig | None]:
     """The config.json of a model folder.
@@ -63,6 +66,8 @@ def read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | 
     merge = arguments.pop("merge", None) if isinstance(arguments, dict) else None
     _check(arguments, known, f"load: {path} does not describe a {name}: model_args")
     _check(cfg, _CFG, f"load: {path} does not describe a {name}: pretrained_cfg")
+    for key, expected in unfit_input(cfg).items():
+        raise UserError(f"load: {path}: pretrained_cfg has {key}={_short(cfg[key])}; expected {expected}")
     rule = merge.get("rule") if isinstance(merge, dict) else None
     if isinstance(rule, str) and rule not in RULES:
         raise UserError(
@@ -74,6 +79,20 @@ def read_description(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | 
     except ValueError as error:
         raise UserError(f"load: {path} does not describe a {name}: {error}") from None
     return name, _tuples(arguments), _tuples(cfg) or None, merge
+
+
+def unfit_input(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of a model's input by which none can be prepared, and what would be right; absent is right."""
+    size, mean, std, share, word = map(cfg.get, ("input_size", "mean", "std", "crop_pct", "interpolation"))
+    numbers = {1, 3, *(size or ())[:1]}  # of channels; of pictures that a model of one channel is given in grey, too
+    fits = {
+        "input_size": (size is None or all(1 <= side <= 2**14 for side in size), "sides from 1 to 16384"),
+        "mean": (mean is None or len(mean) in numbers, "a number a channel"),
+        "std": (std is None or (len(std) in numbers and min(std) > 0), "a number above 0 a channel"),
+        "crop_pct": (share is None or 0 < share <= 1, "a share above 0, at most 1"),
+        "interpolation": (word is None or word in _INTERPOLATIONS, f"one of {', '.join(_INTERPOLATIONS)}"),
+    }
+    return {key: expected for key, (is_right, expected) in fits.items() if not is_right}
 
 
 _OWN = ("merge", "mixer")  # of a model's parameters: read by itself, and nothing that a file could hold

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rmeeto.description import unfit_input
 from rmeeto.engine.record import TRAINED_ON
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
@@ -105,7 +106,6 @@ def _checked(values: Any) -> TrainedOn | None:
     except TypeError:  # one is missing
         return None
     sizes, names = found.input_size, found.label_names
-    within = len(sizes) in (3, 4) and all(1 <= size <= 2**14 for size in sizes)
-    within = within and len(found.mean) == len(found.std) == sizes[0] and min(found.std) > 0
-    within = within and 0 < found.crop_pct <= 1 and len(names) <= _MOST_CLASSES
+    within = len(sizes) in (3, 4) and len(found.mean) == len(found.std) == sizes[0] and len(names) <= _MOST_CLASSES
+    within = within and not unfit_input(plain)
     return found if within and len(set(names)) == len(names) else None

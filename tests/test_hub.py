@@ -56,6 +56,13 @@ CFG = {
     "input_size beyond all": ([3, 10**9, 10**9], "within bounds"),
     "mean": ([0.5] * 10**5, "within bounds"),
     "crop_pct": ("all", "crop_pct='all'; expected"),
+    "crop_pct that is tiny": (0.0, "crop_pct=0.0; expected a share"),
+    "crop_pct that is large": (1.5, "crop_pct=1.5; expected a share"),
+    "input_size that is empty": ([3, 0, 16], r"input_size=\[3, 0, 16\]; expected sides"),
+    "mean of two": ([0.5, 0.5], "mean=.*expected a number a channel"),
+    "std of nothing": ([], "std=.*expected a number above 0"),
+    "std that is zero": ([0.0, 0.0, 0.0], "std=.*expected a number above 0"),
+    "interpolation that nobody knows": ("X", "interpolation='X'; expected one of nearest"),
 }
 TOP = {
     "an architecture of timm": ({"architecture": "resnet50"}, "which is not known here"),

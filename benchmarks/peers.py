@@ -116,9 +116,7 @@ def two_merges(state: TokenState, r: int, config: MergeConfig, drop_path: nn.Mod
     plan = match(state.hidden.detach(), r, state.class_index)
     residual, _ = merge_wavg(plan, state.residual, state.size)
     hidden, size = merge_wavg(plan, drop_path(state.hidden), state.size)
-    return dataclasses.replace(
-        state, hidden=hidden, residual=residual, size=size, class_index=plan.class_index, ssm=None
-    )
+    return state._replace(hidden=hidden, residual=residual, size=size, class_index=plan.class_index, ssm=None)
 
 
 class Released(nn.Module):

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -23,7 +24,6 @@ from image_task.datasets import load_sources
 from image_task.tars import save_index
 from rmeeto.errors import UserError
 from tests import forked
-from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,7 +181,7 @@ def test_what_was_interrupted_goes_on_and_another_recipe_is_refused(folder, made
     assert not list(output.rglob("*.tmp"))
 
 
-# Behind the first shard both workers wait, until the process that was interrupted has called off the others.
+# Behind the first shard both workers wait, until the process that was interrupted calls off the others.
 HELD = """
 import os, sys, time
 from pathlib import Path
@@ -198,7 +198,6 @@ def held(path):
 
 class Calling(Pool):
     def shutdown(self, **options):
-        super().shutdown(**options, wait=False)
         (folder / "go").touch()
         super().shutdown(**options)
 
@@ -211,7 +210,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_no_half_file_in_the_place_of_a_who
     for number in range(30):
         shutil.copy(folder / "train" / "ant" / "00.jpg", folder / "train" / "ant" / f"more{number}.jpg")
     output = tmp_path / "made"
-    command = [PYTHON, "-c", HELD, str(tmp_path), str(folder), "--output", str(output), "--size", "1"]
+    command = [sys.executable, "-c", HELD, str(tmp_path), str(folder), "--output", str(output), "--size", "1"]
     process = subprocess.Popen(
         [*command, "--num_workers", "2", "--resize", "20"], stderr=subprocess.PIPE, text=True, process_group=0, cwd=ROOT
     )

@@ -77,7 +77,7 @@ def test_retraining_fills_the_run_folder(weights, clips, capsys):
     line = f"{SHORT} {VIEWS} {MERGED} {clips} --model_pth {weights} --update_freq 2 --distill True --use_checkpoint "
     line += "--line_every 0"
     assert call(line) == 0
-    folder = Path("log/videomamba_video_nano_patch4_32-r40")
+    folder = Path("log/videomamba_video_nano_patch4_32-r40-folder-4f")
     assert {"config.json", "env.json", "log.jsonl", "last.pt", "best.pt", "result.json", "views"} < {
         path.name for path in folder.iterdir()
     }
@@ -181,7 +181,7 @@ def test_an_image_models_weights_start_a_training_but_not_a_test(clips, tmp_path
 def test_smoke_needs_no_data(capsys):
     line = f"--smoke --device cpu --num_prune 40 --update_freq 2 --num_frames 4 {VIEWS} --data_path nowhere"
     assert call(f"{line} --model_pth nowhere.pth") == 0
-    folder = Path("log/videomamba_video_nano_patch4_32-r40-smoke")
+    folder = Path("log/videomamba_video_nano_patch4_32-r40-4f-smoke")
     assert result_of(str(folder))["steps"] == 1
     assert json.loads((folder / "config.json").read_text())["data"]["data_path"] == ""
     assert len(lines_of(folder)) == 3

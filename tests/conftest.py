@@ -1,4 +1,6 @@
-"""Tests marked gpu are skipped where there is none; every test's process can fork others that train."""
+"""Tests marked gpu are skipped where there is none; what every test needs of its own process."""
+
+import signal
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ def pytest_configure():
     """The first backward pass starts a thread for each device that torch knows, and nothing that was forked with those
     can have one of its own. Exporting and compiling make up a device that is not there, so it comes before them."""
     torch.zeros(1, requires_grad=True).sum().backward()
+    # Who is started behind the scenes of a shell ignores Ctrl-C, and so would the programs that tests send one to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -80,6 +80,7 @@ show() { # a command as a shell reads it, in lines of 80 columns
 }
 
 num_runs=0
+after_failure="the recipe stops here (RESUME=1 goes on)"
 released=() # set by recipes: what RELEASED=1 adds to the commands that follow
 run() {
     local table=$1 processes=("$PYTHON")
@@ -107,6 +108,6 @@ run() {
     else
         show "${processes[@]}" "${task[@]}"
         "${processes[@]}" "${task[@]}" ||
-            fail "the command above ended with exit code $?; the recipe stops here (RESUME=1 goes on)." $?
+            fail "the command above ended with exit code $?; $after_failure." $?
     fi
 }

@@ -5,7 +5,8 @@
 # epoch. The 10,000 test images are read once, at the end of a row (those run folders end with -test).
 #
 # DATA    holds FashionMNIST/raw/ (default data)    SEED   of the dense models and of all that follows (default 0)
-# FREE=1  the training-free rows alone              JOBS   rows at the same time (default 1; 8 suit a large GPU)
+# FREE=1  the training-free rows alone              JOBS   rows at the same time (default 1)
+# On a GPU `python -m rmeeto.cli.warm 8 bash all.sh` runs 8 rows at once in processes that stay, which saves their starts.
 main=image_task.main data=data RESUME=1
 source "$(dirname "${BASH_SOURCE[0]}")/../../exp_sh/launch.sh"
 boolean FREE
@@ -28,19 +29,36 @@ weights() { # KIND NAME: of a run; the dense ones of seed 0 may be beside the re
     [[ $2 != dense || $SEED != 0 || -e $own || ! -e $shipped ]] && echo "$own" || echo "$shipped"
 }
 
-row() { # what has to happen one after the other; JOBS of them at once
-    if ((JOBS == 1)); then
+row() { # what has to happen one after the other; JOBS of them at once, and one that fails stops no other
+    if [[ -z ${failures:-} ]]; then
         "$@"
         return
     fi
-    while (($(jobs -rp | wc -l) >= JOBS)); do wait -n; done
-    "$@" &
+    while (($(jobs -rp | wc -l) >= JOBS)); do wait -n || true; done
+    ! grep -qxE "75|130|143" "$failures" || exit # told to leave: finish says so
+    if ((JOBS == 1)); then
+        ("$@") || echo $? >>"$failures"
+    else
+        { ("$@") || echo $? >>"$failures"; } &
+    fi
 }
 
-finish_rows() {
-    local job
-    for job in $(jobs -p); do wait "$job"; done
-}
+finish_rows() { wait; }
+
+if [[ $DRY_RUN == 0 && $SMOKE == 0 && $NNODES == 1 && -z $MOST_NODES ]]; then
+    after_failure="its row stops here, the others go on"
+    failures=$(mktemp)
+    end() {
+        local status=$? failed
+        wait
+        failed=$(wc -l <"$failures")
+        ((failed == 0)) || status=$(sort -n "$failures" | tail -1)
+        rm -f -- "$failures"
+        ((failed == 0)) || fail "$((failed)) of the rows failed, as said above; the others are done." "$status"
+        exit "$status"
+    }
+    trap end EXIT
+fi
 
 # free KIND NAME MERGING: the dense model merged without training; MERGING is the flags in one word
 free() {

@@ -96,12 +96,20 @@ def test_free_leaves_out_what_trains(tmp_path):
     assert len(commands) == 9 and all("--eval" in command for command in commands)
 
 
-def test_rows_at_the_same_time_are_the_same_rows_and_one_that_fails_is_an_error(tmp_path):
+def test_rows_at_the_same_time_are_the_same_rows_and_those_that_fail_are_an_error_that_ends_no_other(tmp_path):
     runs = [launch(FOLDER / "blocks.sh", tmp_path, JOBS=jobs) for jobs in ("1", "4")]
     assert [process.returncode for process, _ in runs] == [0, 0]
     (_, one), (_, four) = runs
     assert sorted(one) == sorted(four) and len(one) == 16
-    assert launch(FOLDER / "blocks.sh", tmp_path, JOBS="4", STAND_IN_FAILS="7")[0].returncode == 7
+    for jobs in ("1", "4"):
+        process, commands = launch(FOLDER / "blocks.sh", tmp_path, JOBS=jobs, STAND_IN_FAILS="7")
+        assert process.returncode == 7 and "13 of the rows failed" in process.stderr
+        assert len(commands) == 13, "all rows; those that train are not tested"
+
+
+def test_rows_that_are_told_to_leave_end_the_recipe(tmp_path):
+    process, commands = launch(FOLDER / "all.sh", tmp_path, STAND_IN_FAILS="75")
+    assert (process.returncode, len(commands)) == (75, 1)
 
 
 def test_all_starts_every_recipe_of_the_folder():

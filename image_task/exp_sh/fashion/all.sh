@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # All of the evidence of this folder, what is cheap and tells most first; what is finished is not run again.
-# Cost:  about a day on an idle core; JOBS=8 on a large GPU.
+# Cost:  about a day on an idle core; on a GPU start it by `python -m rmeeto.cli.warm 8 bash`, see ../fashion.sh.
 # Paper: each recipe says what of it; ours: docs/evidence.md, which `python fig/evidence.py --collect runs` writes.
 # Needs: data/FashionMNIST/raw/, unpacked (or DATA=)
 set -euo pipefail
 
 here=$(dirname "${BASH_SOURCE[0]}")
-bash "$here/dense.sh"
-for recipe in ratio order ablations blocks; do FREE=1 bash "$here/$recipe.sh"; done
-for recipe in ratio order elastic blocks amount ablations; do bash "$here/$recipe.sh"; done
+code=0
+start() {
+    bash "$here/$1.sh" || code=$?
+    ((code != 75 && code != 130 && code != 143)) || exit "$code" # told to leave
+}
+start dense
+for recipe in ratio order ablations blocks; do FREE=1 start "$recipe"; done
+for recipe in ratio order elastic blocks amount ablations; do start "$recipe"; done
+exit "$code"

@@ -61,8 +61,50 @@ def repair_interpreter() -> None:
     interpreter._patch_lang = patch_once
 
 
+def shorten_interpreter() -> None:
+    """What it finds anew for every operation is kept, which takes two thirds of its time; the values are the same."""
+    import triton.language as tl
+    from triton.language.semantic import TritonSemantic
+    from triton.runtime import interpreter
+
+    block_type, tensor, broadcast = tl.block_type.__init__, tl.tensor.__init__, TritonSemantic.broadcast_impl_value
+    numpy_type, equal, unwrap = interpreter._get_np_dtype, tl.dtype.__eq__, tl.core._unwrap_if_constexpr
+    blocks: dict = {}
+
+    def block_type_once(self, element_ty, shape):
+        key = (id(element_ty), *(getattr(length, "value", length) for length in shape))
+        if key not in blocks:
+            block_type(self, element_ty, shape)
+            blocks[key] = self  # which keeps the element type, so that no other has its id
+        vars(self).update(vars(blocks[key]))
+
+    def tensor_once(self, handle, type):
+        if "of_tensors" not in vars(type):
+            tensor(self, handle, type)
+            type.of_tensors = vars(self).copy()
+        vars(self).update(type.of_tensors, handle=handle)
+
+    def numpy_type_once(type):
+        if "of_numpy" not in vars(type):
+            type.of_numpy = numpy_type(type)
+        return type.of_numpy
+
+    def broadcast_others(self, a, b):
+        same = a.type.is_block() and b.type.is_block() and list(a.type.shape) == list(b.type.shape)
+        return (a, b) if same else broadcast(self, a, b)
+
+    tl.block_type.__init__, tl.tensor.__init__ = block_type_once, tensor_once
+    TritonSemantic.broadcast_impl_value = broadcast_others
+    interpreter._get_np_dtype = numpy_type_once
+    tl.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+    tl.core._unwrap_if_constexpr = lambda value: value if isinstance(value, (int, tl.tensor)) else unwrap(value)
+    # A second sum in 64 bits, for an assertion that is not made without options.debug.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+
 if INTERPRETED:
     repair_interpreter()
+    shorten_interpreter()
 
 
 @pytest.fixture

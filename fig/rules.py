@@ -59,13 +59,14 @@ class Task:
     table: str
 
     def top1(self, rule: str, arm: str) -> dict[int, float]:
-        """Recorded top-1 by seed; the rule `exact` is the re-training recipe's."""
-        if rule == "exact":
-            runs = {seed: self.folder / "results" / f"{arm}-seed{seed}" / "result.json" for seed in SEEDS}
-            return {seed: read_json(path)["top1"] for seed, path in runs.items()}
+        """Recorded top-1 by seed; `exact` may be the re-training recipe's, on the same dense model."""
         records = self.records()
         names = {seed: f"{rule}-{arm}-seed{seed}" for seed in SEEDS}
-        return {seed: records[name]["top1"] for seed, name in names.items() if name in records}
+        found = {seed: records[name]["top1"] for seed, name in names.items() if name in records}
+        if rule == "exact":
+            runs = {seed: self.folder / "results" / f"{arm}-seed{seed}" / "result.json" for seed in SEEDS}
+            found = {seed: read_json(path)["top1"] for seed, path in runs.items()} | found
+        return found
 
     def records(self) -> dict[str, Any]:
         path = self.folder / "results" / "rules.json"

@@ -8,6 +8,7 @@
 // A task is one sample and a few blocks of W channels. How channels are shared out depends on the shapes alone, and
 // sums over tasks are taken in a fixed order: results do not depend on the number of threads.
 #include <algorithm>
+#include <type_traits>
 
 #include "memory.h"
 #include "parallel.h"
@@ -73,7 +74,9 @@ Floats arrange_A(const Scan& scan, const Direction& d) {
 
 template <typename T>
 RMEETO_INLINE void take_states(const T* from, int64_t stride, int64_t count, float* to) {
-    if (count >= S && stride == 1)
+    if (std::is_same_v<T, float> && count >= S && stride == 1)
+        std::memcpy(to, from, S * sizeof(float));  // at once: the compiler cannot know that they do not overlap
+    else if (count >= S && stride == 1)
         for (int s = 0; s < S; ++s) to[s] = to_float(from[s]);
     else
         for (int s = 0; s < S; ++s) to[s] = s < count ? to_float(from[s * stride]) : 0.0f;
@@ -132,7 +135,7 @@ struct Block {
 struct Chunk {
     int tokens;
     vf delta[kChunk], input[kChunk], u[kChunk], slope[kChunk];  // delta after softplus and its slope, delta u, u
-    bool within;  // whether every exponent is small enough for exp2_within
+    bool within;  // whether every exponent is small enough for exp2_within and exp2_scaled
 
     template <typename T>
     Chunk(const Block<T>& block, int64_t begin, bool with_slope) : tokens(block.tokens(begin)) {
@@ -147,11 +150,20 @@ struct Chunk {
         }
         within = all_at_most(largest, block.A[block.scan.rows()]);
     }
+    // Of a function for each way to take powers of 2, the one for this chunk.
+    template <typename F>
+    F* choose(F* any, F* within_limits, F* scaled) const {
+        return !within ? any : is_scaling_fast() ? scaled : within_limits;
+    }
 };
 
-template <bool Within>
+enum class Powers { any, within, scaled };
+
+template <Powers Way>
 RMEETO_INLINE void exponentials(vf* x) {
-    if constexpr (Within) {
+    if constexpr (Way == Powers::scaled) {
+        exp2_scaled<kTogether>(x);
+    } else if constexpr (Way == Powers::within) {
         exp2_within<kTogether>(x);
     } else {
         RMEETO_UNROLL
@@ -160,7 +172,7 @@ RMEETO_INLINE void exponentials(vf* x) {
 }
 
 // S states through a chunk: h = 2^(delta A) h + (delta u) B, y += C h. Meanwhile rows needed soon come into the cache.
-template <bool Within>
+template <Powers Way>
 void scan_group(const Chunk& chunk, const vf* A_memory, const float* BC, int64_t stride, vf* h_memory, vf* y_memory,
                 const Fetch& fetch) {
     vf A[S], h[S];
@@ -174,7 +186,7 @@ void scan_group(const Chunk& chunk, const vf* A_memory, const float* BC, int64_t
             vf decay[kTogether];
             RMEETO_UNROLL
             for (int j = 0; j < kTogether; ++j) decay[j] = chunk.delta[i] * A[s + j];
-            exponentials<Within>(decay);
+            exponentials<Way>(decay);
             RMEETO_UNROLL
             for (int j = 0; j < kTogether; ++j) h[s + j] = decay[j] * h[s + j] + chunk.input[i] * BC[s + j];
             RMEETO_UNROLL
@@ -204,7 +216,8 @@ void forward_block(const Block<T>& block, bool first, bool last, vf* h, vf* y_me
         for (int64_t g = 0; g < scan.groups(); ++g) {
             const bool early = g == 0 && last;
             const Fetch fetch = early ? Fetch(block.z, out, begin) : Fetch(block.u, block.delta, begin + kChunk);
-            const auto run = chunk.within ? scan_group<true> : scan_group<false>;
+            const auto run =
+                chunk.choose(scan_group<Powers::any>, scan_group<Powers::within>, scan_group<Powers::scaled>);
             run(chunk, block.A + g * S, block.BC.at(begin) + g * 2 * S, block.BC.stride, h + g * S, y, fetch);
         }
         for (int i = 0; i < chunk.tokens; ++i) {
@@ -247,7 +260,7 @@ struct Sums {
 
 // S states backwards through a chunk: recomputes them from the stored state, then runs time the other way. Adds to the
 // sums, to dA, and to dB and dC (in the layout of BC; the first block of a task sets them).
-template <bool Within>
+template <Powers Way>
 void scan_group_backward(const Chunk& chunk, const vf* A_memory, const float* BC, int64_t stride, const vf* h_stored,
                          const vf* dy, vf* carry_memory, vf* dA_memory, float* dBC, bool accumulate, Sums& sums,
                          const Fetch& fetch) {
@@ -264,7 +277,7 @@ void scan_group_backward(const Chunk& chunk, const vf* A_memory, const float* BC
             vf decay[kTogether];
             RMEETO_UNROLL
             for (int j = 0; j < kTogether; ++j) decay[j] = chunk.delta[i] * A[s + j];
-            exponentials<Within>(decay);
+            exponentials<Way>(decay);
             RMEETO_UNROLL
             for (int j = 0; j < kTogether; ++j) {
                 decays[i][s + j] = decay[j];
@@ -329,7 +342,8 @@ void backward_block(const Block<T>& block, bool accumulate, const Backward& scra
             for (int64_t n = 0; n < scan.rows(); ++n) __builtin_prefetch(block.stored(begin / kChunk - 1) + n);
         for (int64_t g = 0; g < scan.groups(); ++g) {
             const Fetch fetch = g == 0 ? Fetch(du, ddelta, begin) : Fetch(block.u, block.delta, begin - kChunk);
-            const auto run = chunk.within ? scan_group_backward<true> : scan_group_backward<false>;
+            const auto run = chunk.choose(scan_group_backward<Powers::any>, scan_group_backward<Powers::within>,
+                                           scan_group_backward<Powers::scaled>);
             run(chunk, block.A + g * S, block.BC.at(begin) + g * 2 * S, block.BC.stride,
                 block.stored(begin / kChunk) + g * S, dy, carry + g * S, parts + g * S, dBC.at(begin) + g * 2 * S,
                 accumulate, sums, fetch);

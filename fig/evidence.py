@@ -43,7 +43,7 @@ ABLATIONS = [
     *((f"distance {name}", f"r11-{name}") for name in ("l1", "l2")),
     *((f"merged by {name}", f"r11-{name}") for name in ("mean", "amax", "amin")),
     *((f"neighbour {k}", f"r11-neighbour{k}") for k in (3, 5, 7, 14)),
-    *((f"a merge in every {n}th block", f"r11-every{n}") for n in (2, 3, 4)),
+    *((f"a merge in every {word} block", f"r11-every{n}") for n, word in ((2, "second"), (3, "third"), (4, "fourth"))),
     ("in every second block, the odd ones", "r11-odd"),
     ("class token's place exact", "r11-exact"),
     *((f"rule `{name}`", f"r11-{name}") for name in ("adjacent", "window", "energy", "importance", "shift", "random")),

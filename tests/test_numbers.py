@@ -50,6 +50,7 @@ def test_readme_quotes_the_recorded_runs(arm, start):
         ("vim", "free", "| fashion: Vim |"),
         ("vim", "trained", "| fashion: Vim, re-trained |"),
         ("deit", "free", "| fashion: DeiT |"),
+        ("deit", "trained", "| fashion: DeiT, re-trained |"),
     ],
 )
 def test_readme_quotes_the_evidence(kind, arm, start):

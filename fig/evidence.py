@@ -199,7 +199,9 @@ def draw(evidence: Evidence) -> None:
     for ax in (axes[0, 0], axes[1, 1]):
         ax.grid(alpha=0.3)
         if ax.has_data():
-            ax.legend(fontsize=7)
+            low, high = ax.get_ylim()
+            ax.set_ylim(low - 0.4 * (high - low), high)  # room for the legend
+            ax.legend(fontsize=7, loc="lower left", ncols=2)
         else:
             ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
     figure.suptitle("Fashion-MNIST, 197 tokens; 95 % intervals (of what: docs/evidence.md)", fontsize=9)

@@ -6,6 +6,7 @@ flags="" # pytest's
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 export OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE # else each process compiles the project and its tests anew
 step() { printf "+"; printf " %q" "$@"; echo; "$@"; }
 
 step "$PYTHON" -m ruff check .

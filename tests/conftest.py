@@ -1,5 +1,6 @@
 """Tests marked gpu are skipped where there is none; what every test needs of its own process."""
 
+import gc
 import signal
 
 import pytest
@@ -12,6 +13,11 @@ def pytest_configure():
     torch.zeros(1, requires_grad=True).sum().backward()
     # Who is started behind the scenes of a shell ignores Ctrl-C, and so would the programs that tests send one to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no search for garbage goes through it, here or in a forked process."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.isotonic import isotonic_regression
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
@@ -136,5 +135,7 @@ def _cut(model: Any, tokens: int) -> Iterator[None]:
 
 def _curve(counts: Sequence[float], values: Sequence[float], tokens: int) -> Tensor:
     """Values at 0, 1, ..., ``tokens``: rising, linear between the ``counts`` and flat outside them."""
+    from sklearn.isotonic import isotonic_regression  # which takes a second to import
+
     rising = isotonic_regression(np.asarray(values, dtype=np.float64))
     return torch.from_numpy(np.interp(np.arange(tokens + 1), counts, rising))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tarfile
 
 import pytest
 import torch
 
 from benchmarks import ahead, fashion, ncu, plan
+from tests.warm import PYTHON
 
 
 def test_kernels_are_packed_for_a_gpu_that_is_not_there(tmp_path, capsys, monkeypatch):
@@ -29,8 +31,9 @@ def test_kernels_are_packed_for_a_gpu_that_is_not_there(tmp_path, capsys, monkey
     assert "give fewer --settings" in capsys.readouterr().err
 
 
-def test_a_setting_that_does_not_compile_is_named_and_the_others_are_made(tmp_path, capsys):
+def test_a_setting_that_does_not_compile_is_named_and_the_others_are_made(tmp_path, capsys, monkeypatch):
     pytest.importorskip("triton")
+    monkeypatch.setattr(sys, "executable", PYTHON)
     flags = ["pack", str(tmp_path / "a.tar.gz"), "--settings", "none", "--jobs", "1"]
     assert ahead.main(flags) == 1
     assert "none: KeyError: 'none'" in capsys.readouterr().err

@@ -28,12 +28,13 @@ def optim(**settings):
 
 
 def test_each_step_takes_the_largest_the_smallest_and_one_between():
-    drawn = [Elastic(ToyMerging(), RS, seed=0).draw(step) for step in range(1000)]
+    model = ToyMerging()
+    drawn = [Elastic(model, RS, seed=0).draw(step) for step in range(1000)]
     assert all(rs[:2] == [16, 0] and len(rs) == 3 for rs in drawn)
     between = Counter(rs[2] for rs in drawn)
     assert between.keys() == {5, 11} and min(between.values()) > 430
-    assert Elastic(ToyMerging(), (11, 0), seed=0).draw(3) == [11, 0]
-    assert drawn != [Elastic(ToyMerging(), RS, seed=1).draw(step) for step in range(1000)]
+    assert Elastic(model, (11, 0), seed=0).draw(3) == [11, 0]
+    assert drawn != [Elastic(model, RS, seed=1).draw(step) for step in range(1000)]
 
 
 def test_a_step_is_the_mean_over_its_passes_and_evaluation_is_at_the_models_own_r(tmp_path):

@@ -28,9 +28,9 @@ LOAD = (
 @torch.no_grad()
 def test_programs_run_where_this_library_is_not(tmp_path):
     torch.manual_seed(0)
-    models = {"dense": None, "merged": MergeConfig(r=6, interval=1)}
-    for name, merge in models.items():
-        model = timm.create_model("vim_nano_patch2_16", depth=2, merge=merge).eval()
+    models = {"dense": (1, None), "merged": (2, MergeConfig(r=6, interval=1))}
+    for name, (depth, merge) in models.items():
+        model = timm.create_model("vim_nano_patch2_16", depth=depth, merge=merge).eval()
         to_program(model, tmp_path / f"{name}.pt2")
         inputs = [torch.randn(batch, 3, 16, 16) for batch in (1, 3)]
         torch.save([(x, model(x)) for x in inputs], tmp_path / f"{name}.pt")

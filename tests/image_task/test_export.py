@@ -232,8 +232,8 @@ def test_a_missing_file_is_one_error(tmp_path):
 )
 def test_models_compile_into_one_graph(backend, config, monkeypatch):
     monkeypatch.setenv("RMEETO_BACKEND", backend)
-    model = Vim(img_size=8, patch_size=2, stride=2, embed_dim=8, depth=3, num_classes=3, merge=config)
-    x = randn(1, (2, 3, 8, 8))
+    model = Vim(img_size=6, patch_size=2, stride=2, embed_dim=8, depth=3, num_classes=3, merge=config)
+    x = randn(1, (2, 3, 6, 6))
     torch.compiler.reset()
     compiled = torch.compile(fill(model).eval(), fullgraph=True, backend="eager")
     with torch.no_grad():

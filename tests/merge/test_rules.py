@@ -27,9 +27,9 @@ def dot(metric, r, tokens):
     return tokens.plan(*tokens.best(sources @ destinations.mT), r)
 
 
-def vim(merge=None, **arguments):
+def vim(merge=None, depth=5, **arguments):
     torch.manual_seed(0)
-    return Vim(16, 4, 4, embed_dim=16, depth=5, d_state=4, num_classes=3, merge=merge, **arguments).eval()
+    return Vim(16, 4, 4, embed_dim=16, depth=depth, d_state=4, num_classes=3, merge=merge, **arguments).eval()
 
 
 def deit(merge=None):
@@ -231,7 +231,7 @@ def test_pairs_of_any_tokens_make_a_plan():
 
 @pytest.mark.parametrize("rule", [*sorted(set(RULES) - {"window"}), dot])
 def test_rules_compile_into_one_graph(rule):
-    model = vim(MergeConfig(r=3, rule=rule))
+    model = vim(MergeConfig(r=3, rule=rule, interval=1), depth=3)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(IMAGES), model(IMAGES))

@@ -64,11 +64,14 @@ def test_every_instruction_set_computes_the_same(isa, compiler, fresh, monkeypat
 
 
 def test_second_build_comes_from_the_cache(compiler, monkeypatch, tmp_path):
-    monkeypatch.setenv("RMEETO_CACHE", str(tmp_path))
+    monkeypatch.setenv("RMEETO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "short.cpp").write_text('extern "C" int one() { return 1; }')
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "source")
     first = build.build("portable")
     written = first.stat().st_mtime_ns
     assert build.build("portable") == first and first.stat().st_mtime_ns == written
-    assert list(tmp_path.iterdir()) == [first]
+    assert list((tmp_path / "cache").iterdir()) == [first]
 
 
 def test_changed_source_or_flags_is_another_library(monkeypatch, tmp_path):
@@ -82,7 +85,11 @@ def test_changed_source_or_flags_is_another_library(monkeypatch, tmp_path):
 
 def test_two_processes_build_at_once(compiler, tmp_path):
     code = "from rmeeto.ops import build; build.library(); print(build.build(build.instruction_set()).name)"
-    environment = {**os.environ, "RMEETO_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    hasty = tmp_path / "hasty"  # a compiler that does not optimise, which is most of the time
+    hasty.write_text(f'#!/bin/sh\nexec {" ".join(compiler)} "$@" -O0\n')
+    hasty.chmod(0o755)
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "RMEETO_CACHE": str(cache), "CXX": str(hasty), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([PYTHON, "-W", "error", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
         for _ in range(2)
@@ -90,7 +97,7 @@ def test_two_processes_build_at_once(compiler, tmp_path):
     names = {process.communicate(timeout=300)[0].decode().strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(names) == 1
-    assert [path.name for path in tmp_path.iterdir()] == list(names)
+    assert [path.name for path in cache.iterdir()] == list(names)
 
 
 def test_loading_leaves_denormals_alone(compiler):

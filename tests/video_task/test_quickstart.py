@@ -75,7 +75,7 @@ def test_shipped_weights_have_the_recorded_accuracy(name, merged, clips, tmp_pat
 
 
 def test_quickstart_runs_every_arm_and_keeps_an_older_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quickstart, "EMBEDDED", {**quickstart.EMBEDDED, "num_train": 4, "num_val": 5})
+    monkeypatch.setattr(quickstart, "EMBEDDED", {**quickstart.EMBEDDED, "num_train": 4, "num_val": 3})
     monkeypatch.setattr(quickstart, "TRAIN", [*quickstart.TRAIN, "--epochs", "1", "--max_train_batches", "2"])
     monkeypatch.setattr(quickstart, "SPEED_MODEL", "videomamba_video_nano_patch4_32")
     monkeypatch.setattr(quickstart, "SPEED_SIZE", 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -19,6 +20,8 @@ from tests.warm import MEGABYTES
 
 
 def main(folder: Path) -> None:
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.figure  # noqa: F401
     import sklearn.datasets  # noqa: F401  (what takes long; nothing of the project, whose imports are the tests' matter)
     import timm  # noqa: F401
     import torch
@@ -27,6 +30,7 @@ def main(folder: Path) -> None:
     import torchvision  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket.new"))
     listener.listen(16)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from image_task.batches import EvalBatches, TrainBatches
 from image_task.config import DataConfig
 from image_task.datasets import load_sources
 from image_task.sources import Source
 from image_task.transforms import eval_transform, train_transform
+from rmeeto.data import kept
 from rmeeto.data.augment import build_mixup
 from rmeeto.data.loading import Unread, load_batches
 from rmeeto.data.sampler import (
@@ -81,6 +82,7 @@ class ImageData:
         device: torch.device | str = "cpu",
     ):
         self.config, self.split, self.seed, self.device = config, split, seed, device
+        self._img_size = img_size
         self.class_names = eval_source.classes
         self.num_classes = len(self.class_names)
         self.num_train = len(train_source) if train_source else 0
@@ -109,7 +111,8 @@ class ImageData:
         Raises:
             UserError: more unreadable images than `max_unreadable` allows.
         """
-        for batch, unreadable in self._load(self.batches(epoch), range(start, self.batches_per_epoch)):
+        numbers = range(start, self.batches_per_epoch)
+        for batch, unreadable in self._load(self.batches(epoch), numbers, self.seed, epoch, self.split):
             self._unread.in_training(unreadable, stop=batch is None)
             yield self._train_transform.finish(batch, self.device)
 
@@ -136,7 +139,7 @@ class ImageData:
         self.eval_order = []
         self._unread.start("eval")
         count = min(len(self._eval), self.config.max_eval_batches or len(self._eval))
-        for batch, indices, unreadable in self._load(self._eval, range(count)):
+        for batch, indices, unreadable in self._load(self._eval, range(count), self.split.rank, self.split.world_size):
             self._unread.in_evaluation("eval", unreadable)
             self.eval_order += indices
             if batch is not None:
@@ -170,9 +173,14 @@ class ImageData:
             )
         return min(count, self.config.max_train_batches or count)
 
-    def _load(self, batches: TrainBatches | EvalBatches, numbers: range) -> DataLoader:
+    def _load(self, batches: TrainBatches | EvalBatches, numbers: range, *key: Any) -> Iterable[Any]:
+        """The batches of these numbers, which depend on nothing but the settings, the images and a key."""
         workers, pinned = self.config.num_workers, self.config.pin_mem
-        return load_batches(batches, numbers, num_workers=workers, pin_memory=pinned)
+        load = partial(load_batches, batches, num_workers=workers, pin_memory=pinned)
+        digest = batches.source.digest() if kept.KEPT.active else None
+        if digest is None:
+            return load(numbers)
+        return kept.KEPT.through((type(batches), self.config, self._img_size, digest, *key), numbers, load)
 
 
 def _check_order(config: DataConfig, source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +34,10 @@ class Source(Protocol):
 
     def files(self) -> np.ndarray | None:
         """(n,) the number of the file that each image lies in, where a file holds many of them."""
+        return None
+
+    def digest(self) -> bytes | None:
+        """Of all images and classes, where they are in memory; others may change between two runs."""
         return None
 
     def read(self, index: int) -> tuple[Image.Image, int]:
@@ -97,6 +102,12 @@ class Arrays(Source):
     def contents(self, folder: str) -> dict[str, list[Any]]:
         return by_class(self.classes, self.targets, (image.tobytes() for image in self.images))
 
+    def digest(self) -> bytes:
+        found = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        for array in (self.images, self.targets):
+            found.update(np.ascontiguousarray(array))
+        return found.digest()
+
 
 @dataclass(frozen=True)
 class Part(Source):
@@ -121,6 +132,10 @@ class Part(Source):
     def files(self) -> np.ndarray | None:
         found = self.source.files()
         return None if found is None else found[self.indices]
+
+    def digest(self) -> bytes | None:
+        whole = self.source.digest()
+        return None if whole is None else hashlib.sha256(whole + self.indices.tobytes()).digest()
 
     def contents(self, folder: str) -> dict[str, list[Any]]:
         return {**self.source.contents(folder), "images left out": [len(self.source) - len(self)]}

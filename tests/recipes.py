@@ -29,7 +29,7 @@ VARIABLES = {
     "NODE_RANK",
 }
 VARIABLES |= {"GPUS", "MAX_RESTARTS", *(name for name in os.environ if name.startswith("SLURM_"))}
-VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED", "FREE", "JOBS"}
+VARIABLES |= {"MASTER_ADDR", "MASTER_PORT", "PYTHON", "RMEETO_VENV", "SEED", "FREE", "GRAPH", "JOBS"}
 
 _STAND_IN = r"""#!/bin/sh
 [ "$1" != -c ] || { echo 1; exit 0; }

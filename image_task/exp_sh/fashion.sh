@@ -6,10 +6,11 @@
 #
 # DATA    holds FashionMNIST/raw/ (default data)    SEED   of the dense models and of all that follows (default 0)
 # FREE=1  the training-free rows alone              JOBS   rows at the same time (default 1)
+# GRAPH=1 training steps as CUDA graphs
 # On a GPU `python -m rmeeto.cli.warm 8 bash all.sh` runs 8 rows at once in processes that stay, which saves their starts.
 main=image_task.main data=data RESUME=1
 source "$(dirname "${BASH_SOURCE[0]}")/../../exp_sh/launch.sh"
-boolean FREE
+boolean FREE GRAPH
 whole JOBS 1 64
 : "${SEED:=0}" "${JOBS:=1}"
 [[ $DRY_RUN == 0 && $SMOKE == 0 ]] || JOBS=1
@@ -17,6 +18,7 @@ whole JOBS 1 64
 declare -A models=([vim]=vim_nano_patch2_28 [deit]=rmeeto_deit_nano_patch2_28)
 training=(--holdout 5000 --accumulation 1 --aa none --color-jitter 0 --mixup 0 --cutmix 0 --reprob 0 --repeated_aug False
     --drop-path 0 --schedule iteration --min-lr 1e-4 --clip-grad 1)
+[[ $GRAPH == 0 ]] || training+=(--cuda_graph True)
 
 one() { # KIND NAME FLAGS...: a run
     local name=$1-$2-seed$SEED

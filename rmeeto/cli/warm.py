@@ -1,9 +1,10 @@
 """Run a recipe whose commands are done by a few processes that stay: `python -m rmeeto.cli.warm 8 bash RECIPE`.
 
 The recipe starts its commands as ever, JOBS of them at once, with a PYTHON that hands each to one of the processes
-(`warm_client.py`). Those have imported torch, and what one command has brought there (a CUDA context, compiled
-kernels) is there for the next. A command's numbers are those that it has in a process of its own, for every run seeds
-all that it draws from. A process in which something else than a run's settings was at fault gives way to a new one.
+(`warm_client.py`). Those have imported torch, and what a command has brought there is there for the next: a CUDA
+context, compiled kernels, batches made of images in memory. A command's numbers are those that it has in a process of
+its own, for every run seeds all that it draws from. A process in which something else than a run's settings was at
+fault gives way to a new one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 from rmeeto.errors import UserError, shown
 
 MOST = 64  # processes
+ROOM = 1 << 30  # bytes of batches that each keeps
 _WHOLE = 0, 2  # exit codes that leave a process as it was: done, and settings or data that do not fit
 _NOTICES = signal.SIGTERM, signal.SIGUSR1
 
@@ -155,6 +157,7 @@ def _work(door: socket.socket, alive: int) -> None:
     os.setsid()  # Ctrl-C comes by way of the client
     for number in _NOTICES:
         signal.signal(number, signal.SIG_DFL)
+    importlib.import_module("rmeeto.data.kept").KEPT.start(ROOM)
     code = 0
     while code in _WHOLE:
         if alive in select.select([door, alive], [], [])[0]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections import defaultdict
 
 import pytest
 import torch
@@ -53,28 +54,33 @@ def test_the_profilers_table_is_read():
 
 def test_without_the_images_the_evidence_is_a_row_that_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA", str(tmp_path))
-    units = list(fashion.units())
-    assert [unit.name for unit in units] == ["seed 0", "seed 1", "seed 2"]
-    assert ["let DATA name its folder" in row["skipped"] for row in units[0].rows()] == [True]
+    (unit,) = fashion.units()
+    assert unit.name == "seeds 0, 1, 2"
+    assert ["let DATA name its folder" in row["skipped"] for row in unit.rows()] == [True]
 
 
-def test_runs_of_the_evidence_are_rows_as_they_end(tmp_path, monkeypatch):
+def test_runs_of_the_evidence_are_rows_as_they_end_and_a_seed_that_fails_ends_no_other(tmp_path, monkeypatch):
     (tmp_path / "data" / fashion.RAW).mkdir(parents=True)
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     (recipes / "all.sh").write_text(
         'for name in dense r11; do run=$RUNS/fashion/vim-$name-seed$SEED; mkdir -p "$run"\n'
-        'echo \'{"top1": 90}\' > "$run/result.json"; done\n'
+        'echo "{\\"top1\\": 9$JOBS}" > "$run/new"; mv "$run/new" "$run/result.json"; done; exit "$SEED"\n'
     )
     monkeypatch.setattr(fashion, "RECIPES", recipes)
+    monkeypatch.setattr(fashion.sys, "executable", PYTHON)
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    *rows, last = fashion.rows(1)
-    assert [(row["run"], row["top1"]) for row in rows] == [("vim-dense-seed1", 90), ("vim-r11-seed1", 90)]
-    assert last["runs"] == 2
+    rows = fashion.rows((0, 1))
+    found = []
+    with pytest.raises(AssertionError, match="exit codes {1: 1}"):
+        found.extend(rows)  # those before it
+    runs = {(row["run"], row.get("top1")) for row in found if row["run"] != "all"}
+    assert runs == {(f"vim-{name}-seed{seed}", 95) for name in ("dense", "r11") for seed in (0, 1)}
+    assert {row["seed"]: row["runs"] for row in found if row["run"] == "all"} == {0: 2, 1: 2}
 
 
-def test_the_fashion_part_takes_as_long_as_a_seed_is_thought_to_take():
+def test_the_fashion_part_takes_as_long_as_three_seeds_are_thought_to_take():
     assert plan.PARTS["fashion"].expected == round(fashion.expected())
 
 
@@ -93,12 +99,17 @@ def test_a_seed_of_the_evidence_has_the_runs_and_steps_that_its_time_is_thought_
     }
 
     def value(words: list[str], flag: str, otherwise: int) -> int:
-        return int(words[words.index(flag) + 1]) if flag in words else otherwise
+        given = [int(after) for word, after in zip(words, words[1:]) if word == flag]  # a later one counts
+        return given[-1] if given else otherwise
 
     trainings = [words for words in runs.values() if "--eval" not in words]
-    steps = [
-        value(words, "--epochs", 3)
-        * (value(words, "--max_train_batches", 0) or (60_000 - value(words, "--holdout", 0)) // 64)
-        for words in trainings
-    ]
-    assert (len(runs), sum(steps)) == (fashion.NUM_RUNS, fashion.NUM_STEPS)
+    steps, eager, longest = [], 0, defaultdict(list)
+    for words in trainings:
+        epochs, held_out = value(words, "--epochs", 3), value(words, "--holdout", 0)
+        batches = value(words, "--max_train_batches", 0) or (60_000 - held_out) // 64
+        steps.append(epochs * batches)
+        longest[held_out, value(words, "--max_train_batches", 0)].append(epochs * batches)
+        eager += epochs * batches * ("--elastic_r" in words)
+    assert (len(runs), sum(steps), eager) == (fashion.NUM_RUNS, fashion.NUM_STEPS, fashion.NUM_EAGER)
+    made = sum(sum(sorted(of_data)[-fashion.PROCESSES :]) for of_data in longest.values())
+    assert 64 * made == fashion.NUM_MADE, "each process has one of the longest trainings on the same batches"

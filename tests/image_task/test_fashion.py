@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from tests.recipes import RECIPES, ROOT, launch, plan, title
+from image_task.flags import parse
+from tests.recipes import RECIPES, ROOT, launch, plan, task_arguments, title
 
 FASHION = [recipe for recipe in RECIPES if recipe.parent.name == "fashion"]
 FOLDER = ROOT / "image_task" / "exp_sh" / "fashion"
@@ -89,6 +90,15 @@ def test_other_seeds_start_from_their_own_dense_model(tmp_path):
     _, commands = launch(FOLDER / "order.sh", tmp_path, FREE="1", SEED="2")
     weights = {command[command.index("--model_pth") + 1] for command in commands}
     assert weights == {f"{tmp_path}/runs/fashion/{kind}-dense-seed2/last.pt" for kind in ("vim", "deit")}
+
+
+def test_steps_are_graphs_where_that_is_wanted(tmp_path):
+    def trained(**env: str) -> list[bool]:
+        _, commands = launch(FOLDER / "elastic.sh", tmp_path, **env)
+        configs = [parse(task_arguments(command))[0] for command in commands]
+        return [config.optim.cuda_graph for config in configs if not config.run.eval]
+
+    assert trained() == [False] * 5 and trained(GRAPH="1") == [True] * 5
 
 
 def test_free_leaves_out_what_trains(tmp_path):

@@ -17,6 +17,7 @@ from rmeeto.ops.backend import BackendUnavailable
 OLDEST = (3, 6)
 DEFAULT_SMS = 132
 MAX_BATCH = 65_535  # CUDA's limit for the grid's second dimension, which samples are
+FUSED = {"enable_fp_fusion": True}  # a * b + c is one instruction: a launch says so, as Triton's versions differ
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)  # types of the tensors that kernels take
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmeeto.ops.add_norm import naive
 from rmeeto.ops.library import operator
-from rmeeto.ops.triton_support import dispatch_keys, num_sms, on_device, power_of_two
+from rmeeto.ops.triton_support import FUSED, dispatch_keys, num_sms, on_device, power_of_two
 
 ROWS = 4  # tokens a program normalises at a time, one a warp
 WIDEST = 4096
@@ -109,6 +109,7 @@ def _forward(
             hidden, hidden if residual is None else residual.contiguous(), weight.contiguous(), normed, total,
             num_rows, eps, CHANNELS=channels, C=power_of_two(channels), ROWS=ROWS,
             HAS_RESIDUAL=residual is not None, STORE_TOTAL=_stores_total(hidden, residual), num_warps=ROWS,
+            **FUSED,
         )  # fmt: skip
     return normed, total
 
@@ -126,7 +127,7 @@ def _backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
             dnormed.contiguous(), total if dtotal is None else dtotal.contiguous(), total, weight.contiguous(),
             dhidden, dresidual, partial, num_rows, rows_each, eps,
             CHANNELS=channels, C=power_of_two(channels), ROWS=ROWS,
-            HAS_RESIDUAL=has_residual, HAS_DTOTAL=dtotal is not None, STAGES=STAGES, num_warps=ROWS,
+            HAS_RESIDUAL=has_residual, HAS_DTOTAL=dtotal is not None, STAGES=STAGES, num_warps=ROWS, **FUSED,
         )  # fmt: skip
     torch.sum(partial, 0, out=dweight)
     return dhidden, dresidual, dweight

@@ -16,7 +16,7 @@ from torch import Tensor
 from rmeeto.ops.conv1d import eager
 from rmeeto.ops.library import operator
 from rmeeto.ops.triton_math import sigmoid
-from rmeeto.ops.triton_support import check_batch, contiguous_rows, dispatch_keys, num_sms, on_device
+from rmeeto.ops.triton_support import FUSED, check_batch, contiguous_rows, dispatch_keys, num_sms, on_device
 
 FORWARD_TILE = {"T": 16, "W": 128, "num_warps": 4}  # tokens x channels
 # A backward warp walks along the tokens with two channels a thread, and loads T tokens ahead.
@@ -170,7 +170,7 @@ def _forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     with on_device(x):
         conv_fwd_kernel[(tiles, batch, chunks)](
             x, *(p.contiguous() for p in parameters), y, y_b, length, chunk, x.stride(0), x.stride(1),
-            CHANNELS=channels, K=parameters[0].shape[-1], **FORWARD_TILE,
+            CHANNELS=channels, K=parameters[0].shape[-1], **FORWARD_TILE, **FUSED,
         )  # fmt: skip
     return y, y_b
 
@@ -199,7 +199,7 @@ def backward(
         conv_bwd_kernel[(tiles, batch, chunks)](
             x, *(p.contiguous() for p in parameters), dy, dy_b, dx, partial,
             length, chunk, *x.stride()[:2], *dy.stride()[:2], *dx.stride()[:2],
-            CHANNELS=channels, K=parameters[0].shape[-1], **BACKWARD_TILE,
+            CHANNELS=channels, K=parameters[0].shape[-1], **BACKWARD_TILE, **FUSED,
         )  # fmt: skip
     torch.sum(partial, 0, out=dparameters)
     return dx, dparameters

@@ -26,6 +26,7 @@ from rmeeto.ops.selective_scan.direction import (
 from rmeeto.ops.selective_scan.triton_backward import scan_bwd_kernel
 from rmeeto.ops.selective_scan.triton_forward import UNIT, scan_fwd_kernel, scan_state_kernel
 from rmeeto.ops.triton_support import (
+    FUSED,
     check_batch,
     contiguous_rows,
     dispatch_keys,
@@ -168,9 +169,14 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
             **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate),
             scale=0.5 if flags.average else 1.0, **constants, DIRECTIONS=num_directions, POLYNOMIAL=POLYNOMIAL,
             HAS_D=first.D is not None, HAS_Z=z is not None, KEEP=keep, SPLIT=chunks > 1, EVERY=every // tile.T,
-            STAGES=FORWARD_STAGES, num_warps=1, maxnreg=FORWARD_REGISTERS,
+            STAGES=FORWARD_STAGES, num_warps=1, maxnreg=_registers(u, constants), **FUSED,
         )  # fmt: skip
     return out, ungated, states
+
+
+def _registers(u: Tensor, constants: dict[str, Any]) -> int:
+    """Of a thread: all where the weight of more than 32 features in fp32 would not fit, and its loop spill."""
+    return 255 if u.dtype == torch.float32 and constants["R"] > 32 else FORWARD_REGISTERS
 
 
 def _chunks(programs: int, length: int, every: int, warps: int, device: torch.device) -> tuple[int, int]:
@@ -200,7 +206,7 @@ def _chunk_states(
     scan_state_kernel[(-(-channels // tile.channels), batch, chunks * flags["DIRECTIONS"])](
         **given, z=gate, ends=ends, steps=steps, length=length, chunk=chunk // tile.T,
         **_strides(u=source, delta=first.delta, B=first.B, C=first.C, z=gate), **constants, **flags,
-        POLYNOMIAL=POLYNOMIAL, STAGES=FORWARD_STAGES, num_warps=1, maxnreg=FORWARD_REGISTERS,
+        POLYNOMIAL=POLYNOMIAL, STAGES=FORWARD_STAGES, num_warps=1, maxnreg=_registers(first.u, constants), **FUSED,
     )  # fmt: skip
     return ends, steps
 
@@ -246,6 +252,7 @@ def run_backward(
             **_strides(u=u, delta=first.delta, B=first.B, C=first.C, z=gate, dout=dout, dz=dz if z is not None else u),
             scale=0.5 if flags.average else 1.0, **constants, HAS_D=first.D is not None, HAS_Z=z is not None,
             SPLIT=chunks > 1, EVERY=again, AHEAD=AHEAD, STAGES=BACKWARD_STAGES, num_warps=1,
+            **FUSED,
         )  # fmt: skip
     torch.sum(partial_BC, 1, out=dBC)
     torch.sum(partial, 1, out=dparameters)

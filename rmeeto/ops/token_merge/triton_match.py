@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rmeeto.ops.token_merge.library import match_fake, matching
 from rmeeto.ops.triton_support import (
+    FUSED,
     STORAGE,
     check_batch,
     contiguous_rows,
@@ -194,7 +195,7 @@ def _forward(
                 metric, metric if class_index is None else class_index, keep, source, destination, place,
                 score, pick, rank, metric.stride(0), metric.stride(1), length, r, index,
                 CHANNELS=channels, GIVEN=class_index is not None, EXACT=exact, SCORES=scores, PLAN=plan,
-                S=side, D=side, C=depth, OTHERS=min(32, side), STAGES=STAGES, num_warps=8,
+                S=side, D=side, C=depth, OTHERS=min(32, side), STAGES=STAGES, num_warps=8, **FUSED,
             )  # fmt: skip
     return outputs
 

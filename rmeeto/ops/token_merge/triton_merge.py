@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rmeeto.ops.token_merge.library import merge_backward_fake, merge_fake, merging
 from rmeeto.ops.triton_support import (
+    FUSED,
     STORAGE,
     check_batch,
     contiguous_rows,
@@ -162,7 +163,7 @@ def _grid(merged: Tensor) -> tuple[int, int, int]:
 
 def _constants(hidden: Tensor, has_residual: bool, size: Tensor | None, source: Tensor) -> dict[str, Any]:
     flags = {"HAS_RESIDUAL": has_residual, "HAS_SIZE": size is not None}
-    return {"CHANNELS": hidden.shape[2], "R": power_of_two(source.shape[1]), **flags, **TILE}
+    return {"CHANNELS": hidden.shape[2], "R": power_of_two(source.shape[1]), **flags, **TILE, **FUSED}
 
 
 def _contiguous(tensor: Tensor | None, instead: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ def main(capability: str, *settings: str) -> None:
             **resources(kernel.asm["cubin"]),
             "loop": longest_loop(dump(kernel.asm["cubin"], "-sass")) if capability == "90" else {},
             "shared": kernel.metadata.shared,
+            "fused": kernel.metadata.enable_fp_fusion,
         }
         print(json.dumps(report | {"seconds": round(core_seconds() - start, 1)}), flush=True)
         return kernel

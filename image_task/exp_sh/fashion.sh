@@ -69,13 +69,23 @@ free() {
     row one "$1" "$2-free-test" --model_pth "$(weights "$1" dense)" --eval "${merging[@]}"
 }
 
-# trained KIND NAME MERGING FLAGS...: for three epochs of 20,000 images with the dense teacher, unless FLAGS say another
-trained() { [[ $FREE == 1 ]] || row train_and_test "$@"; }
+# brief KIND NAME MERGING FLAGS...: re-trained for three epochs of 4,000 images with the dense teacher, unless FLAGS say
+# another; trained: of 20,000
+brief() { retrain brief "--max_train_batches 62 --max_eval_batches 8" "$@"; }
+trained() { retrain trained "--max_train_batches 312" "$@"; }
+
+retrain() { # ARM LENGTH KIND NAME MERGING FLAGS...
+    [[ $FREE == 1 ]] || row train_and_test "$@"
+}
 
 train_and_test() {
-    local merging
-    read -ra merging <<<"$3"
-    one "$1" "$2-trained" --model_pth "$(weights "$1" dense)" "${merging[@]}" "${training[@]}" --lr 4e-3 --distill True \
-        --epochs 3 --max_train_batches 312 "${@:4}"
-    one "$1" "$2-trained-test" --model_pth "$(weights "$1" "$2-trained")" --eval "${merging[@]}"
+    local name=$4-$1 length merging teacher=(--distill True)
+    read -ra length <<<"$2"
+    read -ra merging <<<"$5"
+    # What the teacher says of the same images is kept for the next row; a CUDA graph asks it anew.
+    [[ $GRAPH == 1 || "${*:6}" == *--distill* || "${*:6}" == *--holdout* ]] ||
+        teacher+=(--teacher_cache "$RUNS/fashion/teacher-$3-seed$SEED")
+    one "$3" "$name" --model_pth "$(weights "$3" dense)" "${merging[@]}" "${training[@]}" --lr 4e-3 "${teacher[@]}" \
+        --epochs 3 "${length[@]}" "${@:6}"
+    one "$3" "$name-test" --model_pth "$(weights "$3" "$name")" --eval "${merging[@]}"
 }

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The order of the tokens at r = 11: kept, not kept, odd-even and random shuffles; before and after re-training.
-# Cost:  9 evaluations and 9 trainings of 60,000 images, after dense.sh; FREE=1 leaves out the trainings.
+# Cost:  9 evaluations and 9 short trainings, after dense.sh; FREE=1 leaves out the trainings.
 # Paper: tables 4 and 5: Mamba needs the order, a Transformer does not. DeiT's shuffles are none: it has no order to lose.
 # Needs: data/FashionMNIST/raw/, unpacked (or DATA=)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../fashion.sh"
 
 base="--num_prune 11 --merge_interval 1"
-for arm in free trained; do
+for arm in free brief; do
     for kind in vim deit; do
         "$arm" "$kind" r11 "$base --if_order"
         "$arm" "$kind" r11-noorder "$base --if_order False"

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+_THIN = 16  # a rank at which a matrix product is bound by how its operands lie
+
+
 class Direction(NamedTuple):
     """One direction: B batch, L tokens in their original order, D channels, N states, R rank.
 
@@ -39,7 +42,7 @@ class Direction(NamedTuple):
         """The direction with its step size (if ``projected``) and its A computed, for a scan that derives them not."""
         delta, dt_weight, A = self.delta, self.dt_weight, self.A
         if projected and dt_weight is not None:
-            delta, dt_weight = F.linear(delta, dt_weight), None
+            delta, dt_weight = _project(delta, dt_weight), None
         if self.log_A:  # in float32 at least: a half format would round the exponential to three digits
             A = -torch.exp(A.float() if A.dtype.itemsize < 4 else A)
         return Direction(self.u, delta, A, self.B, self.C, self.D, self.delta_bias, dt_weight)
@@ -50,6 +53,13 @@ class Direction(NamedTuple):
         """(B, L, D) of a function with the arguments of `naive_selective_scan`."""
         u, delta, A, B, C, D, bias, *_ = self.plain()
         return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse)
+
+
+def _project(features: Tensor, weight: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and weight.requires_grad and weight.shape[1] <= _THIN:
+        # The same product, but its backward pass multiplies the other way round: at rank 3 MKL is 4 times as fast so.
+        return features @ weight.t().contiguous()
+    return F.linear(features, weight)
 
 
 def of_tensors(scan: Callable[[Direction, Tensor | None, bool, bool], Tensor]) -> Callable[..., Tensor]:

@@ -22,14 +22,14 @@ from benchmarks.results import Unit
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "image_task/exp_sh/fashion"
 SEEDS, PROCESSES = (0, 1, 2), 5  # of a seed; with those that load images they fill 16 cores
-NUM_RUNS, NUM_STEPS = 214, 75_029  # of a seed: 71 trainings, 143 evaluations
-NUM_EAGER = 1_248  # of the steps: each is three passes, at several r, which no graph holds
-# Training images that the processes of a seed make (4.8 M are trained on): the batches of a run stay in the process for
+NUM_RUNS, NUM_STEPS = 232, 27_466  # of a seed: 80 trainings, 152 evaluations
+NUM_EAGER = 248  # of the steps: each is three passes, at several r, which no graph holds
+# Training images that the processes of a seed make (1.8 M are trained on): the batches of a run stay in the process for
 # the next one, and at worst every process makes those of the longest runs.
-NUM_MADE = 1_187_648
+NUM_MADE = 800_000
 # Seconds of a core. Measured on a busy CPU: a run beside its steps in a process that stays (0.35 evaluating, 1.0
 # training, where a new one imports for 5), and an image. Assumed: the first imports and kernels, 20 us a launch, 100
-# launches beside those in a step's graph, 450 of a pass without one. A GPU that needs more than 0.7 ms a step would be
+# launches beside those in a step's graph, 450 of a pass without one. A GPU that needs more than 1.3 ms a step would be
 # what all wait for.
 START, RUN, STEP, EAGER, IMAGE = 8.0, 1.0, 100 * 20e-6, 3 * 450 * 20e-6, 0.29e-3
 RAW = "FashionMNIST/raw"

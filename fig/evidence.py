@@ -49,7 +49,7 @@ ABLATIONS = [
     *((f"rule `{name}`", f"r11-{name}") for name in ("adjacent", "window", "energy", "importance", "shift", "random")),
 ]
 AMOUNTS = [
-    ("3 epochs of 20,000 images, with teacher", BASE),
+    ("3 epochs of 4,000 images, with teacher", BASE),
     *((f"{n} epoch{'s' * (n > 1)}", f"r11-epochs{n}") for n in (1, 5, 7, 15)),
     ("without teacher", "r11-noteacher"),
     *((f"{share} % of the images, as many steps", f"r11-share{share}") for share in (10, 5, 1)),
@@ -60,6 +60,13 @@ SLOPES = [
     ("22 falling to 0", "r11-slope-1"),
     ("0 rising to 22", "r11-slope1"),
 ]
+LONGER = [
+    ("r = 0 (the control)", "r0"),
+    *((f"r = {r}", f"r{r}") for r in (5, 11, 20)),
+    ("r = 11, pruned", "r11-prune"),
+    ("r = 11, order not kept", "r11-noorder"),
+]
+LONGER_DEIT = ("r0", "r11", "r11-noorder")
 ELASTIC = (0, 2, 5, 8, 11, 16, 20)
 
 
@@ -100,7 +107,8 @@ def tables(evidence: Evidence) -> dict[str, str]:
         "order": compared(evidence, ORDER),
         "order-deit": compared(evidence, ORDER[:2], "deit"),
         "ablations": compared(evidence, ABLATIONS),
-        "amount": compared(evidence, AMOUNTS, arms=("trained",)),
+        "amount": compared(evidence, AMOUNTS, arms=("brief",)),
+        "longer": longer(evidence),
         "blocks": compared(evidence, BLOCKS, arms=("free",), base="r0"),
         "schedules": compared(evidence, SLOPES),
         "elastic": elastic(evidence),
@@ -163,12 +171,26 @@ def compared(
     return table(head, *cells)
 
 
+def longer(evidence: Evidence) -> str:
+    """What three epochs of 20,000 images bring where three of 4,000 are the rule."""
+    arms = {"free": "training-free", "brief": "3 epochs of 4,000", "trained": "3 epochs of 20,000"}
+    head = ["setting", *(f"{kind}, {words}" for kind in ("Vim", "DeiT") for words in arms.values())]
+    rows = []
+    for words, name in LONGER:
+        row = [words]
+        for kind in MODELS:
+            shown = kind == "vim" or name in LONGER_DEIT
+            row += [evidence.cell(kind, name, arm) if shown else "-" for arm in arms]
+        rows.append(row)
+    return table(head, *rows)
+
+
 def elastic(evidence: Evidence) -> str:
     """One set of weights at many r beside one for each."""
     head = ["r", "one set of weights (`--elastic_r 0,5,11,16`)", "one for each r", "training-free"]
     return table(
         head,
-        *([str(r), *(evidence.cell("vim", f"r{r}", arm) for arm in ("elastic", "trained", "free"))] for r in ELASTIC),
+        *([str(r), *(evidence.cell("vim", f"r{r}", arm) for arm in ("elastic", "brief", "free"))] for r in ELASTIC),
     )
 
 
@@ -190,7 +212,7 @@ def draw(evidence: Evidence) -> None:
     bars(axes[1, 0], evidence, [*BLOCKS, *SLOPES], "Where tokens are removed (Vim)")
     lines = [
         ("elastic", "one set of weights", "s-"),
-        ("trained", "one for each r", "o--"),
+        ("brief", "one for each r", "o--"),
         ("free", "training-free", "^:"),
     ]
     for arm, words, style in lines:
@@ -214,7 +236,7 @@ def curves(ax: plt.Axes, evidence: Evidence) -> None:
     colours = {"vim": "#0072B2", "deit": "#D55E00"}
     for kind, name in (("vim", "Vim"), ("deit", "DeiT")):
         for how, mark in (("", "o"), ("-prune", "x")):
-            for arm, line in (("free", ":"), ("trained", "-")):
+            for arm, line in (("free", ":"), ("brief", "-")):
                 points = [(removed(r), kind, f"r{r}{how if r else ''}") for r in R]
                 words = f"{name}, {'pruned' if how else 'merged'}, {ARMS[arm]}"
                 curve(ax, evidence, points, arm, mark + line, words, colours[kind])
@@ -242,7 +264,7 @@ def curve(
 def bars(ax: plt.Axes, evidence: Evidence, rows: Sequence[tuple[str, str]], title: str) -> None:
     """Training-free and re-trained accuracy of each row."""
     for place, (_, name) in enumerate(rows):
-        for arm, colour, shift, mark in (("free", "#0072B2", -0.15, "o"), ("trained", "#D55E00", 0.15, "s")):
+        for arm, colour, shift, mark in (("free", "#0072B2", -0.15, "o"), ("brief", "#D55E00", 0.15, "s")):
             if value := evidence.sum((1, "vim", name, arm)):
                 half = value.high - value.mean
                 ax.errorbar(value.mean, place + shift, xerr=half, fmt=mark, color=colour, ms=5, capsize=2)

@@ -9,6 +9,8 @@ from fig.evidence_records import MISSING, Evidence, Interval
 Term = tuple[float, str, str, str]  # weight, kind, name, arm
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "not decidable at this size"
 
+RETRAINED = ("brief", "re-trained"), ("trained", "re-trained longer")
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -57,7 +59,7 @@ def _chosen(what: str, others: str) -> list[Claim]:
         Claim(
             f"the paper's choice is best: {what}",
             f"Vim, re-trained, r = 11: {what} minus {name}",
-            more("vim", "trained", "r11", f"r11-{name}"),
+            more("vim", "brief", "r11", f"r11-{name}"),
         )
         for name in others.split()
     ]
@@ -76,29 +78,36 @@ CLAIMS = {
         *(
             Claim("merging keeps more than pruning", f"Vim, {words}, r = {r}: merged minus pruned",
                   more("vim", arm, f"r{r}", f"r{r}-prune"))
-            for arm, words in (("free", "training-free"), ("trained", "re-trained"))
+            for arm, words in (("free", "training-free"), ("brief", "re-trained"))
             for r in (11, 20)
         ),
         *(
-            Claim("a short re-training recovers accuracy", f"Vim, r = {r}: re-trained minus training-free",
-                  ((1, "vim", f"r{r}", "trained"), (-1, "vim", f"r{r}", "free")))
+            Claim("a short re-training recovers accuracy", f"Vim, r = {r}: {words} minus training-free",
+                  ((1, "vim", f"r{r}", arm), (-1, "vim", f"r{r}", "free")))
+            for arm, words in RETRAINED
             for r in (11, 20)
         ),
-        Claim("re-trained, a merged Vim is within 1.3 points of the dense one",
-              "r = 11: dense trained as long (the control) minus re-trained", more("vim", "trained", "r0", "r11"), 1.3),
+        *(
+            Claim("re-trained, a merged Vim is within 1.3 points of the dense one",
+                  f"r = 11: dense trained as long (the control) minus {words}", more("vim", arm, "r0", "r11"), 1.3)
+            for arm, words in RETRAINED
+        ),
     ],
     "Order": [
         *(
             Claim("Mamba needs its tokens in order", f"Vim, {words}, r = 11: in order minus not",
                   more("vim", arm, "r11", "r11-noorder"))
-            for arm, words in (("free", "training-free"), ("trained", "re-trained"))
+            for arm, words in (("free", "training-free"), *RETRAINED)
         ),
-        Claim("a Transformer does not", "DeiT, re-trained, r = 11: in order minus not",
-              more("deit", "trained", "r11", "r11-noorder"), 0.5),
+        *(
+            Claim("a Transformer does not", f"DeiT, {words}, r = 11: in order minus not",
+                  more("deit", arm, "r11", "r11-noorder"), 0.5)
+            for arm, words in RETRAINED
+        ),
         *(
             Claim("the more is shuffled, the more is lost", f"Vim, {words}, r = 11: shuffled at 0.1 minus at 0.7",
                   more("vim", arm, "r11-shuffle0.1", "r11-shuffle0.7"))
-            for arm, words in (("free", "training-free"), ("trained", "re-trained"))
+            for arm, words in (("free", "training-free"), ("brief", "re-trained"))
         ),
     ],
     "Ablations": [
@@ -107,12 +116,12 @@ CLAIMS = {
         *_chosen("size-weighted average", "mean amax amin"),
         *_chosen("nearest token", "neighbour3 neighbour5 neighbour7 neighbour14"),
         Claim("the first epoch of re-training brings most", "Vim, r = 11: what 1 epoch brings minus what 14 more do",
-              ((2, "vim", "r11-epochs1", "trained"), (-1, "vim", "r11", "free"),
-               (-1, "vim", "r11-epochs15", "trained"))),
+              ((2, "vim", "r11-epochs1", "brief"), (-1, "vim", "r11", "free"),
+               (-1, "vim", "r11-epochs15", "brief"))),
         Claim("(ours) the dense teacher helps", "Vim, r = 11: with minus without",
-              more("vim", "trained", "r11", "r11-noteacher")),
+              more("vim", "brief", "r11", "r11-noteacher")),
         Claim("(ours) a tenth of the images costs", "Vim, r = 11: all data minus a tenth, at equal steps",
-              more("vim", "trained", "r11", "r11-share10")),
+              more("vim", "brief", "r11", "r11-share10")),
     ],
     "Blocks": [
         Claim("(ours) late blocks bear merging better", "r = 30 before block 7 alone minus before block 1 alone",
@@ -120,7 +129,7 @@ CLAIMS = {
     ],
     "Elastic": [
         Claim("(ours) one set of weights does what one for each r does", f"r = {r}: of its own minus elastic",
-              ((1, "vim", f"r{r}", "trained"), (-1, "vim", f"r{r}", "elastic")), 1.0)
+              ((1, "vim", f"r{r}", "brief"), (-1, "vim", f"r{r}", "elastic")), 1.0)
         for r in (0, 5, 11, 16)
     ],
 }  # fmt: skip

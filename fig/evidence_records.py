@@ -23,7 +23,7 @@ from rmeeto.measure import token_reduction_ratio
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "image_task" / "exp_sh" / "fashion" / "results.json"
 MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
-ARMS = {"free": "training-free", "trained": "re-trained"}
+ARMS = {"free": "training-free", "brief": "re-trained"}
 IMAGES = 10_000  # to test on
 MISSING = "not yet measured"
 # 97.5 % quantiles of Student's t, by the number of seeds
@@ -65,7 +65,7 @@ def seconds(log: Path) -> float:
 
 
 class Evidence:
-    """What is recorded, by row; a row is (vim or deit, its name, free or trained).
+    """What is recorded, by row; a row is (vim or deit, its name, its arm: free, brief, trained or elastic).
 
     Args:
         records: by run folder.

@@ -45,10 +45,10 @@ def test_rows_of_a_name_are_the_same_run_wherever_they_stand():
 
 def test_a_row_is_tested_as_it_was_trained():
     runs = {config.run.name: config for config in configs()}
-    trained = [config for config in runs.values() if "-trained-seed" in config.run.name]
+    trained = [config for config in runs.values() if re.search("-(brief|trained)-seed", config.run.name)]
     for config in trained:
         if config.optim.elastic_r is None:
-            tested = runs[config.run.name.replace("-trained-", "-trained-test-")]
+            tested = runs[config.run.name.replace("-seed", "-test-seed")]
             assert tested.merge == config.merge and tested.model.model == config.model.model
             assert tested.model.model_pth == f"runs/fashion/{config.run.name}/last.pt"
         kind = config.run.name.partition("-")[0]
@@ -67,12 +67,24 @@ def test_a_name_says_what_is_merged():
 
 
 def test_shares_of_the_images_take_as_many_steps():
-    whole = 3 * 312 * 64
     for config in configs():
-        if found := re.search(r"share(\d+)-trained-seed", config.run.name):
+        if found := re.search(r"share(\d+)-brief-seed", config.run.name):
             images = 60_000 - config.data.holdout
             assert images == 55_000 * int(found[1]) / 100
-            assert images // 64 * 64 * config.optim.epochs == pytest.approx(whole, rel=0.03)
+            assert images // 64 >= config.data.max_train_batches
+            assert config.data.max_train_batches * config.optim.epochs == 3 * 62
+
+
+def test_rows_share_what_the_teacher_says_where_they_see_the_same_images():
+    caches = {}
+    for config in configs():
+        same = config.model.model, config.run.seed, config.data.holdout
+        if config.distill.teacher_cache:
+            caches.setdefault(config.distill.teacher_cache, same)
+            assert caches[config.distill.teacher_cache] == same
+        elif config.distill.distill:
+            assert config.data.holdout != 5000
+    assert len(caches) == 2
 
 
 def test_finished_runs_are_not_run_again_and_others_go_on(tmp_path):

@@ -106,7 +106,7 @@ SUITES = {
     "models": Suite("models", _models, dtypes=True),
     "training": Suite("training", _training, dtypes=True),
     "loader": Suite("loader", _units_of("loader", "device", "quick")),
-    "schedules": Suite("schedule", _units_of("schedules", "device", "runs", "quick")),
+    "schedules": Suite("schedule", _units_of("schedules", "device", "runs", "data", "quick")),
     "windows": Suite("window", _units_of("windows", "device", "runs", "quick")),
     "long": Suite("long", _units_of("long", "device", "runs", "quick")),
     "deploy": Suite("deploy", _units_of("deploy", "device", "runs", "quick")),

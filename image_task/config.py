@@ -204,6 +204,6 @@ def own_size(name: str) -> int:
 
 
 def _of_torchvision(config: Config) -> bool:
-    from image_task.mapped import torchvision_name  # which stands on these settings
+    from image_task.torchvision_names import torchvision_name  # which takes a second to import
 
     return torchvision_name(config.data.data_set) is not None

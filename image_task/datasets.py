@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from image_task.config import DataConfig
-from image_task.mapped import Mapped, load_own, load_torchvision, torchvision_name
+from image_task.mapped import Mapped, load_own, load_torchvision
 from image_task.sources import Arrays, Files, Part, Reader, Source
 from image_task.tars import INDEX, Shards
+from image_task.torchvision_names import torchvision_name
 from rmeeto.data.classes import (
     LeftOut,
     as_labelled,

@@ -12,14 +12,13 @@ from torchvision import datasets
 
 from image_task.config import DataConfig
 from image_task.sources import Arrays, Picture, Source
+from image_task.torchvision_names import torchvision_name
 from rmeeto.data.contents import by_class
 from rmeeto.errors import UserError
 from rmeeto.imports import find_object
 
 # What each split may be called by torchvision, in the order in which they are tried.
 SPLITS = {"train": ("train", "trainval"), "val": ("test", "val", "valid")}
-SHORT = {"FASHION": "FashionMNIST"}
-ELSEWHERE = ("ImageNet",)  # torchvision unpacks it from its archives; IMNET reads the folders
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,6 @@ class Mapped(Source):
         if self.targets is None:
             return {"of any": [len(self), ""]}
         return by_class(self.classes, self.targets, (b"%d" % index for index in range(len(self))))
-
-
-def torchvision_name(name: str) -> str | None:
-    """torchvision's own name of a data set with a training and a test split that reads `root`; None if it has none."""
-    wanted = SHORT.get(name.upper(), name).lower()
-    for known, found in vars(datasets).items():
-        if (
-            known.lower() == wanted
-            and known not in ELSEWHERE
-            and inspect.isclass(found)
-            and issubclass(found, datasets.VisionDataset)
-        ):
-            parameters = inspect.signature(found).parameters
-            return known if "root" in parameters and {"train", "split"} & set(parameters) else None
-    return None
 
 
 def load_torchvision(config: DataConfig, split: str) -> Source:

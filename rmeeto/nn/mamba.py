@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from rmeeto.merge import SSMFeatures
 from rmeeto.ops import Direction, bidirectional_conv1d, bidirectional_scan, selective_scan
-from rmeeto.ops.mixer import Weights, one_function
+from rmeeto.ops.mixer import one_function
+from rmeeto.ops.mixer_weights import Weights
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 

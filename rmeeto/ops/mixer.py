@@ -4,33 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rmeeto.ops.conv1d import CONV1D
 from rmeeto.ops.selective_scan import BIDIRECTIONAL
-
-
-class Weights(NamedTuple):
-    """One direction's: D channels, K taps, R rank, N states.
-
-    Attributes:
-        taps, bias: (D, 1, K), (D,) of the convolution.
-        x_proj: (R + 2 N, D).
-        dt_weight, dt_bias: (D, R), (D,).
-        A_log: (D, N), log(-A).
-        D: (D,).
-    """
-
-    taps: Tensor
-    bias: Tensor
-    x_proj: Tensor
-    dt_weight: Tensor
-    dt_bias: Tensor
-    A_log: Tensor
-    D: Tensor
 
 
 def one_function(xz: Tensor) -> Callable | None:

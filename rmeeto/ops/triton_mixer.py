@@ -18,7 +18,7 @@ from torch import Tensor
 from rmeeto.autocast import full_precision
 from rmeeto.ops.conv1d import triton_conv1d
 from rmeeto.ops.library import once, operator
-from rmeeto.ops.mixer import Weights
+from rmeeto.ops.mixer_weights import Weights
 from rmeeto.ops.selective_scan import Direction, triton_scan
 from rmeeto.ops.selective_scan.direction import flatten
 from rmeeto.ops.triton_support import dispatch_keys

@@ -12,7 +12,7 @@ from PIL import Image
 from image_task.config import DataConfig
 from image_task.datasets import load_sources
 from image_task.main import main
-from image_task.mapped import torchvision_name
+from image_task.torchvision_names import torchvision_name
 from rmeeto.errors import UserError
 
 

@@ -6,13 +6,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rmeeto.data.pictures import ENDINGS, decode, hidden, natural_key, read_file
 from rmeeto.errors import UserError
+
+if TYPE_CHECKING:
+    from video_task.data.pyav import Clip
 
 BACKENDS = ("pyav", "torchcodec")
 PYAV = 18  # the oldest version that says whether a stream is interlaced
@@ -72,9 +76,7 @@ def read_frames(
     with _reading(path, seconds) as check_time:
         if os.path.isdir(path):
             return np.stack(_read_images(_images(path), choose, keep, check_time))
-        from video_task.data.pyav import open_clip
-
-        with open_clip(path, seconds, check_time, threads) as clip:
+        with _open(path, seconds, check_time, threads) as clip:
             if backend == "pyav":
                 return np.stack(clip.read(choose, keep))
         return np.stack(_read_torchcodec(path, choose, keep, threads))
@@ -103,9 +105,7 @@ def iterate_frames(
                 if wanted(number):
                     yield number, np.asarray(decode(read_file(image), MAX_PIXELS))
             return
-        from video_task.data.pyav import open_clip
-
-        with open_clip(path, seconds, check_time) as clip:
+        with _open(path, seconds, check_time) as clip:
             yield from clip.in_order(wanted)
 
 
@@ -118,9 +118,7 @@ def num_frames(path: str | os.PathLike, *, seconds: float = SECONDS) -> int:
     with _reading(path, seconds) as check_time:
         if os.path.isdir(path):
             return len(_images(path))
-        from video_task.data.pyav import open_clip
-
-        with open_clip(path, seconds, check_time) as clip:
+        with _open(path, seconds, check_time) as clip:
             return len(clip)
 
 
@@ -149,6 +147,14 @@ def check_backend(backend: str) -> None:
             f"run `pip install 'av>={PYAV}'`" if backend == "pyav" else "install torchcodec and FFmpeg, or use pyav"
         )
         raise UserError(f"--decoder {backend} does not load ({reason}); {advice}.") from error
+
+
+def _open(
+    path: str | os.PathLike, seconds: float, check_time: Callable[[], None], threads: int = 1
+) -> AbstractContextManager[Clip]:
+    from video_task.data.pyav import open_clip  # FFmpeg is loaded with the first file
+
+    return open_clip(path, seconds, check_time, MAX_PIXELS, threads)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from rmeeto.data.pictures import check_regular
-from video_task.data import decode
 from video_task.data.faults import Errors, complaint, heard, promised_size, whole_matroska, whole_riff, whole_stream
 
 # What opens a file. Of FFmpeg's others some would open further files that a playlist or script names.
@@ -26,12 +25,13 @@ MAX_BYTES = 1 << 29  # compressed; a clip is held in memory
 EXACT_CONTAINERS = ("mov,mp4", "matroska,webm", "avi")
 EXACT_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4")
 SKIPPING_CODECS = ("h264", "hevc", "mpeg4")  # told packet by packet to leave out what nothing refers to
+Keep = Callable[[np.ndarray], np.ndarray]
 MAX_EMPTY = 19  # bytes up to which FFmpeg takes an MPEG-4 packet for "as before", which gives no frame
 
 
 @contextmanager
 def open_clip(
-    path: str | os.PathLike, seconds: float, check_time: Callable[[], None], threads: int = 1
+    path: str | os.PathLike, seconds: float, check_time: Callable[[], None], max_pixels: int, threads: int = 1
 ) -> Iterator[Clip]:
     """Open a video file and read its packets; nothing is decoded yet.
 
@@ -39,6 +39,7 @@ def open_clip(
         path: of a regular file.
         seconds: that one access to the file may take.
         check_time: called between packets; raises when it is time to give up.
+        max_pixels: of a frame; the decoder refuses larger ones.
         threads: of the decoder.
 
     Raises:
@@ -55,7 +56,7 @@ def open_clip(
         if stream is None or stream.codec_context is None:
             raise ValueError("no video in it that FFmpeg can decode")
         stream.codec_context.thread_count = threads
-        stream.codec_context.options = {"max_pixels": str(decode.MAX_PIXELS)}
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
         yield Clip(container, stream, check_time, errors)
 
 
@@ -121,7 +122,7 @@ class Clip:
             raise ValueError("no frame in it")
         return count
 
-    def read(self, choose: Callable[[int], list[int]], keep: decode.Keep) -> list[np.ndarray]:
+    def read(self, choose: Callable[[int], list[int]], keep: Keep) -> list[np.ndarray]:
         """The frames that `choose` picks, given their number; `keep` makes of each (H, W, 3) RGB what is kept."""
         chosen = choose(len(self))
         frames = self._read(set(chosen), keep)
@@ -140,7 +141,7 @@ class Clip:
             if wanted(number):
                 yield number, convert(frame)
 
-    def _read(self, wanted: set[int], keep: decode.Keep) -> dict[int, np.ndarray]:
+    def _read(self, wanted: set[int], keep: Keep) -> dict[int, np.ndarray]:
         if self._order is None:
             numbered = zip(range(max(wanted) + 1), self._decode(self._packets))
         else:

@@ -49,28 +49,49 @@ struct Scratch {
 };
 
 template <typename T>
+RMEETO_INLINE const T* row_of(const Match& m, int64_t sample, int64_t patch) {
+    const int64_t token = patch + (patch >= m.set_aside(sample));
+    return (const T*)m.metric + sample * m.metric_batch + token * m.metric_token;
+}
+
+// 1 / its norm
+template <typename T>
+RMEETO_INLINE float scale_of(const T* row, int64_t channels) {
+    vf squares = {};
+    for_blocks(channels, [&](int64_t c, int width) RMEETO_LAMBDA {
+        const vf x = load(row + c, width);
+        squares += x * x;
+    });
+    return 1.0f / std::max(std::sqrt(total(squares)), 1e-12f);
+}
+
+template <typename T>
 void normalise(const Match& m, int64_t sample, const Scratch& scratch) {
     float* sources = scratch.sources.get() + sample * m.size_sources();
-    float* destinations = scratch.destinations.get() + sample * m.size_destinations();
     std::fill_n(sources + m.sources() * m.channels, (m.rounded_sources() - m.sources()) * m.channels, 0.0f);
-    const int64_t last = (m.tiles() - 1) * kTile * m.channels;
-    if (m.tiles() > 0) std::fill_n(destinations + last, kTile * m.channels, 0.0f);
-    const Floats row(m.channels + W);
-    for (int64_t patch = 0; patch < m.patches(); ++patch) {
-        const int64_t token = patch + (patch >= m.set_aside(sample));
-        const T* from = (const T*)m.metric + sample * m.metric_batch + token * m.metric_token;
-        vf squares = {};
-        for_blocks(m.channels, [&](int64_t c, int width) RMEETO_LAMBDA {
-            const vf x = load(from + c, width);
-            squares += x * x;
-        });
-        const float scale = 1.0f / std::max(std::sqrt(total(squares)), 1e-12f);
-        float* to = patch % 2 ? row.get() : sources + patch / 2 * m.channels;
+    for (int64_t s = 0; s < m.sources(); ++s) {
+        const T* from = row_of<T>(m, sample, 2 * s);
+        const float scale = scale_of(from, m.channels);
+        float* to = sources + s * m.channels;
         for_blocks(m.channels, [&](int64_t c, int width)
                                    RMEETO_LAMBDA { store(to + c, load(from + c, width) * scale, width); });
-        if (patch % 2 == 0) continue;
-        float* column = destinations + patch / 2 / kTile * kTile * m.channels + patch / 2 % kTile;
-        for (int64_t c = 0; c < m.channels; ++c) column[c * kTile] = to[c];
+    }
+    float* tile = scratch.destinations.get() + sample * m.size_destinations();
+    for (int64_t first = 0; first < m.tiles() * kTile; first += W) {  // W destinations become the lanes of vectors
+        const int real = int(std::max<int64_t>(0, std::min<int64_t>(W, m.destinations() - first)));
+        float* to = tile + first / kTile * kTile * m.channels + first % kTile;
+        const T* from[W];
+        float scale[W];
+        for (int i = 0; i < real; ++i) {
+            from[i] = row_of<T>(m, sample, 2 * (first + i) + 1);
+            scale[i] = scale_of(from[i], m.channels);
+        }
+        for_blocks(m.channels, [&](int64_t c, int width) RMEETO_LAMBDA {
+            vf block[W];
+            for (int i = 0; i < W; ++i) block[i] = i < real ? load(from[i] + c, width) * scale[i] : vf{};
+            transpose(block);
+            for (int i = 0; i < width; ++i) store(to + (c + i) * kTile, block[i]);
+        });
     }
 }
 

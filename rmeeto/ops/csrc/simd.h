@@ -233,6 +233,28 @@ RMEETO_INLINE vf fold(vf a, vf b, std::integer_sequence<int, I...>) {
     return low + high;
 }
 
+template <int Span, int... I>
+RMEETO_INLINE void swap_blocks(vf& a, vf& b, std::integer_sequence<int, I...>) {
+    // Lanes in runs of 2 * Span: the second half of a run of a changes places with the first half of that of b.
+#if defined(__clang__) || __GNUC__ >= 12
+    const vf low = __builtin_shufflevector(a, b, ((I / Span) % 2 ? W + I - Span : I)...);
+    b = __builtin_shufflevector(a, b, ((I / Span) % 2 ? W + I : I + Span)...);
+#else
+    const vf low = __builtin_shuffle(a, b, (vi){((I / Span) % 2 ? W + I - Span : I)...});
+    b = __builtin_shuffle(a, b, (vi){((I / Span) % 2 ? W + I : I + Span)...});
+#endif
+    a = low;
+}
+
+// Lane j of v[i] changes places with lane i of v[j].
+template <int Span = W / 2>
+RMEETO_INLINE void transpose(vf* v) {
+    RMEETO_UNROLL
+    for (int i = 0; i < W; ++i)
+        if (i / Span % 2 == 0) swap_blocks<Span>(v[i], v[i + Span], std::make_integer_sequence<int, W>{});
+    if constexpr (Span > 1) transpose<Span / 2>(v);
+}
+
 // Lane i of the result is the sum of the lanes of v[i]: a transpose and W sums in W - 1 additions. Overwrites v.
 template <int Span = W / 2>
 RMEETO_INLINE vf sum_each(vf* v) {

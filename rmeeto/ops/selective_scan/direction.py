@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 _THIN = 16  # a rank at which a matrix product is bound by how its operands lie
 
 

@@ -42,7 +42,7 @@ USED_BY = {
     "modes": ("models", "front"),
     "max_pass": ("models",),
     "upstream": ("operators", "models", "training"),
-    "data": ("formats",),
+    "data": ("formats", "schedules"),
 }
 
 
@@ -135,7 +135,7 @@ def _flags() -> argparse.ArgumentParser:
     add("--backends", choices=(*NAMES, "peer"), **several,
         help="of models and training; peer: the model as it runs on upstream's kernels; default: auto")  # fmt: skip
     add("--upstream", type=Path, help="folder of upstream's kernels, built by benchmarks.build: adds peer")
-    add("--data", type=Path, help="folder of FashionMNIST/raw, for formats; default: data")
+    add("--data", type=Path, help="folder of FashionMNIST/raw, for formats and schedules; default: data")
     add("--max_pass", type=float, help="seconds; batches that take the models longer are left out")
     add("--runs", type=int, default=11, help="timed runs of each, 5 or more")
     add("--minutes", type=float, help="start nothing new after so many; --resume goes on; default: no limit")

@@ -15,6 +15,7 @@ from image_task.models import load_weights
 from rmeeto import MergeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 DIGITS = ROOT / "image_task" / "exp_sh" / "digits"
 VIDEO_DIGITS = ROOT / "video_task" / "exp_sh" / "digits"
 ARMS = ("dense", "training_free", "retrained", "control")
@@ -89,19 +90,37 @@ def test_video_numbers_are_those_of_the_recorded_runs(arm, start):
 @pytest.mark.parametrize(
     ("start", "recorded"),
     [
-        ("| scan at", ["scan, forward 8,384,197", "scan, forward + backward 8,384,197"]),
-        ("| Vim-Ti, batch 8", ["Vim-Ti forward over eager loop"]),
-        ("| Vim-Ti merged over dense, r = 5", ["Vim-Ti merged over dense, r = 5"]),
-        ("| Vim-Ti merged over dense, r = 11", ["Vim-Ti merged over dense, r = 11"]),
-        ("| Vim-Ti training step", ["Vim-Ti training memory / eager"]),
+        ("| scan at", "scan, forward 8,384,197"),
+        ("| the same: forward and backward", "scan, forward + backward 8,384,197"),
+        ("| a merge at", "merge 8,197,192, r = 11"),
+        ("| Vim-Ti, batch 8", "Vim-Ti forward over eager loop"),
+        ("| Vim-Ti merged over dense, r = 5", "Vim-Ti merged over dense, r = 5"),
+        ("| Vim-Ti merged over dense, r = 11", "Vim-Ti merged over dense, r = 11"),
+        ("| Vim-Ti training step", "Vim-Ti training memory / eager"),
     ],
 )
 def test_readme_quotes_the_recorded_ratios(start, recorded):
-    result = json.loads((ROOT / "benchmarks" / "results" / "targets-fp32-cpu-pt2.15.0.json").read_text())
-    ratios = {row["row"]: row["ratio"] for row in result["rows"]}
     (row,) = rows("README.md", start)
-    quoted = numbers(row[-1])
-    assert quoted == [pytest.approx(ratios[name], rel=0.01) for name in recorded]
+    for run, cell in zip(("", "-run2", "-run3"), row[-3:], strict=True):
+        result = json.loads((RESULTS / f"targets-fp32-cpu-pt2.15.0{run}.json").read_text())
+        (ratio,) = (found["ratio"] for found in result["rows"] if found["row"] == recorded)
+        assert numbers(cell) == [pytest.approx(ratio, rel=0.005)]
+
+
+@pytest.mark.parametrize(
+    ("start", "way"), [("| fp32 |", "fp32"), ("| int8 linear layers", "int8"), ("| bf16, which", "bf16")]
+)
+def test_readme_quotes_the_recorded_formats(start, way):
+    result = json.loads((RESULTS / "formats-fp32-cpu-pt2.15.0.json").read_text())
+    times = {row["what"]: row for row in result["time"] if row["way"] == way and row["batch"] == 8}
+    (accuracy,) = (row for row in result["accuracy"] if row["way"] == way and "FASHION" in row["what"])
+    (row,) = rows("README.md", start)
+    dense, merged = (times[f"vim_tiny_patch16_224, r = {r}"]["over_fp32"] for r in (0, 11))
+    assert [number for cell in row[1:] for number in numbers(cell)] == [
+        pytest.approx(dense, abs=0.006),
+        pytest.approx(merged, abs=0.006),
+        pytest.approx(accuracy["top1"], abs=0.005),
+    ]
 
 
 @pytest.mark.parametrize(("file", "merge"), [("dense", None), ("retrained", MergeConfig(r=12))])

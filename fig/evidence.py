@@ -21,12 +21,13 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fig.evidence_claims import CLAIMS  # noqa: E402
-from fig.evidence_records import ARMS, MISSING, MODELS, RECORDS, Evidence, collect, removed  # noqa: E402
+from fig.evidence_records import ARMS, IMAGES, MISSING, MODELS, RECORDS, Evidence, collect, removed  # noqa: E402
 from fig.record import ROOT, save  # noqa: E402
 from image_task.models import load_weights  # noqa: E402
 from rmeeto.json_file import read_json, write_json  # noqa: E402
 
 DOCUMENT, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.png"
+SCHEDULES = ROOT / "benchmarks" / "results" / "schedule-fp32-cpu-pt2.15.0.json"
 R = (0, 2, 5, 8, 11, 15, 20)
 BASE = "r11"
 RATES = ("0.1", "0.3", "0.5", "0.7")
@@ -111,6 +112,7 @@ def tables(evidence: Evidence) -> dict[str, str]:
         "longer": longer(evidence),
         "blocks": compared(evidence, BLOCKS, arms=("free",), base="r0"),
         "schedules": compared(evidence, SLOPES),
+        "fitted": fitted(),
         "elastic": elastic(evidence),
     }
 
@@ -183,6 +185,21 @@ def longer(evidence: Evidence) -> str:
             row += [evidence.cell(kind, name, arm) if shown else "-" for arm in arms]
         rows.append(row)
     return table(head, *rows)
+
+
+def fitted() -> str:
+    """Schedules fitted to a latency beside constant ones, as `python -m benchmarks schedules` recorded them."""
+    rows = [row for row in read_json(SCHEDULES)["rows"] if row["what"].startswith("Fashion-MNIST")]
+    head = ["r everywhere", "ms", "top-1", "fitted", "ms", "top-1", "difference"]
+    body = []
+    for dense, constant, other in zip(*(iter(rows),) * 3, strict=True):
+        assert (dense["way"], constant["way"], other["way"]) == ("dense", "constant", "fitted")
+        spread = sum(row["top1"] * (100 - row["top1"]) for row in (constant, other))
+        change = f"{other['top1'] - constant['top1']:+.2f} ± {1.96 * (spread / IMAGES) ** 0.5:.2f}"
+        times = [f"{row['median_ms']:.0f}" for row in (constant, other)]
+        tops = [f"{row['top1']:.2f}" for row in (constant, other)]
+        body.append([str(constant["r"]), times[0], tops[0], ", ".join(map(str, other["r"])), times[1], tops[1], change])
+    return table(head, *body)
 
 
 def elastic(evidence: Evidence) -> str:

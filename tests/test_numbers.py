@@ -123,6 +123,15 @@ def test_readme_quotes_the_recorded_formats(start, way):
     ]
 
 
+def test_readme_quotes_what_fitting_brings():
+    found = json.loads((RESULTS / "schedule-fp32-cpu-pt2.15.0.json").read_text())["rows"]
+    by_way = {way: [row for row in found if row["way"] == way] for way in ("constant", "fitted")}
+    images = [[row for row in rows if "Fashion" in row["what"]] for rows in by_way.values()]
+    gains = [fitted["top1"] - constant["top1"] for constant, fitted in zip(*images) if constant["r"] >= 8]
+    assert len(gains) == 4 and [round(min(gains)), round(max(gains))] == [2, 9]
+    assert "is 2 to 9 points above" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("file", "merge"), [("dense", None), ("retrained", MergeConfig(r=12))])
 def test_shipped_weights_have_the_recorded_accuracy(file, merge):
     model = timm.create_model("vim_nano_patch2_16", merge=merge).eval()

@@ -230,7 +230,7 @@ class RunFolder:
 
         self._board = SummaryWriter(str(self.path), purge_step=step + 1 if step else None)
         path, notes = self.path / "log.jsonl", []
-        old = path.read_bytes()
+        old = self._read_log()
         kept = [line for line in old.splitlines(keepends=True) if _is_kept(line, keep)]
         new = b"".join(kept)
         if old and (not step or not old.startswith(new)):  # more goes than a tail behind the checkpoint
@@ -272,7 +272,12 @@ class RunFolder:
         if not self._writes:
             return 0
         os.fsync(self._log.fileno())
-        return (self.path / "log.jsonl").read_bytes().count(b"\n")
+        return self._read_log().count(b"\n")
+
+    def _read_log(self) -> bytes:
+        """Through the file that is open: to close another one of it would end the lock, which is the process's."""
+        descriptor = self._log.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which marks the run as done."""

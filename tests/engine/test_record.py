@@ -233,7 +233,10 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path, capfd):
         except UserError as error:
             os.write(1, str(error).encode())
 
-    with RunFolder(tmp_path, CONFIG, cpu()):
+    with RunFolder(tmp_path, CONFIG, cpu()) as folder:
+        folder.start()
+        folder.log("train", {"epoch": 1, "step": 1}, {"loss": 3.0})
+        assert folder.log_lines() == 1  # reads the log, which is what is locked
         before = (tmp_path / "env.json").read_bytes()
         process = multiprocessing.get_context("fork").Process(target=second)
         process.start()

@@ -2,7 +2,7 @@
 
     python -m tests.ops.triton_cases.offline 90 vim_tiny vim_tiny_evaluation
 
-prints a JSON line a kernel: its name, what it was specialised for, registers, bytes of stack (spills) and of shared
+prints (for 80,120 of each of the two) a JSON line a kernel: its name, the GPU, what it was specialised for, registers, bytes of stack (spills) and of shared
 memory a program, what its loop over tiles is made of (`sass.py`; of 9.0 alone, where it is bounded), seconds to
 compile. A process of its own: it replaces Triton's driver and launches nothing.
 """
@@ -65,7 +65,7 @@ class Driver:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # compiled kernels are kept by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -115,8 +115,7 @@ def core_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def main(capability: str, *settings: str) -> None:
-    driver.set_active(Driver(int(capability)))
+def main(capabilities: str, *settings: str) -> None:
     run, seen = JITFunction.run, set()
 
     def compile_only(self, *arguments, grid, warmup=False, **options):
@@ -128,6 +127,7 @@ def main(capability: str, *settings: str) -> None:
         flags = {k: v for k, v in options.items() if k.isupper() and not isinstance(v, torch.Tensor)}
         report = {
             "kernel": self.fn.__name__,
+            "capability": int(capability),
             "setting": setting,
             "flags": flags,
             **resources(kernel.asm["cubin"]),
@@ -139,8 +139,10 @@ def main(capability: str, *settings: str) -> None:
         return kernel
 
     JITFunction.run = compile_only
-    for setting in settings:
-        block(*SETTINGS[setting], multiprocessors=MULTIPROCESSORS.get(capability, (132,)))
+    for capability in capabilities.split(","):
+        driver.set_active(Driver(int(capability)))
+        for setting in settings:
+            block(*SETTINGS[setting], multiprocessors=MULTIPROCESSORS.get(capability, (132,)))
 
 
 if __name__ == "__main__":

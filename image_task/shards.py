@@ -41,9 +41,10 @@ from rmeeto.data.pictures import Encoded, decode, read_file
 from rmeeto.engine.progress import LINE_EVERY, Progress
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import read_json, write_json
+from rmeeto.lock import lock
 from rmeeto.settings import Settings, from_plain, setting
 
-INFO, PLAN = "_info.json", "plan.json"
+INFO, PLAN, LOCK = "_info.json", "plan.json", "lock"
 ALIKE = 8  # of 255, the mean difference of a picture that another version of the encoder has made
 NAMED = 10  # pictures of which a message says what is wrong with them
 
@@ -133,7 +134,7 @@ def make(folder: Path, output: Path, recipe: Recipe = Recipe(), workers: int = 0
         Of each split, the pictures that could not be read and are left out.
 
     Raises:
-        UserError: no pictures, an output that is there, or another one begun there.
+        UserError: no pictures, an output that is there, another one begun there, or one that another process makes.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give a new folder, or --check to compare it.")
@@ -143,11 +144,26 @@ def make(folder: Path, output: Path, recipe: Recipe = Recipe(), workers: int = 0
         for name in of_files(source.paths, str(folder)):
             found.update(len(name).to_bytes(8, "little") + name)
     plan = {**vars(recipe), "pictures": found.hexdigest()}
-    if work.exists() and any(work.iterdir()) and (begun := read_json(work / PLAN)) != plan:
+    if work.exists() and {*os.listdir(work)} - {LOCK} and (begun := read_json(work / PLAN)) != plan:
         differs = ", ".join(name for name in plan if begun.get(name) != plan[name])
         raise UserError(f"{work} was begun otherwise ({differs}); remove it, or go on as it was begun.")
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / LOCK).open("w") as file:
+        lock(file, work)
+        return _make(folder, output, work, sources, plan, recipe, workers)
+
+
+def _make(
+    folder: Path,
+    output: Path,
+    work: Path,
+    sources: dict[str, Files],
+    plan: dict[str, Any],
+    recipe: Recipe,
+    workers: int,
+) -> dict[str, list[str]]:
     for split in sources:
-        (work / split).mkdir(parents=True, exist_ok=True)
+        (work / split).mkdir(exist_ok=True)
     write_json(work / PLAN, plan)
     shards = {split: _shards(folder, split, source, work, recipe.size) for split, source in sources.items()}
     waiting = [shard for some in shards.values() for shard in some if not shard.is_done]
@@ -166,7 +182,7 @@ def make(folder: Path, output: Path, recipe: Recipe = Recipe(), workers: int = 0
         names = set(map(os.fsdecode, _packed(work, split, source).names))
         left_out[split] = [name for name in _names(folder, split, source) if name not in names]
     os.replace(work, output)
-    for path in (work / PLAN, *(shard.index for some in shards.values() for shard in some)):
+    for path in (work / LOCK, work / PLAN, *(shard.index for some in shards.values() for shard in some)):
         (output / path.relative_to(work)).unlink()  # what it took to go on
     return left_out
 

@@ -49,9 +49,9 @@ def test_readme_quotes_the_recorded_runs(arm, start):
     ("kind", "arm", "start"),
     [
         ("vim", "free", "| fashion: Vim |"),
-        ("vim", "trained", "| fashion: Vim, re-trained |"),
+        ("vim", "brief", "| fashion: Vim, re-trained |"),
         ("deit", "free", "| fashion: DeiT |"),
-        ("deit", "trained", "| fashion: DeiT, re-trained |"),
+        ("deit", "brief", "| fashion: DeiT, re-trained |"),
     ],
 )
 def test_readme_quotes_the_evidence(kind, arm, start):

@@ -56,6 +56,7 @@ ALLOWED = {
         "rmeeto.settings",
         "rmeeto.errors",
         "rmeeto.json_file",
+        "rmeeto.lock",
         "rmeeto.reader",
         "rmeeto.__version__",
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from rmeeto.engine.precision import AMP
 from rmeeto.engine.progress import LINE_EVERY
 from rmeeto.errors import UserError
 from rmeeto.json_file import open_new, parse_json, read_json, write_json
+from rmeeto.lock import lock
 from rmeeto.settings import Need, Settings, refuse, setting
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -198,7 +198,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._log = _open_log(self.path / "log.jsonl")
-            fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._log, self.path)
             if not (self.path / "config.json").exists():
                 write_json(self.path / "config.json", {**config, **self.trained_on})
             env_file, now = self.path / "env.json", environment(world)
@@ -207,8 +207,6 @@ class RunFolder:
                 earlier = first.get("resumed")
                 now = {**first, "resumed": [*(earlier if isinstance(earlier, list) else ()), now]}
             write_json(env_file, now)
-        except BlockingIOError:
-            raise UserError(f"another process is writing to {self.path}; wait for it or stop it.") from None
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error}); choose another run.output_dir.") from None
 

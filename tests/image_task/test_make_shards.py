@@ -23,6 +23,7 @@ from image_task.config import DataConfig
 from image_task.datasets import load_sources
 from image_task.tars import save_index
 from rmeeto.errors import UserError
+from rmeeto.lock import lock
 from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +223,16 @@ def test_ctrl_c_ends_all_processes_and_leaves_no_half_file_in_the_place_of_a_who
     assert not output.exists() and 0 < len(list(part.glob("*.tar"))) < 54
     shards.make(folder, output, shards.Recipe(resize=20, size=1))
     assert list(shards.check(folder, output)) == []
+
+
+def test_two_processes_do_not_make_the_same_shards(folder, tmp_path, capfd):
+    (part := tmp_path / "made.part").mkdir()
+    with (part / shards.LOCK).open("w") as file:
+        lock(file, part)
+        pid = forked.fork(lambda: shards.main([str(folder), "--output", str(tmp_path / "made")]))
+        assert forked.wait([pid]) == [2]
+    assert f"another process is writing to {part}; wait for it" in capfd.readouterr().err
+    assert shards.make(folder, tmp_path / "made") and not list(tmp_path.rglob(shards.LOCK))
 
 
 # damage

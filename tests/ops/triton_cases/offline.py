@@ -2,9 +2,9 @@
 
     python -m tests.ops.triton_cases.offline 90 vim_tiny vim_tiny_evaluation
 
-prints (for 80,120 of each of the two) a JSON line a kernel: its name, the GPU, what it was specialised for, registers, bytes of stack (spills) and of shared
-memory a program, what its loop over tiles is made of (`sass.py`; of 9.0 alone, where it is bounded), seconds to
-compile. A process of its own: it replaces Triton's driver and launches nothing.
+prints (for 80,120 of each of the two) a JSON line a kernel: its name, the GPU, what it was specialised for, registers,
+bytes of stack (spills) and of shared memory a program, what its loop over tiles is made of (`sass.py`; of 9.0 alone,
+where it is bounded), seconds to compile. A process of its own: it replaces Triton's driver and launches nothing.
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ CLAIMS = {
             for r in (11, 20)
         ),
         *(
-            Claim("merging keeps more than pruning", f"Vim, {words}, r = {r}: merged minus pruned",
-                  more("vim", arm, f"r{r}", f"r{r}-prune"))
+            Claim("merging keeps more than pruning", f"{name}, {words}, r = {r}: merged minus pruned",
+                  more(kind, arm, f"r{r}", f"r{r}-prune"))
+            for kind, name in (("vim", "Vim"), ("deit", "DeiT"))
             for arm, words in (("free", "training-free"), ("brief", "re-trained"))
             for r in (11, 20)
         ),

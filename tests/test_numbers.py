@@ -62,6 +62,12 @@ def test_readme_quotes_the_evidence(kind, arm, start):
         assert cell.strip() == ("not yet measured" if record is None else f"{record['top1']:.2f}")
 
 
+def test_readme_quotes_the_longer_re_training():
+    records = json.loads((ROOT / "image_task" / "exp_sh" / "fashion" / "results.json").read_text())
+    longer = [f"{records[f'vim-r{r}-trained-test-seed0']['top1']:.2f} at r = {r}" for r in (11, 20)]
+    assert ", ".join(longer) in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_ckpt_quotes_the_recorded_runs(arm):
     (row,) = rows("CKPT.md", f"| {arm} |")

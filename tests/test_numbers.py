@@ -114,7 +114,13 @@ def test_readme_quotes_the_recorded_ratios(start, recorded):
 
 
 @pytest.mark.parametrize(
-    ("start", "way"), [("| fp32 |", "fp32"), ("| int8 linear layers", "int8"), ("| bf16, which", "bf16")]
+    ("start", "way"),
+    [
+        ("| fp32 |", "fp32"),
+        ("| fp32, products by oneDNN", "fp32 by oneDNN"),
+        ("| int8 linear layers", "int8"),
+        ("| bf16, which", "bf16"),
+    ],
 )
 def test_readme_quotes_the_recorded_formats(start, way):
     result = json.loads((RESULTS / "formats-fp32-cpu-pt2.15.0.json").read_text())

@@ -38,7 +38,7 @@ class OneDNNLinear(nn.Linear):
 
 def by_onednn(model: nn.Module) -> nn.Module:
     """Let the linear layers of a model multiply by oneDNN instead of MKL, in place, by the operator that torch's own
-    compiler calls. It was faster on an AMD EPYC at batch 8, not at batch 1, and slower on an Intel Xeon: time it.
+    compiler calls. Which of the two is faster depends on processor and batch: time it (`python -m benchmarks formats`).
 
     Parameters, state dict and training stay as they are. Rounding may differ in the last bits. Projections of the step
     size are left: the scan reads their weights.

@@ -56,7 +56,7 @@ class Direction(NamedTuple):
 
 def _project(features: Tensor, weight: Tensor) -> Tensor:
     if torch.is_grad_enabled() and weight.requires_grad and weight.shape[1] <= _THIN:
-        # The same product, but its backward pass multiplies the other way round, in which MKL is faster on thin matrices.
+        # The same product, but its backward pass multiplies the other way round, which MKL does faster if thin.
         return features @ weight.t().contiguous()
     return F.linear(features, weight)
 

@@ -89,6 +89,7 @@ def compiler() -> Iterator[str]:
     """The C++ compiler that builds the CPU operators, where they are kept, and what this process uses."""
     from rmeeto.ops import build
     from rmeeto.ops.cache import cache_folder
+    from rmeeto.ops.heap import keep_freed
 
     try:
         command = build.compiler()
@@ -102,6 +103,7 @@ def compiler() -> Iterator[str]:
     except OSError as error:
         yield _item("cache", f"none: {_reason(error)}")
     yield _item("library", build.origin())
+    yield _item("heap", keep_freed())
 
 
 def operators() -> Iterator[str]:

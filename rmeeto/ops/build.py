@@ -24,6 +24,7 @@ import torch
 from rmeeto.errors import shown
 from rmeeto.ops.backend import BackendUnavailable
 from rmeeto.ops.cache import building, find, keep
+from rmeeto.ops.heap import keep_freed
 
 SOURCES = Path(__file__).parent / "csrc"
 # No -ffast-math: at link time it makes loading the library switch the whole process to flush-to-zero.
@@ -113,12 +114,15 @@ def cached(name: str, flags: tuple[str, ...], sources: Sequence[Path]) -> Path:
 def library() -> ctypes.CDLL:
     """The kernels for this processor; warns, once, if they cannot be had, or not from the cache.
 
+    With them the heap of this process keeps what is freed (`rmeeto.ops.heap`).
+
     Raises:
         BackendUnavailable: with the reason.
     """
     loaded, reason = _load()
     if loaded is None:
         raise BackendUnavailable(reason)
+    keep_freed()
     return loaded
 
 

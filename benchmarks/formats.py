@@ -21,7 +21,7 @@ from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto.doctor import has_bf16
-from rmeeto.layout import by_columns, by_onednn
+from rmeeto.layout import BySamples, by_columns, by_onednn
 from rmeeto.measure import benchmark
 from rmeeto.quantize import int8
 
@@ -43,6 +43,8 @@ WAYS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "fp32": lambda model: model,
     "fp32 by columns": lambda model: by_columns(copy.deepcopy(model)),
     "fp32 by oneDNN": lambda model: by_onednn(copy.deepcopy(model)),
+    "fp32 by samples": BySamples,
+    "fp32 by samples and oneDNN": lambda model: BySamples(by_onednn(copy.deepcopy(model))),
     "int8": int8,
     "bf16": _bf16,
 }

@@ -17,6 +17,7 @@ from benchmarks import floors, timing
 from benchmarks.parity import Refused, agree
 from benchmarks.peers import Kernels, Released
 from rmeeto import MergeConfig
+from rmeeto.layout import BySamples
 from rmeeto.measure import benchmark, count_flops
 from rmeeto.measure.speed import _own_code, seconds_of
 from rmeeto.nn import VisionMamba
@@ -157,6 +158,9 @@ def _verified(
         if half and not r:
             got = _logits(timed, few.to(setting.dtype))
             parity["bf16"] = agree("logits in bf16", got, expected, TOLERANCE_BF16)
+    if mode == "by samples":
+        timed = BySamples(exact)
+        parity[mode] = agree("logits by samples", _logits(timed, few), _logits(exact, few), TOLERANCE)
     if not mode.startswith("compiled"):
         return timed, parity
     compiled = in_one_graph(timed)

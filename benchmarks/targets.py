@@ -48,6 +48,7 @@ def units(device: torch.device, runs: int, quick: bool = False) -> Iterator[Unit
     model, setting = QUICK_MODEL if quick else MODEL, models.Setting(device, runs=runs, min_seconds=least)
     yield Unit("eager loop", partial(_over_eager, model, setting))
     yield Unit("merged", partial(_over_dense, model, setting))
+    yield Unit("by samples", partial(_by_samples, model, setting))
     yield Unit("training", partial(_training_memory, model, setting))
 
 
@@ -60,13 +61,23 @@ def _over_eager(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]
 def _over_dense(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]:
     swept = dataclasses.replace(setting, r=(0, *SWEEP))
     rows = [{**row, "way": row["r"]} for row in models.rows(model, MODEL_BATCH, "eager", swept)]
-    for r, target in MERGED_TARGETS.items():
-        found = _faster(f"{_short(model)} merged over dense, r = {r}", rows, 0, r, target)
-        theory = [row["theory"] for row in rows if row["way"] == r and "theory" in row]
-        yield found | {"theory": theory[0] if theory else None}
+    yield from _merged(f"{_short(model)} merged over dense", rows)
     each = [_faster("", rows, 0, r, (1.0, None)) for r in SWEEP]
     worst = min(each, key=lambda row: row["ratio"] or 0.0)
     yield worst | {"row": f"slowest of r = {', '.join(map(str, SWEEP))}"}
+
+
+def _by_samples(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]:
+    swept = dataclasses.replace(setting, r=(0, *MERGED_TARGETS))
+    rows = [{**row, "way": row["r"]} for row in models.rows(model, MODEL_BATCH, "by samples", swept)]
+    yield from _merged("merged over dense by samples", rows)
+
+
+def _merged(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for r, target in MERGED_TARGETS.items():
+        found = _faster(f"{name}, r = {r}", rows, 0, r, target)
+        theory = [row["theory"] for row in rows if row["way"] == r and "theory" in row]
+        yield found | {"theory": theory[0] if theory else None}
 
 
 def _training_memory(model: str, setting: models.Setting) -> Iterator[dict[str, Any]]:

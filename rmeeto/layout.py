@@ -1,6 +1,13 @@
-"""Ways of a CPU to multiply by linear weights: in another order in memory, or by another library of torch's."""
+"""How a CPU runs a model: its linear weights in another order in memory, products by another library of torch's, or
+a batch by samples.
+"""
 
 from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +60,54 @@ def by_onednn(model: nn.Module) -> nn.Module:
         for module in _linear_layers(model, but="dt_proj"):
             module.__class__ = OneDNNLinear
     return model
+
+
+class BySamples(nn.Module):
+    """A model whose batch is shared out among threads, each of which takes its samples through all layers alone.
+
+    Else every operator is shared out and every thread waits for the others after each, while what one has written
+    another reads. The output is the same to the last bit as far as an operator's does not depend on the batch size.
+
+    Args:
+        model: gives a tensor that has a row a sample.
+        threads: that share a batch; None: `torch.get_num_threads()`.
+    """
+
+    def __init__(self, model: nn.Module, threads: int | None = None) -> None:
+        super().__init__()
+        self.model, self.threads = model, threads
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the model; with gradients, autocast or a GPU, or of one sample, by the model itself."""
+        threads = min(len(x), self.threads or torch.get_num_threads())
+        if threads < 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
+            return self.model(x)
+        inference = torch.is_inference_mode_enabled()
+
+        def run(part: Tensor) -> Tensor:
+            with torch.inference_mode(inference), torch.no_grad():  # which a thread has for itself
+                return self.model(part)
+
+        return torch.cat(list(_one_core_each(threads, os.getpid()).map(run, x.tensor_split(threads))))
+
+
+@cache
+def _one_core_each(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads in which an operator is not shared out any further; a forked process has its own."""
+    everywhere = torch.get_num_threads()
+    pool, met = ThreadPoolExecutor(threads, "samples"), Barrier(threads + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # a thread's first question takes over the number of all, its own is set after that
+        torch.set_num_threads(1)
+        met.wait()
+
+    for _ in range(threads):
+        pool.submit(start)
+    met.wait()
+    torch.set_num_threads(everywhere)  # for the threads that others start later on
+    return pool
 
 
 def _linear_layers(model: nn.Module, but: str | None = None) -> list[nn.Linear]:

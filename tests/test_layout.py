@@ -1,15 +1,19 @@
-"""Linear weights by columns, and products by oneDNN."""
+"""Linear weights by columns, products by oneDNN, and batches by samples."""
 
 from __future__ import annotations
 
 import copy
+from threading import Thread
 
+import pytest
 import timm
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import image_task.models  # noqa: F401  (registers the models)
-from rmeeto.layout import OneDNNLinear, by_columns, by_onednn
+from rmeeto import MergeConfig
+from rmeeto.layout import BySamples, OneDNNLinear, by_columns, by_onednn
+from tests.forked import run
 from tests.golden_data import assert_near, fill, randn
 
 
@@ -39,3 +43,61 @@ def test_onednn_multiplies_in_evaluation_alone_and_training_stays_as_it_was():
     assert any("mkldnn::_linear_pointwise" in event.key for event in seen.key_averages())
     model(x).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class Watched(torch.nn.Module):
+    """A model that keeps what every call saw: samples, threads of an operator, inference mode."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.append((len(x), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return self.model(x)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_each_thread_takes_its_samples_through_all_layers_alone(two_threads, mode):
+    model = Watched(fill(timm.create_model("vim_nano_patch2_16", depth=3, merge=MergeConfig(r=4))).eval())
+    x, shared = randn(1, (5, 3, 16, 16)), BySamples(model)
+    with mode():
+        expected = model(x)
+        found = shared(x)
+    torch.testing.assert_close(found, expected)
+    assert found.is_inference() == expected.is_inference()
+    inference = mode is torch.inference_mode
+    assert sorted(model.calls[1:]) == [(2, 1, inference), (3, 1, inference)] and torch.get_num_threads() == 2
+    later = []
+    other = Thread(target=lambda: later.append(torch.get_num_threads()))
+    other.start(), other.join()
+    assert later == [2]  # threads of others are shared out as before
+
+
+def test_one_sample_and_training_are_the_models_own(two_threads):
+    model = Watched(fill(timm.create_model("vim_nano_patch2_16", depth=1)).eval())
+    shared, x = BySamples(model), randn(1, (4, 3, 16, 16))
+    shared(x).sum().backward()
+    with torch.no_grad():
+        shared(x[:1])
+        with torch.autocast("cpu", torch.bfloat16):
+            shared(x)
+    assert [samples for samples, *_ in model.calls] == [4, 1, 4] and {threads for _, threads, _ in model.calls} == {2}
+    assert model.model.head.weight.grad is not None
+
+
+def test_an_error_of_a_sample_is_raised_and_a_fork_has_threads_of_its_own(two_threads):
+    shared, x = BySamples(torch.nn.Linear(3, 2)), randn(1, (4, 3))
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            shared(x[:, :2])
+        expected = shared(x)
+        assert run(1, lambda: torch.equal(shared(x), expected), timeout=20) == [True]

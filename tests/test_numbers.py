@@ -102,6 +102,8 @@ def test_video_numbers_are_those_of_the_recorded_runs(arm, start):
         ("| Vim-Ti, batch 8", "Vim-Ti forward over eager loop"),
         ("| Vim-Ti merged over dense, r = 5", "Vim-Ti merged over dense, r = 5"),
         ("| Vim-Ti merged over dense, r = 11", "Vim-Ti merged over dense, r = 11"),
+        ("| By samples: merged over dense, r = 5", "merged over dense by samples, r = 5"),
+        ("| By samples: merged over dense, r = 11", "merged over dense by samples, r = 11"),
         ("| Vim-Ti training step", "Vim-Ti training memory / eager"),
     ],
 )
@@ -118,6 +120,8 @@ def test_readme_quotes_the_recorded_ratios(start, recorded):
     [
         ("| fp32 |", "fp32"),
         ("| fp32, products by oneDNN", "fp32 by oneDNN"),
+        ("| fp32, by samples (", "fp32 by samples"),
+        ("| fp32, by samples and oneDNN", "fp32 by samples and oneDNN"),
         ("| int8 linear layers", "int8"),
         ("| bf16, which", "bf16"),
     ],

@@ -19,7 +19,14 @@ def test_each_format_is_evaluated_on_the_digits_and_timed(monkeypatch):
     accuracy, *times = formats.units(CPU, 5, Path("nowhere"), quick=True)
     rows = list(accuracy.rows())
     ways = [row["way"] for row in rows]
-    assert ways == ["fp32", "fp32 by columns", "fp32 by oneDNN", "int8"]
+    assert ways == [
+        "fp32",
+        "fp32 by columns",
+        "fp32 by oneDNN",
+        "fp32 by samples",
+        "fp32 by samples and oneDNN",
+        "int8",
+    ]
     assert rows[0]["answers_as_fp32"] == 100 and rows[0]["images"] == 360
     assert rows[0]["top1"] == rows[1]["top1"] == rows[2]["top1"] == pytest.approx(98.33, abs=0.01)
     assert rows[3]["top1"] > 95 and rows[3]["answers_as_fp32"] > 95

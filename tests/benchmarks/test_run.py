@@ -148,7 +148,7 @@ def test_the_targets_end_with_its_ratios_as_a_table_and_as_json(tmp_path):
     rows = json.loads(lines[-1])["rows"]
     kinds = ["scan, forward 2", "scan, forward + backward 2", "merge 2", "forward over eager loop",
              "merged over dense, r = 5", "merged over dense, r = 11", "slowest of r = 5",
-             "training memory / eager"]  # fmt: skip
+             "by samples, r = 5", "by samples, r = 11", "training memory / eager"]  # fmt: skip
     assert len(rows) == len(kinds) and all(kind in row["row"] for kind, row in zip(kinds, rows))
     for row in rows:
         assert row["ratio"] > 0 and row["target"] > 0

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fig.evidence_claims import CLAIMS  # noqa: E402
-from fig.evidence_records import ARMS, IMAGES, MISSING, MODELS, RECORDS, Evidence, collect, removed  # noqa: E402
+from fig.evidence_records import ARMS, IMAGES, MISSING, MODELS, RECORDS, RIGHT, Evidence, collect, removed  # noqa: E402
 from fig.record import ROOT, save  # noqa: E402
 from image_task.models import load_weights  # noqa: E402
 from rmeeto.json_file import read_json, write_json  # noqa: E402
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(found)} finished runs in {args.collect}")
         records = dict(sorted({**records, **found}.items()))
         write_json(RECORDS, records)
-    evidence = Evidence(records)
+    evidence = Evidence(records, read_json(RIGHT) if RIGHT.exists() else {})
     DOCUMENT.write_text(renewed(DOCUMENT.read_text(), evidence))
     draw(evidence)
     return 0
@@ -246,7 +246,7 @@ def draw(evidence: Evidence) -> None:
         else:
             ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
     figure.suptitle("Fashion-MNIST, 197 tokens; 95 % intervals (of what: docs/evidence.md)", fontsize=9)
-    save(figure, PICTURE, [RECORDS])
+    save(figure, PICTURE, [RECORDS, RIGHT])
     plt.close(figure)
 
 

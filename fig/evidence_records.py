@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import math
 import re
 import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import timm
 import torch
 
@@ -22,6 +25,7 @@ from rmeeto.measure import token_reduction_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "image_task" / "exp_sh" / "fashion" / "results.json"
+RIGHT = RECORDS.with_name("right.json")
 MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
 ARMS = {"free": "training-free", "brief": "re-trained"}
 IMAGES = 10_000  # to test on
@@ -64,29 +68,45 @@ def seconds(log: Path) -> float:
     return round(sum(took.values()), 1)
 
 
+def packed(right: np.ndarray) -> str:
+    """Booleans as text, six to a character."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The booleans of `IMAGES` images."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=IMAGES).astype(bool)
+
+
 class Evidence:
     """What is recorded, by row; a row is (vim or deit, its name, its arm: free, brief, trained or elastic).
 
     Args:
         records: by run folder.
+        right: which test images, `packed`, by run folder, where that is known.
     """
 
-    def __init__(self, records: dict[str, Any]) -> None:
-        self.records = records
+    def __init__(self, records: dict[str, Any], right: dict[str, str] | None = None) -> None:
+        self.records, self.right = records, right or {}
 
-    def top1(self, kind: str, name: str, arm: str) -> dict[int, float]:
-        """Top-1 on the test images in percent, by seed."""
+    def runs(self, kind: str, name: str, arm: str) -> dict[int, str]:
+        """Of a row, evaluated on all test images, by seed."""
         pattern = re.compile(rf"{kind}-{re.escape(name)}-{arm}-test-seed(\d+)")
         if arm == "elastic":
             pattern = re.compile(rf"{kind}-elastic-at-{re.escape(name)}-test-seed(\d+)")
-        found = {int(m[1]): self.records[run] for run in self.records if (m := pattern.fullmatch(run))}
-        return {seed: record["top1"] for seed, record in sorted(found.items()) if record["count"] == IMAGES}
+        found = {int(m[1]): run for run in self.records if (m := pattern.fullmatch(run))}
+        return {seed: run for seed, run in sorted(found.items()) if self.records[run]["count"] == IMAGES}
+
+    def top1(self, kind: str, name: str, arm: str) -> dict[int, float]:
+        """Top-1 on the test images in percent, by seed."""
+        return {seed: self.records[run]["top1"] for seed, run in self.runs(kind, name, arm).items()}
 
     def sum(self, *terms: tuple[float, str, str, str]) -> Interval | None:
         """A sum of weighted accuracies over the seeds that all have; None where there is none.
 
-        With one seed the interval is the binomial one over the test images, the terms taken as independent (they see
-        the same images, so that of a difference is rather too wide); with more it is Student's, over the seeds.
+        With one seed the interval is over the test images: of what each adds to the sum, where it is known which each
+        term gets right, else binomial with the terms taken as independent (they see the same images, so that of a
+        difference is too wide). With more seeds it is Student's, over the seeds.
 
         Args:
             terms: weight, kind, name, arm.
@@ -100,10 +120,16 @@ class Evidence:
         if len(seeds) > 1:
             half = STUDENT[len(seeds)] * statistics.stdev(sums) / math.sqrt(len(seeds))
         else:
-            half = 1.96 * math.sqrt(
-                sum((w**2) * of[seeds[0]] * (100 - of[seeds[0]]) / IMAGES for (w, *_), of in zip(terms, values))
-            )
+            half = 1.96 * math.sqrt(self._variance(seeds[0], terms) / IMAGES)
         return Interval(mean, mean - half, mean + half)
+
+    def _variance(self, seed: int, terms: Sequence[tuple[float, str, str, str]]) -> float:
+        """Of what a test image adds to a sum of terms, in points squared."""
+        runs = [self.runs(*row)[seed] for _, *row in terms]
+        if all(run in self.right for run in runs):
+            return float(np.var(sum(100 * w * unpacked(self.right[run]) for (w, *_), run in zip(terms, runs))))
+        tops = (self.records[run]["top1"] for run in runs)
+        return sum(w**2 * top1 * (100 - top1) for (w, *_), top1 in zip(terms, tops))
 
     def cell(self, kind: str, name: str, arm: str) -> str:
         """A row's accuracy with its interval."""

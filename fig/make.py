@@ -32,7 +32,7 @@ FIGURES = {
     "digits_accuracy": Drawing(ROOT / "fig" / "digits_accuracy.png", digits.ACCURACIES, digits.digits_accuracy),
     "rules": Drawing(rules.PICTURE, rules.data(), rules.draw),
     "information": Drawing(information.PICTURE, information.data(), information.draw),
-    "evidence": Drawing(evidence.PICTURE, [evidence.RECORDS], lambda path: evidence.main([])),
+    "evidence": Drawing(evidence.PICTURE, [evidence.RECORDS, evidence.RIGHT], lambda path: evidence.main([])),
 }
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +14,20 @@ from safetensors.torch import load_file
 
 from fig import evidence
 from fig.evidence_claims import CLAIMS, Claim, more
-from fig.evidence_records import IMAGES, MISSING, MODELS, RECORDS, Evidence, Interval, collect, removed
+from fig.evidence_pairs import weights
+from fig.evidence_records import (
+    IMAGES,
+    MISSING,
+    MODELS,
+    RECORDS,
+    RIGHT,
+    Evidence,
+    Interval,
+    collect,
+    packed,
+    removed,
+    unpacked,
+)
 from image_task.flags import parse
 from rmeeto.json_file import read_json, write_json
 from tests.recipes import RECIPES, plan
@@ -41,7 +55,7 @@ def of(**top1: float) -> Evidence:
 
 
 def test_the_page_is_that_of_the_records():
-    text, found = evidence.DOCUMENT.read_text(), Evidence(recorded())
+    text, found = evidence.DOCUMENT.read_text(), Evidence(recorded(), read_json(RIGHT))
     assert evidence.renewed(text, found) == text, "run python fig/evidence.py"
 
 
@@ -87,6 +101,37 @@ def test_a_difference_is_of_the_seeds_that_both_have():
     mean, low, high = found.sum(*more("vim", "free", "r0", "r11"))
     assert mean == 10 and high - mean == pytest.approx(1.96 * (0.16 + 0.21) ** 0.5)
     assert found.sum(*more("vim", "free", "r0", "r5")) is None
+
+
+def test_answers_on_the_same_images_say_more_than_their_accuracies():
+    both, one, other = 8000, 300, 100  # right in both rows, in the first alone, in the second alone
+    image = np.arange(IMAGES)
+    first, second = image < both + one, (image < both) | (image >= IMAGES - other)
+    found = of(r0_free_test_seed0=83.0, r11_free_test_seed0=81.0)
+    wide = found.sum(*more("vim", "free", "r0", "r11"))
+    found.right["vim-r0-free-test-seed0"] = packed(first)
+    assert found.sum(*more("vim", "free", "r0", "r11")) == wide  # of the other it is not known
+    found.right["vim-r11-free-test-seed0"] = packed(second)
+    mean, low, high = found.sum(*more("vim", "free", "r0", "r11"))
+    assert mean == 2 and high - mean == pytest.approx(196 * (0.04 - 0.02**2) ** 0.5 / 100)
+    assert high - mean < (wide.high - mean) / 2
+    assert found.cell("vim", "r0", "free") == "83.00 ± 0.74" == of(r0_free_test_seed0=83.0).cell("vim", "r0", "free")
+
+
+def test_the_answers_recorded_add_up_to_the_accuracies():
+    found = recorded()
+    for run, text in read_json(RIGHT).items():
+        assert unpacked(text).sum() == round(100 * found[run]["top1"]), run
+
+
+def test_a_rows_answers_come_from_the_weights_that_it_trained(tmp_path):
+    runs = tmp_path / "fashion"
+    for row, trained in {
+        "vim-r11-l1-brief-test-seed0": "vim-r11-l1-brief-seed0",
+        "vim-elastic-at-r5-test-seed0": "vim-elastic-brief-seed0",
+    }.items():
+        assert weights(row, tmp_path) == runs / trained / "last.pt"
+    assert weights("deit-r5-free-test-seed0", tmp_path) == RECORDS.with_name("deit.safetensors")
 
 
 @pytest.mark.parametrize(

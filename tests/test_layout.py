@@ -57,14 +57,6 @@ class Watched(torch.nn.Module):
         return self.model(x)
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_each_thread_takes_its_samples_through_all_layers_alone(two_threads, mode):
     model = Watched(fill(timm.create_model("vim_nano_patch2_16", depth=3, merge=MergeConfig(r=4))).eval())

@@ -115,6 +115,20 @@ def test_readme_quotes_the_recorded_ratios(start, recorded):
         assert numbers(cell) == [pytest.approx(ratio, rel=0.005)]
 
 
+def test_readme_quotes_the_busy_machine():
+    found = json.loads((RESULTS / "targets-fp32-cpu-pt2.15.0-busy.json").read_text())["rows"]
+    ratios, times = ({row["row"]: row.get(key) for row in found} for key in ("ratio", "ms"))
+    together, alone = "Vim-Ti merged over dense", "merged over dense by samples"
+    text = (ROOT / "README.md").read_text().replace("\n", " ")
+    assert f"takes {times[f'{alone}, r = 5'][0]:.0f} ms so and {times[f'{together}, r = 5'][0]:.0f} ms with" in text
+    five, eleven, worst = (
+        ratios[row] for row in (f"{alone}, r = 5", f"{alone}, r = 11", "slowest of r = 5, 7, 9, 11, 16")
+    )
+    assert (
+        f"{five:.3f} at r = 5 and {eleven:.3f} at r = 11, where it otherwise may not ({worst:.3f} at the worst" in text
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "way"),
     [

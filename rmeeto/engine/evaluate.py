@@ -15,6 +15,7 @@ from rmeeto.engine.feed import on_device
 from rmeeto.engine.precision import autocast
 from rmeeto.engine.progress import LINE_EVERY, Progress
 from rmeeto.errors import UserError
+from rmeeto.layout import BySamples
 
 Batch = tuple[Tensor, Tensor]
 
@@ -83,12 +84,13 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
+    shared_out = BySamples(model)  # on a CPU, where other processes hold up every operator that waits for all threads
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     with torch.inference_mode(), Progress(title, None, shown=world.is_main, line_every=line_every) as progress:
         for images, targets in on_device(rank_errors(data.eval_batches(), world), world.device):
             with autocast(world.device, dtype):
-                logits = model(images).float()
+                logits = shared_out(images).float()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
             # filled there: a copy would wait for the GPU
             number = torch.full((), len(targets), device=world.device)

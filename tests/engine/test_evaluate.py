@@ -57,6 +57,19 @@ def test_evaluation_uses_no_dropout_and_leaves_the_mode_alone():
     assert not model.training
 
 
+def test_on_a_cpu_each_thread_takes_its_samples_alone(two_threads):
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append((len(x), torch.get_num_threads()))
+            return model(x)
+
+    model, seen = toy_model(), []
+    whole = evaluate(Watched(), ToyData(num_eval=20), cpu())
+    assert seen and {threads for _, threads in seen} == {1} and sum(samples for samples, _ in seen) == 20
+    torch.set_num_threads(1)
+    assert whole == pytest.approx(evaluate(model, ToyData(num_eval=20), cpu()))
+
+
 def test_outputs_that_are_not_finite_are_an_error():
     bad = [(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))]
     with pytest.raises(UserError, match="not finite in evaluation"):

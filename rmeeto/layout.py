@@ -76,7 +76,7 @@ class BySamples(nn.Module):
     def __init__(self, model: nn.Module, threads: int | None = None) -> None:
         super().__init__()
         self.model, self.threads = model, threads
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the model; with gradients, autocast or a GPU, or of one sample, by the model itself."""

@@ -43,6 +43,7 @@ class SpeedConfig(Settings):
     device: str = setting("auto", "auto, cpu or cuda", one_of=DEVICES)
     compile: bool = setting(False, "time torch.compile(fullgraph=True) of the models")
     cuda_graph: bool = setting(False, "time replays of CUDA graphs")
+    by_samples: bool = setting(False, "each CPU thread takes its part of a batch through all layers alone (fp32)")
     runs: int = setting(11, "timed runs of each model", within=f"[{MIN_RUNS}, 1000000]")
     warmup: int = setting(3, "passes before the first run", within="[1, 1000000]")
     output: str | None = setting(None, "the JSON file; the plot goes beside it as .png")

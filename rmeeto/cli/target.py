@@ -46,7 +46,7 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what a schedule is not fitted to.
 
     Raises:
-        UserError: a target out of range, several batch sizes, compiled or captured passes, or matching in a window.
+        UserError: a target out of range, several batch sizes, other passes than eager ones, or matching in a window.
     """
     if len(options.batch_size) > 1:
         raise UserError(
@@ -55,7 +55,7 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.target.value < 1 and options.target.kind == "target_ratio" or options.target.value == 0:
         raise UserError(f"--target {options.target}; expected a speed-up of 1x or more, or a latency above 0 ms.")
-    for flag in ("compile", "cuda_graph", "window"):
+    for flag in ("compile", "cuda_graph", "by_samples", "window"):
         if getattr(options, flag):
             raise UserError(f"--target is fitted to eager passes with exact matching; leave --{flag} out.")
 

@@ -40,6 +40,7 @@ theory   dense GMACs / these   merge    share of the time, and its spread"""
 NOISE = "within the noise: the measured share is not above its spread over the rounds"
 BUSY = 0.2  # interquartile range over median
 DEFAULT_FOLDER = Path("runs", "throughput")
+MEASURED = ("dtype", "compile", "cuda_graph", "by_samples", "runs", "warmup")  # settings that the JSON file names
 _SIZES = re.compile(r"_patch\d+_\d+$")
 
 
@@ -110,6 +111,7 @@ class Throughput:
         if options.output is None:
             parts = [options.model, options.dtype, options.device]
             parts += ["compiled"] * options.compile + ["graphed"] * options.cuda_graph
+            parts += ["by-samples"] * options.by_samples
             options.output = str(DEFAULT_FOLDER / ("-".join(parts) + ".json"))
         options.output = Path(options.output)
         _check_output(options.output, options.overwrite)
@@ -169,7 +171,7 @@ class Throughput:
             "model": options.model,
             "samples": self.samples,
             "input_size": list(dense.pretrained_cfg["input_size"]),
-            **{name: getattr(options, name) for name in ("dtype", "compile", "cuda_graph", "runs", "warmup")},
+            **{name: getattr(options, name) for name in MEASURED},
             "results": [],
         }
         heads = [f"{self.samples}/s" if head == "images/s" else head for head in WIDTHS]
@@ -239,6 +241,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--device cuda: torch sees no GPU (python -m rmeeto.doctor says why); use --device cpu.")
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda_graph needs a GPU, and this runs on cpu; leave the flag out.")
+    if options.by_samples and (options.device, options.dtype, options.compile) != ("cpu", "fp32", False):
+        raise UserError("--by_samples is of eager passes in fp32 on a CPU; leave it out, or --compile and --dtype.")
     if options.output is not None and not options.output.endswith(".json"):
         raise UserError(f"--output is {options.output}; expected a file that ends in .json.")
 
@@ -255,6 +259,7 @@ def _at(batch_size: int, models: dict[str, nn.Module], options: argparse.Namespa
             dtype=DTYPES[options.dtype],
             compile=options.compile,
             cuda_graph=options.cuda_graph,
+            by_samples=options.by_samples,
             merging=True,
         )
     except torch.OutOfMemoryError:

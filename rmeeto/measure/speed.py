@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
+from rmeeto.layout import BySamples
 from rmeeto.measure.graphs import Captured
 from rmeeto.measure.without_merging import without_merging
 
@@ -90,6 +91,7 @@ def benchmark(
     dtype: torch.dtype | None = None,
     compile: bool = False,
     cuda_graph: bool = False,
+    by_samples: bool = False,
     merging: bool = False,
     min_seconds: float = 0.05,
 ) -> dict[str, Timing]:
@@ -103,6 +105,7 @@ def benchmark(
         dtype: of autocast; None for none.
         compile: time ``torch.compile(fullgraph=True)`` of each model.
         cuda_graph: time replays of a CUDA graph of each model.
+        by_samples: share a batch out among a CPU's threads by samples (`rmeeto.layout.BySamples`).
         merging: measure the share of time in merging too (another model for each one that merges).
         min_seconds: passes are repeated within a run until it lasts as long.
 
@@ -122,6 +125,8 @@ def benchmark(
     for name, model in models.items():
         twin = without_merging(model) if merging else None
         entries += [(name, False, model)] + ([] if twin is None else [(name, True, twin)])
+    if by_samples:
+        entries = [(name, is_twin, BySamples(model)) for name, is_twin, model in entries]
     passes, memory, calls = {}, {}, {}
     with torch.inference_mode():
         for name, is_twin, model in entries:

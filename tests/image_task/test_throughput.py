@@ -138,7 +138,7 @@ def test_every_model_and_batch_is_timed_as_asked(instant, tmp_path):
         "r = 8",
     ]  # dense is always there, and first
     assert options["dtype"] == torch.bfloat16 and options["compile"] and options["runs"] == 7
-    assert not options["cuda_graph"] and options["merging"]
+    assert not options["cuda_graph"] and not options["by_samples"] and options["merging"]
     result = json.loads((tmp_path / "a.json").read_text())
     assert [row["speed_up"] for row in result["results"][:3]] == [1, 10 / 9, 10 / 8]
 
@@ -243,6 +243,7 @@ def test_every_registered_name_is_its_own(name):
         ([*NANO, "--target", "0.5x", "--output", "missing/a.json"], "--target 0.5x", "1x or more"),
         ([*NANO, "--target", "2x", "--batch_size", "1", "8"], "--batch_size 1 8", "give one"),
         ([*NANO, "--target", "2x", "--compile"], "eager passes", "leave --compile out"),
+        ([*NANO, "--by_samples", "--compile"], "eager passes in fp32 on a CPU", "leave it out, or --compile"),
         (["--r", "0", "--metric", "B"], "--metric has no effect", "--r 0 merges nothing"),
         (["--r", "0", "--metric", "foo"], "--metric foo", "'delta'"),
         (["--r", "0", "--window", "1,3,3"], "--window has no effect", "--r 0 merges nothing"),

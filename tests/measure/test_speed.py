@@ -122,6 +122,20 @@ def test_what_cannot_be_timed_is_refused(arguments, message):
     assert len(str(error.value).splitlines()) <= 2
 
 
+def test_by_samples_each_thread_is_timed_with_its_own(two_threads):
+    seen = set()
+
+    def model(x):
+        seen.add((len(x), torch.get_num_threads()))
+        return x
+
+    benchmark({"a": model}, BATCH, runs=5, min_seconds=0)
+    assert seen == {(len(BATCH), 2)}
+    seen.clear()
+    assert len(benchmark({"a": model}, BATCH, runs=5, min_seconds=0, by_samples=True)["a"].seconds) == 5
+    assert seen == {(len(BATCH) // 2, 1)}
+
+
 def test_real_models_are_timed_and_left_as_they_were():
     dense, merged = vim(), vim(MergeConfig(r=5))
     before = merged(BATCH)

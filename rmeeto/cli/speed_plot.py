@@ -73,6 +73,7 @@ def window_of(row: dict[str, Any]) -> str:
 def title(settings: dict[str, Any]) -> str:
     """Model, input and how it was run."""
     ways = ["compiled"] * settings["compile"] + ["CUDA graph"] * settings["cuda_graph"]
+    ways += ["by samples"] * settings.get("by_samples", False)
     *frames, size, _ = settings["input_size"][1:]
     clip = [f"{frames[0]} frames"] if frames else []
     return ", ".join([settings["model"], *clip, f"{size} px", settings["dtype"], *ways])

@@ -33,7 +33,8 @@ from rmeeto.measure.mutual_information import ESTIMATORS, Settings, gaussians, m
 FASHION = ROOT / "image_task" / "exp_sh" / "fashion"
 RECORDS = FASHION / "information"
 DOCUMENT, PICTURE = ROOT / "docs" / "measure.md", ROOT / "docs" / "information.png"
-BEGIN, END = "<!-- table: written by fig/information.py -->", "<!-- end of table -->"
+OF_GAUSSIANS = "<!-- table: written by fig/information.py -->", "<!-- end of table -->"
+OF_BLOCKS = "<!-- blocks: written by fig/information.py -->", "<!-- end of blocks -->"
 MISSING = "not yet measured"
 NATS, DIMENSIONS, SAMPLES, SEEDS = (1.0, 4.0), 20, 50_000, (0, 1, 2)
 MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
@@ -71,6 +72,16 @@ def measure_model(path: Path, name: str, weights: str, data: str, steps: int) ->
     blocks = [str(number) for number in range(8)]
     measure([*(word for flag in flags.items() for word in flag), "--blocks", *blocks, "--overwrite"])
     path.with_suffix(".png").unlink()  # docs/information.png shows it
+    write_json(path, without_folders(read_json(path)))
+
+
+def without_folders(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that names files without the folders that they lay in."""
+
+    def short(word: str) -> str:
+        return Path(word).name if Path(word).is_absolute() else word
+
+    return {**record, "command": [*map(short, record["command"])], "weights": short(record["weights"])}
 
 
 def records() -> dict[str, dict[str, Any]]:
@@ -101,6 +112,22 @@ def table() -> str:
                 MISSING if low is None else f"{low:.2f} to {high:.2f} ({100 * (np.mean(values) / nats - 1):+.0f} %)"
             )
         lines.append(f"| `{estimator}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def blocks_table() -> str:
+    """What the bounds find of each block of the models: the mean over tokens and seeds, and how far seeds are apart."""
+    found = {name: record for name, record in records().items() if name in MODELS}
+    if not found:
+        return MISSING
+    numbers = next(iter(found.values()))["blocks"]
+    lines = [f"| nats, by block | bound | {' | '.join(map(str, numbers))} |", "|---|---|" + "---|" * len(numbers)]
+    for name in MODELS:
+        for result in found.get(name, {"results": []})["results"]:
+            nats = np.array(result["nats"]).mean(2)  # (seeds, blocks)
+            cells = [f"{mean:.2f} ± {half:.2f}" for mean, half in zip(nats.mean(0), np.ptp(nats, axis=0) / 2)]
+            head = f"`{MODELS[name]}`, {WORDS[result['part']]} | `{result['estimator']}`"
+            lines.append(f"| {head} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -145,15 +172,17 @@ def of_blocks(ax: Any, record: dict[str, Any], estimator: str) -> None:
         ax.plot(record["blocks"], nats.mean(0), marker="os^d"[at], color=f"C{at}", label=WORDS[result["part"]])
         ax.fill_between(record["blocks"], nats.min(0), nats.max(0), alpha=0.2, color=f"C{at}", lw=0)
     ax.set_xlabel("block")
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="lower right", ncols=2)
 
 
 def renewed(text: str) -> str:
-    """A document with the table of today's records."""
-    head, found, rest = text.partition(BEGIN)
-    if not found:
-        raise SystemExit(f"{DOCUMENT} has no place for the table: {BEGIN}")
-    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    """A document with the tables of today's records."""
+    for (begin, end), content in ((OF_GAUSSIANS, table()), (OF_BLOCKS, blocks_table())):
+        head, found, rest = text.partition(begin)
+        if not found:
+            raise SystemExit(f"{DOCUMENT} has no place for the table: {begin}")
+        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:

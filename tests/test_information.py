@@ -27,7 +27,8 @@ def test_records_are_whole_and_at_the_papers_settings():
 
 def test_the_script_measures_and_draws(tmp_path, monkeypatch):
     document = tmp_path / "measure.md"
-    document.write_text(f"before\n\n{information.BEGIN}\nold\n{information.END}\nafter\n")
+    places = (f"{begin}\nold\n{end}" for begin, end in (information.OF_GAUSSIANS, information.OF_BLOCKS))
+    document.write_text("before\n\n" + "\n".join(places) + "\nafter\n")
     for name, value in {
         "RECORDS": tmp_path / "records",
         "DOCUMENT": document,
@@ -39,4 +40,5 @@ def test_the_script_measures_and_draws(tmp_path, monkeypatch):
     assert read_json(tmp_path / "records" / "gaussians.json")["results"][0]["nats"] == 1.0
     text = document.read_text()
     assert "old" not in text and text.endswith("after\n") and text.count(" to ") == 4
+    assert f"{information.OF_BLOCKS[0]}\n\n{information.MISSING}\n\n{information.OF_BLOCKS[1]}" in text
     assert (tmp_path / "i.png").stat().st_size > 10_000

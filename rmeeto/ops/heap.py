@@ -1,8 +1,8 @@
 """The C library's heap, told to keep what is freed.
 
 glibc hands large freed memory back to the system, and a model frees each layer's tensors before the next layer wants as
-much again: page by page, zeroed, a fifth of Vim-Ti's forward pass at batch 8 and up, more or less with every run and
-every r, for it depends on what lies at the end of the heap. PyTorch's CPU allocator keeps nothing itself.
+much again: page by page, zeroed, more or less with every run and every r, for it depends on what lies at the end of
+the heap. PyTorch's CPU allocator keeps nothing itself.
 """
 
 from __future__ import annotations

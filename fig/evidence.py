@@ -24,6 +24,7 @@ from fig.evidence_claims import CLAIMS  # noqa: E402
 from fig.evidence_records import ARMS, IMAGES, MISSING, MODELS, RECORDS, RIGHT, Evidence, collect, removed  # noqa: E402
 from fig.record import ROOT, save  # noqa: E402
 from image_task.models import load_weights  # noqa: E402
+from rmeeto import MergeConfig  # noqa: E402
 from rmeeto.json_file import read_json, write_json  # noqa: E402
 
 DOCUMENT, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.png"
@@ -107,14 +108,19 @@ def tables(evidence: Evidence) -> dict[str, str]:
         **{f"ratio-{arm}": ratio(evidence, arm) for arm in ARMS},
         "order": compared(evidence, ORDER),
         "order-deit": compared(evidence, ORDER[:2], "deit"),
-        "ablations": compared(evidence, ABLATIONS),
+        "ablations": compared(evidence, ABLATIONS, share=True),
         "amount": compared(evidence, AMOUNTS, arms=("brief",)),
         "longer": longer(evidence),
         "blocks": compared(evidence, BLOCKS, arms=("free",), base="r0"),
-        "schedules": compared(evidence, SLOPES),
+        "schedules": compared(evidence, SLOPES, share=True),
         "fitted": fitted(),
         "elastic": elastic(evidence),
     }
+
+
+def every_block(r: int) -> MergeConfig:
+    """What the ratio's rows merge; Vim and DeiT remove the same."""
+    return MergeConfig(r=r, interval=1)
 
 
 def table(*rows: Iterable[str]) -> str:
@@ -124,7 +130,7 @@ def table(*rows: Iterable[str]) -> str:
 
 def claims(evidence: Evidence) -> str:
     """Every claim with what is measured of it."""
-    head = ["claim (of the paper, unless said)", "as measured here", "difference in points", "the claim is"]
+    head = ["claim (of the paper, unless said)", "as measured here", "difference in points", "seeds", "the claim is"]
     return table(head, *(claim.row(evidence) for group in CLAIMS.values() for claim in group))
 
 
@@ -136,7 +142,7 @@ def ratio(evidence: Evidence, arm: str) -> str:
         *(f"{kind}, {how}" for kind in ("Vim", "DeiT") for how in ("merged", "pruned")),
     ]
     rows = [
-        [str(r), f"{removed(r):.3f}"]
+        [str(r), f"{removed(every_block(r)):.3f}"]
         + [
             evidence.cell(kind, f"r{r}{how}", arm) if r or not how else "-"
             for kind in ("vim", "deit")
@@ -153,9 +159,10 @@ def compared(
     kind: str = "vim",
     arms: Sequence[str] = tuple(ARMS),
     base: str = "",
+    share: bool = False,
 ) -> str:
-    """Rows beside the first of them, or beside `base`."""
-    base, head = base or rows[0][1], ["setting"]
+    """Rows beside the first of them, or beside `base`; with `share` also how many tokens each removes."""
+    base, head = base or rows[0][1], ["setting", *(["tokens removed"] * share)]
     for arm in arms:
         head += [
             ARMS[arm],
@@ -163,7 +170,7 @@ def compared(
         ]
     cells = []
     for words, name in rows:
-        row = [words]
+        row = [words, *([evidence.removed(kind, name)] * share)]
         for arm in arms:
             row += [
                 evidence.cell(kind, name, arm),
@@ -192,13 +199,13 @@ def fitted() -> str:
     rows = [row for row in read_json(SCHEDULES)["rows"] if row["what"].startswith("Fashion-MNIST,")]
     if not rows:  # measured on a machine that has no Fashion-MNIST
         return MISSING
-    head = ["r everywhere", "ms", "top-1", "fitted", "ms", "top-1", "difference"]
+    head = ["r everywhere", "dense over it", "top-1", "fitted", "dense over it", "top-1", "difference"]
     body = []
     for dense, constant, other in zip(*(iter(rows),) * 3, strict=True):
         assert (dense["way"], constant["way"], other["way"]) == ("dense", "constant", "fitted")
         spread = sum(row["top1"] * (100 - row["top1"]) for row in (constant, other))
         change = f"{other['top1'] - constant['top1']:+.2f} ± {1.96 * (spread / IMAGES) ** 0.5:.2f}"
-        times = [f"{row['median_ms']:.0f}" for row in (constant, other)]
+        times = [f"{dense['median_ms'] / row['median_ms']:.2f}" for row in (constant, other)]
         tops = [f"{row['top1']:.2f}" for row in (constant, other)]
         body.append([str(constant["r"]), times[0], tops[0], ", ".join(map(str, other["r"])), times[1], tops[1], change])
     return table(head, *body)
@@ -256,7 +263,7 @@ def curves(ax: plt.Axes, evidence: Evidence) -> None:
     for kind, name in (("vim", "Vim"), ("deit", "DeiT")):
         for how, mark in (("", "o"), ("-prune", "x")):
             for arm, line in (("free", ":"), ("brief", "-")):
-                points = [(removed(r), kind, f"r{r}{how if r else ''}") for r in R]
+                points = [(removed(every_block(r)), kind, f"r{r}{how if r else ''}") for r in R]
                 words = f"{name}, {'pruned' if how else 'merged'}, {ARMS[arm]}"
                 curve(ax, evidence, points, arm, mark + line, words, colours[kind])
     ax.set(title="Accuracy against ratio", xlabel="share of tokens removed, averaged over the blocks")

@@ -41,7 +41,7 @@ class Claim:
         found = evidence.sum(*self.terms)
         wanted = "> 0" if self.within is None else f"< {self.within:g}"
         shown = MISSING if found is None else f"{found.mean:+.2f} ± {found.high - found.mean:.2f}"
-        return [self.text, f"{self.what} {wanted}", shown, self.verdict(found)]
+        return [self.text, f"{self.what} {wanted}", shown, f"{len(evidence.seeds(*self.terms))}", self.verdict(found)]
 
 
 def more(kind: str, arm: str, a: str, b: str) -> tuple[Term, ...]:
@@ -53,13 +53,13 @@ def _loss(kind: str, r: int, weight: float) -> tuple[Term, ...]:
     return (weight, kind, "r0", "free"), (-weight, kind, f"r{r}", "free")
 
 
-def _chosen(what: str, others: str) -> list[Claim]:
-    """That the paper's choice is better than the others of its table."""
+def _chosen(what: str, prefix: str, others: str, words: str = "") -> list[Claim]:
+    """That the paper's choice is better than the others of its table; a row's name is r11-, prefix, and one of them."""
     return [
         Claim(
             f"the paper's choice is best: {what}",
-            f"Vim, re-trained, r = 11: {what} minus {name}",
-            more("vim", "brief", "r11", f"r11-{name}"),
+            f"Vim, re-trained, r = 11: {what} minus {words}{name}",
+            more("vim", "brief", "r11", f"r11-{prefix}{name}"),
         )
         for name in others.split()
     ]
@@ -112,10 +112,10 @@ CLAIMS = {
         ),
     ],
     "Ablations": [
-        *_chosen("metric X", "metricB metricC metricdelta"),
-        *_chosen("distance cosine", "l1 l2"),
-        *_chosen("size-weighted average", "mean amax amin"),
-        *_chosen("nearest token", "neighbour3 neighbour5 neighbour7 neighbour14"),
+        *_chosen("metric X", "metric", "B C delta"),
+        *_chosen("distance cosine", "", "l1 l2"),
+        *_chosen("size-weighted average", "", "mean amax amin"),
+        *_chosen("nearest token", "neighbour", "3 5 7 14", "neighbour "),
         Claim("the first epoch of re-training brings most", "Vim, r = 11: what 1 epoch brings minus what 14 more do",
               ((2, "vim", "r11-epochs1", "brief"), (-1, "vim", "r11", "free"),
                (-1, "vim", "r11-epochs15", "brief"))),

@@ -17,8 +17,8 @@ import numpy as np
 import timm
 import torch
 
-import image_task.models  # noqa: F401, registers them
 from exp_sh.collect import record_of
+from image_task.flags import parse
 from rmeeto import MergeConfig
 from rmeeto.json_file import read_json
 from rmeeto.measure import token_reduction_ratio
@@ -101,6 +101,10 @@ class Evidence:
         """Top-1 on the test images in percent, by seed."""
         return {seed: self.records[run]["top1"] for seed, run in self.runs(kind, name, arm).items()}
 
+    def seeds(self, *terms: tuple[float, str, str, str]) -> list[int]:
+        """Which all rows of a sum have."""
+        return sorted(set.intersection(*(set(self.runs(*row)) for _, *row in terms)))
+
     def sum(self, *terms: tuple[float, str, str, str]) -> Interval | None:
         """A sum of weighted accuracies over the seeds that all have; None where there is none.
 
@@ -111,8 +115,7 @@ class Evidence:
         Args:
             terms: weight, kind, name, arm.
         """
-        values = [self.top1(*row) for _, *row in terms]
-        seeds = sorted(set.intersection(*map(set, values)))
+        values, seeds = [self.top1(*row) for _, *row in terms], self.seeds(*terms)
         if not seeds:
             return None
         sums = [sum(weight * of[seed] for (weight, *_), of in zip(terms, values)) for seed in seeds]
@@ -136,8 +139,16 @@ class Evidence:
         found = self.sum((1, kind, name, arm))
         if found is None:
             return MISSING
-        seeds = len(self.top1(kind, name, arm))
+        seeds = len(self.seeds((1, kind, name, arm)))
         return f"{found.mean:.2f} ± {found.high - found.mean:.2f}" + (f" ({seeds} seeds)" if seeds > 1 else "")
+
+    def removed(self, kind: str, name: str) -> str:
+        """The share of tokens that a training-free row removes, by its command."""
+        runs = self.runs(kind, name, "free")
+        if not runs:
+            return MISSING
+        config, _, _ = parse(shlex.split(self.records[min(runs.values())]["command"])[2:])
+        return f"{removed(config.merge, MODELS[kind]):.3f}"
 
     def change(self, kind: str, name: str, arm: str, base: str) -> str:
         """The same of the difference to another row."""
@@ -146,10 +157,7 @@ class Evidence:
 
 
 @functools.cache
-def removed(r: int) -> float:
-    """The share of tokens removed, averaged over the blocks: the paper's reduction ratio, of Vim and DeiT alike."""
+def removed(merge: MergeConfig | None, model: str = MODELS["vim"]) -> float:
+    """The share of tokens removed, averaged over the blocks: the paper's reduction ratio."""
     with torch.device("meta"):
-        models = [timm.create_model(name, merge=MergeConfig(r=r, interval=1)) for name in MODELS.values()]
-    vim, deit = map(token_reduction_ratio, models)
-    assert vim == deit
-    return vim
+        return token_reduction_ratio(timm.create_model(model, merge=merge))

@@ -165,7 +165,7 @@ def _as(source: Source, classes: list[str], where: str) -> Source:
             f"{where} has {len(odd)} classes that are not among the {len(classes)} of the training split or of "
             f"--class_map: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}. Move or remove them."
         )
-    if isinstance(source, Reader) or (isinstance(source, Mapped) and source.targets is None):
+    if isinstance(source, Reader):
         if source.classes != classes[: len(source.classes)]:
             raise UserError(
                 f"{where} numbers its classes otherwise than the weights do, and cannot be numbered anew; give it as a "
@@ -173,9 +173,12 @@ def _as(source: Source, classes: list[str], where: str) -> Source:
             )
         return replace(source, classes=classes)
     number = {name: index for index, name in enumerate(classes)}
-    targets = np.array([number[name] for name in source.classes])[source.targets]
-    check_used(targets, classes, where)
-    return replace(source, targets=targets, classes=classes)
+    numbers = np.array([number[name] for name in source.classes])
+    targets = None if source.targets is None else numbers[source.targets]
+    if targets is not None:
+        check_used(targets, classes, where)
+    renamed = replace(source, targets=targets, classes=classes)
+    return replace(renamed, numbers=numbers) if isinstance(renamed, Mapped) else renamed
 
 
 def _subset(source: Files, ratio: float, seed: int) -> Files:

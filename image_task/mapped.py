@@ -21,20 +21,26 @@ from rmeeto.imports import find_object
 SPLITS = {"train": ("train", "trainval"), "val": ("test", "val", "valid")}
 
 
+IN_MEMORY = (datasets.MNIST, datasets.CIFAR10, datasets.USPS)  # whose `data` and `targets` are what they give
+
+
 @dataclass(frozen=True)
 class Mapped(Source):
     """A map-style data set of (PIL image, class) pairs."""
 
     dataset: Any
-    targets: np.ndarray | None  # (n,) numbers of `classes`; None: the data set's own, and in its order
+    targets: np.ndarray | None  # (n,) numbers of `classes`, where they are known without opening an image
     classes: list[str]
+    numbers: np.ndarray  # (m,) what each of the data set's own class numbers is among `classes`
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def open(self, index: int) -> tuple[Picture, int]:
         image, target = self.dataset[index]
-        return image.convert("RGB"), int(target if self.targets is None else self.targets[index])
+        if not 0 <= int(target) < len(self.numbers):
+            raise UserError(f"image {index} is of class {int(target)}; expected 0 to {len(self.numbers) - 1}")
+        return image.convert("RGB"), int(self.numbers[int(target)])
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -61,7 +67,7 @@ def load_torchvision(config: DataConfig, split: str) -> Source:
     reasons = []
     for choice in choices:
         try:
-            return _source(made(config.data_path, **choice, **options), name)
+            return _in_memory(_source(made(config.data_path, **choice, **options), name))
         except ValueError as error:  # no split of that name
             reasons.append(error)
         except (RuntimeError, OSError) as error:
@@ -89,13 +95,8 @@ def load_own(config: DataConfig, split: str) -> Source:
     return _source(found, config.data_set)
 
 
-def _source(dataset: Any, name: str) -> Source:
-    targets = next(
-        (getattr(dataset, key) for key in ("targets", "labels", "_labels", "y") if hasattr(dataset, key)),
-        None,
-    )
-    targets = targets.numpy() if isinstance(targets, Tensor) else None if targets is None else np.asarray(targets)
-    classes = getattr(dataset, "classes", None)
+def _source(dataset: Any, name: str) -> Mapped:
+    targets, classes = _targets(dataset), getattr(dataset, "classes", None)
     if classes is None and targets is not None:
         classes = range(int(targets.max()) + 1)
     if classes is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -103,10 +104,23 @@ def _source(dataset: Any, name: str) -> Source:
             f"{name} gave a {type(dataset).__name__}; expected a data set with a length, [index] -> (PIL image, class) "
             "and classes, their names"
         )
-    images = getattr(dataset, "data", None)
-    images = images.numpy() if isinstance(images, Tensor) else images
     names = [str(one) for one in classes]
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[-1:] != (1,):
-        if targets is not None and (images.ndim == 3 or images.shape[3:] == (3,)):
-            return Arrays(images, targets, names)
-    return Mapped(dataset, targets, names)
+    return Mapped(dataset, targets, names, np.arange(len(names)))
+
+
+def _targets(dataset: Any) -> np.ndarray | None:
+    """The class number of every image by the names that torchvision has for it, where that is what stands there."""
+    for key in ("targets", "labels", "_labels", "y"):
+        found = getattr(dataset, key, None)
+        if isinstance(found, Tensor | np.ndarray | list | tuple) and len(found) == len(dataset) > 0:
+            found = np.asarray(found)
+            return found if found.ndim == 1 and found.dtype.kind in "iu" and found.min() >= 0 else None
+    return None
+
+
+def _in_memory(source: Mapped) -> Source:
+    """A set of torchvision's without opening image by image, where that is the same."""
+    dataset = source.dataset
+    if not isinstance(dataset, IN_MEMORY) or source.targets is None:
+        return source
+    return Arrays(np.asarray(dataset.data), source.targets, source.classes)

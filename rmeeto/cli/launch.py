@@ -10,9 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed.launcher.api
 from torch.distributed import run as torchrun
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; else the exit code of the process that failed first (2 after a user error, whose line it has printed), or
-        75 where the launcher was told to leave: the processes have saved, and the same command with --resume goes on.
+        75 where the launcher was told to leave and the processes have saved: the same command with --resume goes on.
     """
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: process {rank} ended {_how(code)}; the others were stopped", file=sys.stderr)
         return code if code > 0 else 128 - code
     except SignalException as error:
-        return 130 if error.sigval.name == "SIGINT" else EXIT_CODE
+        return 130 if error.sigval.name == "SIGINT" else _left(Agent.codes)
     except (RendezvousError, TimeoutError, OSError) as error:
         print(f"error: the processes did not find each other: {shown(str(error))}", file=sys.stderr)
         return 1
@@ -65,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Agent(LocalElasticAgent):
     """Starts and watches this machine's processes; those that would fail again are not started anew."""
+
+    codes: ClassVar[dict[int, int]] = {}  # exit codes of those that were told to leave
+
+    def _shutdown(self, *args: Any, **kwargs: Any) -> None:
+        super()._shutdown(*args, **kwargs)
+        handlers = getattr(self._pcontext, "subprocess_handlers", {})
+        Agent.codes = {rank: handler.proc.returncode for rank, handler in handlers.items()}
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
@@ -80,6 +87,19 @@ class Agent(LocalElasticAgent):
                 flush=True,
             )
         return result
+
+
+def _left(codes: Mapping[int, int]) -> int:
+    """The exit code where processes were told to leave, and ended so."""
+    lost = {rank: code for rank, code in codes.items() if code not in (0, EXIT_CODE)}
+    if not lost:
+        return EXIT_CODE
+    rank, code = next(iter(lost.items()))
+    print(
+        f"error: process {rank} ended {_how(code)} before all had saved; --resume goes on from the last checkpoint",
+        file=sys.stderr,
+    )
+    return code if code > 0 else 128 - code
 
 
 def _say_who_waits(arguments: Any) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rmeeto.errors import UserError, shown
+
+NOTICES = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's, to all processes of a job
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,7 @@ def load_batches(
         pin_memory=pin_memory and torch.cuda.is_available(),
         prefetch_factor=prefetch if num_workers else None,
         generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
+        worker_init_fn=_outlive_notices,
     )
     try:
         yield from loader
@@ -52,6 +58,19 @@ def load_batches(
             "where batches wait (/dev/shm: Docker's --shm-size); give fewer num_workers (0 needs none) or a smaller "
             "batch_size, and go on with run.resume."
         ) from error
+
+
+def _outlive_notices(worker: int) -> None:
+    """Let the process that trains answer a scheduler's notice: it saves, which needs this one alive, and then ends it."""
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while (notice := signal.sigwaitinfo(NOTICES)).si_signo != signal.SIGTERM or notice.si_pid != parent:
+        pass
+    os._exit(0)
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,20 @@ def test_who_fails_is_named_and_started_anew_as_often_as_wanted(tmp_path, capfd,
     assert errors.strip() == said
 
 
-def test_a_schedulers_notice_ends_all_with_the_code_that_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    ("heard", "outcome", "said"),
+    [
+        ("sys.exit(75)", 75, ""),
+        ("sys.exit(1)", 1, "error: process 0 ended with exit code 1 before all had saved"),
+        ("os.kill(os.getpid(), 9)", 137, "error: process 0 ended by signal 9 before all had saved"),
+    ],
+)
+def test_a_schedulers_notice_ends_all_with_the_code_that_goes_on_where_they_saved(
+    tmp_path, capfd, heard, outcome, said
+):
     (tmp_path / "process.py").write_text(
-        "import signal, sys, time, pathlib\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "import os, signal, sys, time, pathlib\n"
+        f"signal.signal(signal.SIGUSR1, lambda *_: {heard})\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
         "time.sleep(1000)\n"
     )
@@ -50,4 +60,5 @@ def test_a_schedulers_notice_ends_all_with_the_code_that_goes_on(tmp_path):
     pid = forked.fork(lambda: main(line))
     forked.until(lambda: (tmp_path / "ready").exists())
     os.kill(pid, signal.SIGUSR1)
-    assert forked.wait([pid]) == [75]
+    assert forked.wait([pid]) == [outcome]
+    assert said in capfd.readouterr().err

@@ -143,7 +143,7 @@ def test_two_processes_of_a_launcher_leave_and_one_goes_on(tmp_path, monkeypatch
     """Through the command line; one process accumulates what two did, and the settings stay as they were."""
     monkeypatch.chdir(tmp_path)
     line = (
-        "--data_set digits --num_workers 0 --batch_size 8 --accumulation 1 --repeated_aug False --epochs 1 "
+        "--data_set digits --num_workers 1 --batch_size 8 --accumulation 1 --repeated_aug False --epochs 1 "
         "--input_size 8 --max_train_batches 4 --max_eval_batches 1 --log_every 1 --device cpu --name run"
     ).split()
     launcher = [PYTHON, "-m", "rmeeto.cli.launch", "--standalone", "--nproc_per_node", "2"]

@@ -77,6 +77,7 @@ def test_a_part_of_the_training_images_is_held_out(fashion):
 
 
 OWN = """
+import numpy as np
 from PIL import Image
 
 class Stripes:
@@ -97,6 +98,32 @@ class Stripes:
 def load(config, split):
     return Stripes(32 if split == "train" else 8)
 
+class Half(Stripes):
+    # has all pictures and classes in memory, as torchvision's do, and gives half of them, each the other way round
+
+    def __init__(self, part):
+        super().__init__(len(part))
+        self.part, self.targets = part, [index % 2 for index in range(40)]
+        self.data = np.zeros((40, 16, 16, 3), np.uint8)
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(self.part[index])
+        return image.rotate(90), 1 - target
+
+def half(config, split):
+    return Half(range(split == "val", 40, 2))
+
+def named(config, split):
+    found = Stripes(8)
+    found.labels = ["across", "down"] * 4
+    found.y = None
+    return found
+
+def odd(config, split):
+    found = Stripes(8)
+    found.classes = ["across"]
+    return found
+
 def nothing(config, split):
     return 3
 """
@@ -111,6 +138,23 @@ def test_ones_own_set_is_a_function(tmp_path, monkeypatch, capsys):
     flags = "--data_set own_stripes:load --model vim_nano_patch2_16 --epochs 1 --batch_size 8 --accumulation 1"
     assert main([*flags.split(), "--output_dir", str(tmp_path / "runs"), "--num_workers", "0"]) == 0
     assert "32 images to train, 8 to evaluate, 2 classes" in capsys.readouterr().out
+    assert all(val.read(i)[1] == i % 2 for i in range(8))
+
+
+def test_ones_own_set_is_asked_for_its_pictures_whatever_else_it_has(tmp_path, monkeypatch):
+    (tmp_path / "own_stripes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    train, val = load_sources(DataConfig(data_set="own_stripes:half"), seed=0)
+    assert (len(train), len(val)) == (20, 20)
+    assert {train.read(i)[1] for i in range(20)} == {1} and {val.read(i)[1] for i in range(20)} == {0}
+    assert np.asarray(train.read(0)[0]).any()  # its own picture, not what lies in `data`
+    _, named = load_sources(DataConfig(data_set="own_stripes:named"), seed=0)
+    assert [named.read(i)[1] for i in range(3)] == [0, 1, 0]
+    _, turned = load_sources(DataConfig(data_set="own_stripes:named"), seed=0, labels=["down", "across"])
+    assert [turned.read(i)[1] for i in range(3)] == [1, 0, 1] and turned.classes == ["down", "across"]
+    _, odd = load_sources(DataConfig(data_set="own_stripes:odd"), seed=0)
+    with pytest.raises(UserError, match="image 1 is of class 1; expected 0 to 0"):
+        odd.read(1)
     for name, message in (
         ("own_stripes:nothing", "gave a int"),
         ("own_stripes:absent", "cannot be imported"),

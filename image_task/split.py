@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 from rmeeto.data.classes import files_below, in_order, subfolders
@@ -35,19 +36,25 @@ def make_split(pictures: Path, folder: Path) -> Path:
         raise UserError(f"{pictures} holds no folders; expected {pictures}/<class>/<image>.")
     if folder.exists():
         return folder
-    counts = {"train": 0, "val": 0}
+    counts, part_way = {"train": 0, "val": 0}, folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part_way, ignore_errors=True)  # of a call that was cut short
     for name in classes:
         files = [path for path in files_below(pictures / name) if os.path.splitext(path)[1].lower() in ENDINGS]
         if len(files) < 2:
             raise UserError(f"{pictures / name} holds {len(files)} pictures; expected at least 2: fill or remove it.")
+        taken = set[str]()
         random.Random(0).shuffle(files)
         held = -(-len(files) // EVERY)
         for split, part in (("val", files[:held]), ("train", files[held:])):
-            (folder / split / name).mkdir(parents=True)
+            (part_way / split / name).mkdir(parents=True)
             for path in part:
-                link = Path(os.path.relpath(path, pictures / name).replace(os.sep, "-"))
-                os.symlink(os.path.abspath(path), folder / split / name / link)
+                link = os.path.relpath(path, pictures / name).replace(os.sep, "-")
+                while link in taken:  # a/b.jpg beside a-b.jpg
+                    link = f"-{link}"
+                taken.add(link)
+                os.symlink(os.path.abspath(path), part_way / split / name / link)
             counts[split] += len(part)
+    part_way.rename(folder)
     print(
         f"note: {shown(pictures)} has no train/ and val/: {counts['val']} of its {sum(counts.values())} pictures are "
         f"kept to choose\n      the best epoch by, in {shown(folder)}",

@@ -54,6 +54,7 @@ def export(model: nn.Module, folder: str | Path) -> Path:
     if not hasattr(model, "num_classes"):
         raise UserError(f"export: {type(model).__name__} is no whole model; make it without features_only")
     description = _description(model, name)
+    _shape(model, name, description["model_args"])
     for key, value in description["model_args"].items():
         try:
             json.dumps(value)
@@ -102,6 +103,44 @@ def _description(model: nn.Module, name: str) -> dict[str, Any]:
         "model_args": arguments,
         "pretrained_cfg": described,
     }
+
+
+def _shape(model: nn.Module, name: str, arguments: dict[str, Any]) -> None:
+    """Say in the arguments what has been made of the model since: another input size, fewer blocks.
+
+    Raises:
+        UserError: the arguments make another model all the same.
+    """
+    made = _made_by(name, arguments)
+    if _input_size(model) != _input_size(made):
+        arguments["img_size"] = _input_size(model)
+    if len(_blocks(model)) != len(_blocks(made)):
+        arguments["depth"] = len(_blocks(model))
+    here, there = (
+        {key: value.shape for key, value in one.state_dict().items()} for one in (model, _made_by(name, arguments))
+    )
+    odd = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    if odd:
+        raise UserError(
+            f"export: the model has been changed since timm.create_model made it ({', '.join(odd[:3])}), so that a "
+            "config.json cannot say how to make it again; save its state_dict"
+        )
+
+
+def _made_by(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model of a description, without its numbers."""
+    others = {key: value for key, value in arguments.items() if key != "merge"}
+    with torch.device("meta"):
+        return timm.create_model(name, **others)
+
+
+def _input_size(model: nn.Module) -> list[int] | None:
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return None if size is None else list(size)
+
+
+def _blocks(model: nn.Module) -> nn.Module:
+    return getattr(model, "layers", None) or model.blocks
 
 
 def load(source: str | Path) -> nn.Module:

@@ -79,8 +79,11 @@ class BySamples(nn.Module):
         self.training = getattr(model, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the model; with gradients, autocast or a GPU, or of one sample, by the model itself."""
+        """As the model; with gradients, autocast or a GPU, of one sample, or shuffled by lot, by the model itself."""
         threads = min(len(x), self.threads or torch.get_num_threads())
+        config = getattr(self.model, "merge_config", None)
+        if config is not None and config.shuffle == "random":  # one order for the batch, drawn once
+            return self.model(x)
         if threads < 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return self.model(x)
         inference = torch.is_inference_mode_enabled()

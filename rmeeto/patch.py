@@ -74,10 +74,7 @@ def remove(model: nn.Module) -> nn.Module:
         return model  # dense already
     if not isinstance(model, (*_OURS, _MergingMamba)):
         raise UserError(f"remove: {type(model).__name__} does not merge; expected a model that apply() was given")
-    if isinstance(model, _MergingMamba):
-        unswap(model.layers)
-    else:
-        model.merge_config = None
+    model.merge_config = None
     if isinstance(model, Swapped):
         unswap(model)
     return model
@@ -102,39 +99,47 @@ def _patch(model: nn.Module, example: Tensor | None) -> None:
             "compile or wrap a model after this"
         )
     class_index, num_tokens = _look_at_stem(model, example)
-    swap(layers, _MergingLayers)
-    layers.class_index, layers.num_input_tokens = class_index, num_tokens
     swap(model, _MergingMamba)
+    model.class_index, model.num_input_tokens = class_index, num_tokens
 
 
 class _MergingMamba:
-    """Mixin of a foreign Vision Mamba; its `layers` do the merging."""
+    """Mixin of a foreign Vision Mamba, whose forward pass finds one layer that merges between the real ones."""
+
+    class_index: int = 0  # where the class token is among the tokens before any merge
+    num_input_tokens: int = 0
+    _merge_config: MergeConfig | None = None
+    _record: list[TokenState] | None = None  # takes the state after each layer, where somebody asks for it
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dense = cls.dense_class
+        cls.in_a_pass = type(dense.__name__, (dense,), {"layers": property(lambda model: _AllLayers(model))})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own."""
-        return self._run(super().forward, args, kwargs)
+        return self._in_a_pass().forward(*args, **kwargs)
 
     def forward_features(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own, where it has one."""
-        return self._run(super().forward_features, args, kwargs)
+        return self._in_a_pass().forward_features(*args, **kwargs)
 
-    def _run(self, method: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        self.layers.running += 1
-        try:
-            return method(*args, **kwargs)
-        finally:
-            self.layers.running -= 1
+    def _in_a_pass(self) -> Any:
+        """This model, all that it has included, but for its layers: outside of a pass they are what they were."""
+        found = object.__new__(self.in_a_pass)
+        found.__dict__ = self.__dict__
+        return found
 
     @property
     def merge_config(self) -> MergeConfig | None:
         """How the model merges; assign a `MergeConfig` or None to re-configure it in place."""
-        return self.layers.merge_config
+        return self._merge_config
 
     @merge_config.setter
     def merge_config(self, config: MergeConfig | None) -> None:
         if config is not None:
             self._check(config)
-        self.layers.merge_config = config
+        self._merge_config = config
 
     def _check(self, config: MergeConfig) -> None:
         name = self.dense_class.__name__
@@ -149,64 +154,58 @@ class _MergingMamba:
             if getattr(config, option):
                 raise ValueError(f"{name}: {option}={getattr(config, option)!r} needs a model of image_task.models")
         config.check_metrics(name, "its mixer", ("X",))
-        check_neighbour(name, config, len(self.layers), self.layers.num_input_tokens)
+        check_neighbour(name, config, len(self.layers), self.num_input_tokens)
 
     @property
     def num_tokens(self) -> list[int]:
         """Number of tokens that each block's mixer sees, the class token counted."""
-        return token_counts(self.merge_config, len(self.layers), self.layers.num_input_tokens)
-
-    @property
-    def class_index(self) -> int:
-        """Where the class token is among the tokens before any merge."""
-        return self.layers.class_index
+        return token_counts(self.merge_config, len(self.layers), self.num_input_tokens)
 
     def states(self, x: Tensor, trace: bool = True) -> list[TokenState]:
         """The state after each layer of a forward pass; where each original token went is always recorded."""
-        self.layers.record = record = list[TokenState]()
+        self._record = record = list[TokenState]()
         try:
             self(x)
         finally:
-            self.layers.record = None
+            self._record = None
         return record
 
 
-class _MergingLayers:
-    """Mixin of a foreign model's ``layers``: its forward, iterating over them, gets one that runs them all.
+class _AllLayers:
+    """What the forward pass of a foreign model iterates over: one layer, which merges between the real ones.
 
-    The one layer merges between the real ones and, behind the last, gives every original token the value of the token
-    that it is part of. So the rest of the forward, whatever it reads, sees the full sequence with its class token in
-    place; the norm acts token by token, and a pool sees every original token.
+    Behind the last it gives every original token the value of the token that it is part of. So the rest of the forward,
+    whatever it reads, sees the full sequence with its class token in place; the norm acts token by token, and a pool
+    sees every original token.
     """
 
-    merge_config: MergeConfig | None = None
-    class_index: int = 0
-    num_input_tokens: int = 0
-    running: int = 0  # forward passes of the model that are under way
-    record: list[TokenState] | None = None  # takes the state after each layer, where somebody asks for it
+    def __init__(self, model: Any) -> None:
+        self.layers: nn.ModuleList = model._modules["layers"]
+        self.of = vars(model)
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
     def __iter__(self) -> Iterator[Callable]:
-        return iter((self.run,)) if self.running else super().__iter__()
+        return iter((self.run,))
 
     def __getitem__(self, index: int | slice) -> nn.Module:
-        if self.running:
-            raise UserError(
-                f"layers[{index}]: a forward pass that indexes its layers cannot merge, only one that iterates over "
-                "them; remove(model) first"
-            )
-        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+        raise UserError(
+            f"layers[{index}]: a forward pass that indexes its layers cannot merge, only one that iterates over "
+            "them; remove(model) first"
+        )
 
     def run(self, hidden: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """All layers: (hidden, residual) -> (hidden, residual), both (B, L, C) before and after."""
-        config, first = self.merge_config, hidden.shape[1]
-        state = TokenState(hidden, residual, class_index=self.class_index, target=own_places(hidden))
-        for layer, r in zip(self._modules.values(), removals(config, len(self), first), strict=True):
+        config, record, first = self.of["_merge_config"], self.of.get("_record"), hidden.shape[1]
+        state = TokenState(hidden, residual, class_index=self.of["class_index"], target=own_places(hidden))
+        for layer, r in zip(self.layers, removals(config, len(self.layers), first), strict=True):
             if r > 0:
                 state = plan_merge(state, r, config).carry(state, config.mode, merge_precisely)
             hidden, residual = layer(state.hidden, state.residual, *args, **kwargs)
             state = state._replace(hidden=hidden, residual=residual)
-            if self.record is not None:
-                self.record.append(state)
+            if record is not None:
+                record.append(state)
         if state.hidden.shape[1] == first:
             return state.hidden, state.residual
         return unmerge(state.hidden, state.target), unmerge(state.residual, state.target)

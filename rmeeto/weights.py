@@ -117,6 +117,23 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     return content
 
 
+def head_rows(path: Path) -> int | None:
+    """Classes that the head in a file of weights tells, behind whatever prefix `load_weights` takes off.
+
+    Returns:
+        None where there is no such head.
+
+    Raises:
+        UserError: as of `load_weights`, a file that cannot be read or holds no weights.
+    """
+    state, _ = _select(read_checkpoint(path, mapped=True), path, "auto")
+    for key, value in state.items():
+        prefix = key.removesuffix(HEAD[0])
+        if prefix != key and value.ndim == 2 and all(other.startswith(prefix) for other in state):
+            return len(value)
+    return None
+
+
 def _is_safetensors(path: Path) -> bool:
     """By its name or, whatever that is, by its beginning: the length of a header in JSON."""
     if path.suffix.lower() == ".safetensors":

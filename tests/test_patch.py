@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -223,7 +224,22 @@ def test_the_stem_is_looked_at_without_using_random_numbers_or_mixers(x):
     torch.manual_seed(3)
     rmeeto.apply(model, MergeConfig(r=3))
     assert torch.equal(torch.rand(4), expected)
-    assert model.layers.class_index == 8 and model.num_tokens == [17, 17, 14, 14, 11]
+    assert model.class_index == 8 and model.num_tokens == [17, 17, 14, 14, 11]
+
+
+def test_layers_are_the_real_ones_for_whoever_looks_at_them_during_a_pass(x):
+    model = rmeeto.apply(upstream().eval(), MergeConfig(r=3))
+    real, seen = list(model.layers), []
+
+    def look(*_):  # as another thread's pass, or a hook, may
+        with ThreadPoolExecutor(1) as other:
+            seen.append(other.submit(lambda: (list(model.layers), model.layers[-1], model(x[:1]))).result())
+
+    handle = model.layers[2].register_forward_hook(lambda *_: handle.remove() or look())
+    whole = model(x)
+    (layers, last, alone), *_ = seen
+    assert layers == real and last is real[-1]
+    assert_near(alone, whole[:1].detach().numpy(), 1e-6)
 
 
 def test_an_example_input_stands_in_for_an_unknown_input_size(x):

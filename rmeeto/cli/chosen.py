@@ -23,7 +23,7 @@ from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
 from rmeeto.trained_on import WEIGHTS, trained_on
-from rmeeto.weights import HEAD, read_checkpoint
+from rmeeto.weights import head_rows
 
 _MERGING = {"--r", "--num_prune", "--merge_method"}
 _HUB = ("hf_hub:", "hf-hub:")
@@ -93,7 +93,8 @@ def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> t
         if run is None and not {"--model", "--config"} & {token.partition("=")[0] for token in argv}:
             raise UserError("no model is named; give --model_pth (a run or model folder), or --model.")
         notices += map(task.command.in_flags, task.check(config))
-        classes = config.model.nb_classes or num_classes(config.model.model_pth)
+        path = config.model.model_pth
+        classes = config.model.nb_classes or (None if path is None else head_rows(Path(path)))
         model = task.build_model(config, config.merge, num_classes=classes)
         of_run, weights = run is not None, config.model.model_pth
         weights = "official" if weights is None and config.model.starts_trained else weights
@@ -176,19 +177,6 @@ def _of_folder(task: Task, source: str, argv: Sequence[str]) -> tuple[Any, nn.Mo
         apply(model, config.merge)
     merge = getattr(model, "merge_config", None)
     return dataclasses.replace(config, merge=merge), model, notices
-
-
-def num_classes(path: str | None) -> int | None:
-    """Rows of the head in a file of weights; None where there is no file or head."""
-    if path is None:
-        return None
-    content = read_checkpoint(Path(path), mapped=True)
-    for state in (content, *(content.get(entry) for entry in ("model", "state_dict", "model_ema"))):
-        if isinstance(state, dict):
-            for key in (f"{prefix}{HEAD[0]}" for prefix in ("", "module.")):
-                if isinstance(state.get(key), torch.Tensor) and state[key].ndim == 2:
-                    return len(state[key])
-    return None
 
 
 def _labels(

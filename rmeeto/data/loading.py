@@ -61,7 +61,7 @@ def load_batches(
 
 
 def _outlive_notices(worker: int) -> None:
-    """Let the process that trains answer a scheduler's notice: it saves, which needs this one alive, and then ends it."""
+    """Let the process that trains answer a scheduler's notice: it saves, which needs this one, and then ends it."""
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
         threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,16 @@ class NotFinite(UserError):
     """A model whose outputs are not finite was evaluated."""
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def evaluate(
     model: nn.Module,
     data: EvalData,
@@ -82,12 +93,11 @@ def evaluate(
         NotFinite: the outputs are not finite.
         UserError: there is nothing to evaluate.
     """
-    was_training = model.training
-    model.eval()
     shared_out = BySamples(model)  # on a CPU, where other processes hold up every operator that waits for all threads
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
-    with torch.inference_mode(), Progress(title, None, shown=world.is_main, line_every=line_every) as progress:
+    shown = Progress(title, None, shown=world.is_main, line_every=line_every)
+    with _evaluating(model), torch.inference_mode(), shown as progress:
         for images, targets in on_device(rank_errors(data.eval_batches(), world), world.device):
             with autocast(world.device, dtype):
                 logits = shared_out(images).float()
@@ -98,7 +108,6 @@ def evaluate(
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum()
             progress.update()
             after_batch()
-    model.train(was_training)
 
     missed = counts.new_tensor([unreadable(data, "eval")])
     totals = world.all_reduce(torch.cat([counts, missed])).tolist()

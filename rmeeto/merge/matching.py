@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from rmeeto.merge.plan import MergePlan
@@ -73,7 +76,30 @@ def match(
         raise ValueError(f"match: neighbour={neighbour}; expected 1 (the most similar) or more")
     if metric.ndim != 3:
         raise ValueError(f"match: metric has shape {tuple(metric.shape)}; expected (batch, tokens, channels)")
+    r, class_index = _whole("r", r), _whole("class_index", class_index)
     tokens = Tokens(metric.shape[1], class_index, prefix, grid, position, keep_order, class_position, prune)
+    if isinstance(class_index, Tensor) and class_index.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_places(class_index, tokens.num)
     found, given = find_rule(rule or ("exact" if window is None else "window")), dict(features or {})
     options = {"distance": distance, "neighbour": neighbour, "window": window}
     return found.plan(metric, r, tokens, options, given.get)
+
+
+def _check_places(class_index: Tensor, num_tokens: int) -> None:
+    """Refuse class tokens that are not among the tokens; not under vmap, where nobody can look at numbers."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(class_index):
+        return
+    outside = ((class_index < 0) | (class_index >= num_tokens)).nonzero().flatten().tolist()
+    if outside:
+        found = f"{class_index[outside[0]].item()} in sample {outside[0]}"
+        raise ValueError(f"match: class_index={found}; expected 0 to {num_tokens - 1} for this metric")
+
+
+def _whole(name: str, value: Any) -> Any:
+    """A whole number of any type as an int; a tensor of many, or None, as it is."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"match: {name}={value!r}; expected a whole number") from None

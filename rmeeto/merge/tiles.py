@@ -111,7 +111,8 @@ def _best_in_tiles(
     begin = ((frames * height + first_row.view(1, -1, 1)) * width).flatten()  # (U * frames,)
     run, valid = _members(to, begin, begin + tiles.reach * width, tiles.num_destinations)
     units = num_frames * tiles.groups
-    run, valid = (x.reshape(batch, units, -1) for x in (run, valid))  # (B, U, d)
+    candidates = tiles.frames * tiles.num_destinations
+    run, valid = (x.reshape(batch, units, candidates) for x in (run, valid))  # (B, U, d)
 
     scores = similarity(_rows(sources, index).flatten(0, 1), _rows(destinations, run).flatten(0, 1))
     seen = _seen(_cells(at, index).unsqueeze(3), _cells(to, run).unsqueeze(2), window, grid)

@@ -302,7 +302,8 @@ class VisionMamba(nn.Module):
             patch_size: as it is, or None.
 
         Raises:
-            ValueError: another patch size, an image smaller than a patch, or a model of clips.
+            ValueError: another patch size, an image smaller than a patch, a model of clips, or fewer tokens than the
+                merging needs; the model stays as it was.
         """
         embed, name = self.patch_embed, type(self).__name__
         if not isinstance(embed, PatchEmbed) or patch_size not in (None, embed.proj.kernel_size[0]):
@@ -310,12 +311,13 @@ class VisionMamba(nn.Module):
         size = embed.input_size if img_size is None else img_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         grid = grid_size(size, embed.proj.kernel_size[0], embed.proj.stride[0])
+        if self.merge_config is not None:
+            check_neighbour(name, self.merge_config, self.depth, math.prod(grid) + 1)
         index = math.prod(grid) // 2 if self.class_index else 0
         old = self.pos_embed.detach()
         self.pos_embed = nn.Parameter(resize_pos_embed(old, grid, index, self.class_index, embed.grid_size))
         embed.input_size = embed.img_size = size
         embed.grid_size, self.num_patches, self.class_index = grid, math.prod(grid), index
-        self.merge_config = self.merge_config  # which may not fit fewer tokens
         if hasattr(self, "pretrained_cfg"):
             self.pretrained_cfg = {**self.pretrained_cfg, "input_size": self.input_size}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from rmeeto import MergeConfig
 from rmeeto.engine import evaluate
 from rmeeto.engine.dist import RankError
 from rmeeto.engine.evaluate import rank_errors
@@ -68,6 +69,33 @@ def test_on_a_cpu_each_thread_takes_its_samples_alone(two_threads):
     assert seen and {threads for _, threads in seen} == {1} and sum(samples for samples, _ in seen) == 20
     torch.set_num_threads(1)
     assert whole == pytest.approx(evaluate(model, ToyData(num_eval=20), cpu()))
+
+
+def test_an_order_drawn_by_lot_is_one_for_the_batch_on_any_number_of_threads(two_threads):
+    class Shuffling(nn.Module):
+        merge_config = MergeConfig(shuffle="random", shuffle_rate=0.5)
+
+        def forward(self, x):
+            drawn.append((len(x), torch.rand(()).item()))
+            return model(x)
+
+    model, drawn = toy_model(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        evaluate(Shuffling(), ToyData(num_eval=20), cpu())
+    half = len(drawn) // 2
+    assert half and drawn[:half] == drawn[half:]
+
+
+def test_an_evaluation_that_fails_leaves_the_mode_alone():
+    def full():
+        raise OSError("disk")
+
+    model = toy_model().train()
+    with pytest.raises(OSError, match="disk"):
+        evaluate(model, ToyData(), cpu(), after_batch=full)
+    assert model.training
 
 
 def test_outputs_that_are_not_finite_are_an_error():

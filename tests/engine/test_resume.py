@@ -94,7 +94,7 @@ DAMAGES = {
     "a moment that is none": (put(moment, 3), r"optimizer.state\[0\].exp_avg is 3"),
     "a moment that is not finite": (put(moment, lambda t: t + math.nan), r"optimizer.state\[0\].exp_avg is not finite"),
     "negative squares": (put(of("optimizer", "state", 1, "exp_avg_sq"), lambda t: t - 1), "exp_avg_sq is negative"),
-    "no step": (put(of("optimizer", "state", 1, "step"), torch.tensor(0.0)), "step is 0"),
+    "no step": (put(of("optimizer", "state", 1, "step"), torch.tensor(-1.0)), "step is -1"),
     "state of no parameter": (put(of("optimizer", "state", 99), {}), r"optimizer.state\[99\]"),
     "a parameter's state without its step": (lambda s: s["optimizer"]["state"][0].pop("step"), "without step"),
     "no state": (put(of("optimizer", "state"), {}), "optimizer.state is of 0 parameters"),

@@ -87,6 +87,6 @@ def test_an_applied_mamba_of_others_is_followed(middle):
     ]
     assert model.class_index == (8 if middle else 0)
     assert draw_merged(x, source, model.class_index).axes
-    assert torch.equal(model(x), before) and model.layers.record is None
+    assert torch.equal(model(x), before) and model._record is None
     with pytest.raises(UserError, match="training mode"):
         trace(model.train(), x)

@@ -11,7 +11,7 @@ from torch import nn
 import image_task.models as models
 from rmeeto.errors import UserError
 from rmeeto.nn.layers import resize_pos_embed
-from rmeeto.weights import load_weights
+from rmeeto.weights import head_rows, load_weights
 
 
 @pytest.fixture
@@ -38,14 +38,16 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_a_prefix_before_all_keys_is_taken_off(model, other, prefix, tmp_path):
     torch.save({"state_dict": {prefix + key: value for key, value in model.state_dict().items()}}, tmp_path / "x.pth")
     load_weights(other, tmp_path / "x.pth")
-    assert same(model, other)
+    assert same(model, other) and head_rows(tmp_path / "x.pth") == 10
 
 
 def test_a_backbone_beside_its_head(model, other, tmp_path):
     state = {key if key.startswith("head.") else f"backbone.{key}": value for key, value in model.state_dict().items()}
     torch.save(state, tmp_path / "x.pth")
     load_weights(other, tmp_path / "x.pth")
-    assert same(model, other)
+    assert same(model, other) and head_rows(tmp_path / "x.pth") == 10
+    torch.save({key: value for key, value in state.items() if "head" not in key}, tmp_path / "x.pth")
+    assert head_rows(tmp_path / "x.pth") is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_a_backbone_beside_its_head(model, other, tmp_path):
 def test_entries_by_their_usual_names(model, other, entry, tmp_path):
     torch.save({"epoch": 3, entry: model.state_dict()}, tmp_path / "x.pth")
     assert load_weights(other, tmp_path / "x.pth").entry == entry
-    assert same(model, other)
+    assert same(model, other) and head_rows(tmp_path / "x.pth") == 10
 
 
 def test_timms_averaged_weights(model, other, tmp_path):

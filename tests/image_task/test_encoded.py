@@ -65,7 +65,8 @@ def test_the_batches_are_those_of_pillow_within_the_rounding_of_the_decoders(pho
         for mine, other in zip(ours.train_batches(epoch), theirs.train_batches(epoch), strict=True):
             assert torch.equal(mine[1], other[1]) and mine[0].dtype == other[0].dtype == torch.float32
             assert (mine[0] - other[0]).abs().mean() < 0.02  # of deviation 1; one step of a byte is 0.017
-    assert all(torch.equal(*pair) for a, b in zip(ours.eval_batches(), theirs.eval_batches()) for pair in zip(a, b))
+    evaluated = list(zip(ours.eval_batches(), theirs.eval_batches(), strict=True))
+    assert evaluated and all(torch.equal(*pair) for batches in evaluated for pair in zip(*batches, strict=True))
 
 
 def test_workers_hand_over_the_files_as_they_are(photos):

@@ -57,6 +57,20 @@ def test_a_folder_keeps_another_head_and_size(tmp_path):
     assert timm.data.resolve_model_data_config(again)["input_size"] == (3, 32, 48)
 
 
+@pytest.mark.parametrize("name", ["vim_nano_patch2_16", "rmeeto_deit_nano_patch2_28", "vit_tiny_patch16_224"])
+def test_a_folder_keeps_what_was_made_of_the_model_later(name, tmp_path):
+    small = {"img_size": 32, "depth": 3} if name.startswith("vit") else {"depth": 3}
+    model = timm.create_model(name, **small).eval()
+    model.set_input_size(img_size=48)
+    model.prune_intermediate_layers([1], prune_head=False)
+    again, x = load(export(model, tmp_path / "model")).eval(), randn(1, (2, 3, 48, 48))
+    assert torch.equal(again(x), model(x))
+    model.head = nn.Sequential(model.head)
+    with pytest.raises(UserError, match="changed since timm.create_model made it .head.0.bias"):
+        export(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["rmeeto_deit_tiny_patch16_224", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -125,8 +126,19 @@ def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):
         assert len(links) == count and all(link.resolve().is_relative_to(pictures.resolve()) for link in links)
     assert make_split(pictures, split) == split
     (pictures / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds 0 pictures; expected at least 2"):
+    with pytest.raises(UserError, match="empty holds 0"):
         make_split(pictures, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    first = next((pictures / "empty").parent.glob("*/*.*"))
+    for path in ("a/b.jpg", "a-b.jpg", "a/c.jpg"):  # two of them get one name
+        (pictures / "empty" / path).parent.mkdir(exist_ok=True)
+        shutil.copy(first, pictures / "empty" / path)
+    whole = make_split(pictures, tmp_path / "other")  # from the start: what was cut short is no split
+    assert len(list(whole.glob("*/*/*"))) == 15
+    shutil.rmtree(pictures / "empty")
+    (pictures / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds 0 pictures; expected at least 2"):
+        make_split(pictures, tmp_path / "third")
 
 
 def test_commands_are_shown_in_80_columns():

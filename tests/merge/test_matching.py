@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -218,6 +219,10 @@ def test_pruning_matches_as_merging_does():
         ({"class_index": 9}, "class_index=9", "0 to 8"),
         ({"class_index": -1}, "class_index=-1", "0 to 8"),
         ({"class_index": torch.tensor([1, 2])}, "(2,)", "(1,)"),
+        ({"class_index": torch.tensor([9])}, "9 in sample 0", "0 to 8"),
+        ({"class_index": torch.tensor([-1])}, "-1 in sample 0", "0 to 8"),
+        ({"class_index": 4.0}, "class_index=4.0", "a whole number"),
+        ({"r": 2.5}, "r=2.5", "a whole number"),
     ],
 )
 def test_match_refuses_with_what_was_got_and_expected(arguments, got, expected):
@@ -225,6 +230,12 @@ def test_match_refuses_with_what_was_got_and_expected(arguments, got, expected):
         match(**{"metric": torch.ones(1, 9, 3), "r": 2, "class_index": 4, **arguments})
     message = str(error.value)
     assert got in message and expected in message and len(message.splitlines()) <= 2
+
+
+def test_whole_numbers_of_numpy_are_numbers():
+    metric = torch.randn(2, 9, 3)
+    found, expected = match(metric, np.int64(2), np.int64(4)), match(metric, 2, 4)
+    assert torch.equal(found.keep, expected.keep) and found.class_index == expected.class_index
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 3), (2, 9, 3), (1, 9)])

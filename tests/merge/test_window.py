@@ -141,6 +141,11 @@ def test_batches_and_samples_alone_agree():
     assert together == alone
 
 
+def test_an_empty_batch_stays_empty(video):
+    video.merge_config = MergeConfig(r=4, window=(1, 2, 2))
+    assert video(torch.randn(0, 3, 4, 32, 32)).shape == (0, 5)
+
+
 # models
 
 

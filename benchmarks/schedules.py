@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,10 +84,10 @@ def _orders(model: nn.Module, images: Tensor, count: int) -> Iterator[dict[str, 
         twin.merge_config = MergeConfig(r=tuple(removed), interval=1)
         divergence = F.kl_div(_log_probabilities(twin, images), dense, reduction="batchmean", log_target=True)
         found.append((float(divergence), harm(removed, depth, blocks, model.num_tokens[0]), sum(removed)))
-    ranks = np.argsort(np.argsort(np.array(found), axis=0), axis=0)
-    for column, way in ((1, "harm"), (2, "tokens removed")):
+    divergences, *others = zip(*found, strict=True)
+    for column, way in zip(others, ("harm", "tokens removed"), strict=True):
         row = {"what": f"rank correlation with KL(dense || merged), {count} random schedules", "way": way}
-        yield row | {"correlation": float(np.corrcoef(ranks[:, 0], ranks[:, column])[0, 1])}
+        yield row | {"correlation": float(spearmanr(divergences, column).statistic)}
 
 
 @torch.inference_mode()

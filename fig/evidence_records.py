@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import timm
 import torch
+from scipy import stats
 
 from exp_sh.collect import record_of
 from image_task.flags import parse
@@ -30,8 +31,6 @@ MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
 ARMS = {"free": "training-free", "brief": "re-trained"}
 IMAGES = 10_000  # to test on
 MISSING = "not yet measured"
-# 97.5 % quantiles of Student's t, by the number of seeds
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 class Interval(NamedTuple):
@@ -121,7 +120,7 @@ class Evidence:
         sums = [sum(weight * of[seed] for (weight, *_), of in zip(terms, values)) for seed in seeds]
         mean = statistics.mean(sums)
         if len(seeds) > 1:
-            half = STUDENT[len(seeds)] * statistics.stdev(sums) / math.sqrt(len(seeds))
+            half = stats.t.ppf(0.975, len(seeds) - 1) * statistics.stdev(sums) / math.sqrt(len(seeds))
         else:
             half = 1.96 * math.sqrt(self._variance(seeds[0], terms) / IMAGES)
         return Interval(mean, mean - half, mean + half)

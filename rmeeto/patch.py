@@ -13,7 +13,7 @@ from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig, TokenState, check_neighbour, removals, token_counts
 from rmeeto.merge.state import own_places
 from rmeeto.nn import MergingTransformer, VisionMamba
-from rmeeto.nn.attention import merge_precisely
+from rmeeto.nn.attention import merge_separately
 from rmeeto.nn.block import plan_merge
 from rmeeto.nn.features import unmerge
 from rmeeto.nn.swap import Swapped, swap, unswap
@@ -201,7 +201,7 @@ class _AllLayers:
         state = TokenState(hidden, residual, class_index=self.of["class_index"], target=own_places(hidden))
         for layer, r in zip(self.layers, removals(config, len(self.layers), first), strict=True):
             if r > 0:
-                state = plan_merge(state, r, config).carry(state, config.mode, merge_precisely)
+                state = plan_merge(state, r, config).carry(state, config.mode, merge_separately)
             hidden, residual = layer(state.hidden, state.residual, *args, **kwargs)
             state = state._replace(hidden=hidden, residual=residual)
             if record is not None:

@@ -130,19 +130,21 @@ def merge_wavg(plan: MergePlan, x: Tensor, size: Tensor | None = None, mode: str
     Args:
         plan: from `match`.
         x: (B, L, C) tokens.
-        size: (B, L, 1) size of each token; None means all 1.
+        size: (B, L, 1) size of each token; None means all 1, in fp32 where x is in half precision, which cannot count
+            on beyond 256 (bf16) or 2,048 tokens.
         mode: the reduction of both ``x * size`` and ``size``. Only ``sum`` keeps the total size.
 
     Returns:
-        ``reduce(x * size) / reduce(size)`` of shape (B, L - r, C), and the new sizes (B, L - r, 1). A pruning plan
-        drops its sources and leaves the others as they are.
+        ``reduce(x * size) / reduce(size)`` of shape (B, L - r, C) in x's type, computed in fp32 at least, and the new
+        sizes (B, L - r, 1). A pruning plan drops its sources and leaves the others as they are.
     """
+    precise = torch.promote_types(x.dtype, torch.float32)
     if size is None:
-        size = torch.ones(*x.shape[:2], 1, dtype=x.dtype, device=x.device)
+        size = torch.ones(*x.shape[:2], 1, dtype=precise, device=x.device)
     if plan.prune or plan.source.shape[1] == 0:
         return plan.merge(x), plan.merge(size)
     new_size = plan.merge(size, mode)
-    return plan.merge(x * size, mode) / new_size, new_size
+    return (plan.merge(x.to(precise) * size, mode) / new_size).to(x.dtype), new_size
 
 
 def merge_source(plan: MergePlan, source: Tensor | None = None) -> Tensor:

@@ -71,7 +71,7 @@ def merging_block(block: nn.Module, state: TokenState, step: Step) -> TokenState
             return given[name]() if name in given else feature(state, name)
 
         plan = config.matching.plan(metric, step.r, tokens, config.options, features)
-        state = plan.carry(state, config.mode, merge_precisely)
+        state = plan.carry(state, config.mode, merge_separately)
     return state._replace(hidden=state.hidden + feed(block, state.hidden))
 
 
@@ -117,8 +117,8 @@ def rope_of(rope: Tensor, cell: Tensor, prefix: int) -> Tensor:
     return rope.gather(2, places.expand(-1, rope.shape[1], -1, rope.shape[3]))
 
 
-def merge_precisely(plan: MergePlan, state: TokenState, mode: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Hidden states and residual merged each for itself, with sizes and sums in fp32 if they are in half precision."""
+def merge_separately(plan: MergePlan, state: TokenState, mode: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Hidden states and residual merged each for itself."""
     merged = {}
     for name in ("residual", "hidden"):
         x, size = getattr(state, name), state.size
@@ -126,8 +126,7 @@ def merge_precisely(plan: MergePlan, state: TokenState, mode: str) -> tuple[Tens
             merged[name] = None if x is None else plan.merge(x)
             size = None if size is None else plan.merge(size)
         else:
-            precise, size = merge_wavg(plan, x.to(torch.promote_types(x.dtype, torch.float32)), size, mode)
-            merged[name] = precise.to(x.dtype)
+            merged[name], size = merge_wavg(plan, x, size, mode)
     return merged["hidden"], merged["residual"], size
 
 

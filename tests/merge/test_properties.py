@@ -233,4 +233,15 @@ def test_gradients_of_the_weighted_average(mode, prune):
 def test_the_average_keeps_the_type_of_its_tokens(dtype):
     x = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     y, size = merge_wavg(match(x, 4, class_index=6), x)
-    assert y.dtype == size.dtype == dtype and (size.sum(1) == 12).all()
+    assert y.dtype == dtype and size.dtype == torch.promote_types(dtype, torch.float32) and (size.sum(1) == 12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sizes_and_sums_of_half_precision_are_whole(dtype):
+    """A token of 512 patches of 3e4: bf16 counts to 256 alone, and fp16 ends at 65,504."""
+    x, size = torch.full((1, 1025, 1), 3e4, dtype=dtype), None
+    while x.shape[1] > 3:
+        plan = match(x, x.shape[1] // 2, class_index=0)
+        x, size = merge_wavg(plan, x, size)
+    assert size.sum() == 1025 and size.dtype == torch.float32
+    assert x.dtype == dtype and torch.equal(x, torch.full_like(x, 3e4))

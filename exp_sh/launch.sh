@@ -10,6 +10,7 @@
 # RELEASED=1 with the released code's quirks where published figures rest on them: the recipe's header says which
 # DATA       the data set (default: the recipe's)    WEIGHTS  pre-trained weights (default weights)
 # NPROC      processes on this machine (default: one a GPU, else 1); GPUS is the same
+# PROCESSES  train as on so many processes (the paper: 8) on any number that divides a step: the same steps and rate
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   the same recipe, started once on each of several machines
 # NNODES=2:4 as many machines as come, without NODE_RANK; who comes or goes later changes only the speed
 # MAX_RESTARTS  times that all processes are started anew after one has died (default 0, of 2:4 3); they go on
@@ -87,6 +88,7 @@ run() {
     local task=(-m "${main:-image_task.main}" "${@:2}" --output_dir "$RUNS/$table")
     [[ $RESUME == 0 ]] || task+=(--resume)
     [[ $SMOKE == 0 ]] || task+=(--smoke)
+    [[ -z ${PROCESSES:-} || " ${*:2} " == *" --eval "* ]] || task+=(--processes "$PROCESSES")
     [[ $RELEASED == 0 ]] || task+=(${released[@]+"${released[@]}"})
     if [[ -n $MOST_NODES ]]; then
         processes+=(-m rmeeto.cli.launch --nproc_per_node "$NPROC" --nnodes "$NNODES:$MOST_NODES"

@@ -34,6 +34,7 @@ whole() {
 boolean DRY_RUN CHECK SMOKE RESUME RELEASED
 whole GPUS 1 4096
 whole NPROC 1 4096
+whole PROCESSES 1 65536
 [[ -z ${GPUS:-} || ${NPROC:-$GPUS} == "$GPUS" ]] || fail "GPUS is $GPUS and NPROC is $NPROC: they are two names of one number."
 : "${NPROC:=${GPUS:-}}"
 MOST_NODES=

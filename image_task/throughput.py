@@ -21,7 +21,7 @@ __all__ = ["draw", "main", "parse", "resolve"]
 
 COMMAND = Throughput(
     prog="python -m image_task.throughput",
-    description=__doc__,
+    description=(__doc__ or "").partition(":")[0] + ".",
     config=Config,
     models=MODELS,
     aliases=ALIASES,

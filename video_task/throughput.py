@@ -118,7 +118,7 @@ def measure_decoder(files: Sequence[str], frames: int, decoder: str = "pyav", ru
 
 COMMAND = Throughput(
     prog="python -m video_task.throughput",
-    description=__doc__,
+    description=(__doc__ or "").partition(":")[0] + ".",
     config=VideoConfig,
     models=MODELS,
     aliases=ALIASES,

@@ -214,7 +214,7 @@ def _read(path: str | Path) -> tuple[Origin, Views]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge files of views and print the accuracy as JSON; the exit code of `run_small`."""
-    parser = Parser(prog="video_task.views", description="Merge a test's files of views again.")
+    parser = Parser(prog="python -m video_task.views", description="Merge a test's files of views again.")
     parser.add_argument("files", nargs="+", type=read_path, help="a run folder's views/rank*.npz")
     files = parser.parse_args(argv).files
     return run_small(lambda: print(json.dumps(merge_views(files), indent=2), flush=True))

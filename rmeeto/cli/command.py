@@ -30,7 +30,7 @@ MODES = {
 
 EXAMPLES = {
     "model": "--model {model} --model_pth weights.pth",
-    "merge": "--num_prune 5 --if_order",
+    "merge": "--r 5 --class_position exact",
     "data": "--data_set folder --data_path photos --batch_size 64",
     "optim": "--epochs 30 --lr 2e-5 --accumulation 2",
     "distill": "--distill --distill_weight 1",
@@ -80,7 +80,8 @@ class Command:
                 for values in (self.untrained, self.new_head)
             )
             description += (
-                f" The defaults re-train trained weights; for weights from scratch: {scratch}; for a new head: {head}."
+                f" The defaults re-train trained weights. Weights from scratch get others by themselves ({scratch}), and so "
+                f"does a new head ({head})."
             )
         parser = FlagParser(self.prog, description, self.ignored)
         modes = parser.add_mutually_exclusive_group()

@@ -67,10 +67,11 @@ def speed_parser(
     """
     parser = FlagParser(prog, description.strip(), {})
     parser.add_section("model", ModelConfig, f"model (default: {model})", example=f"--model {model}")
-    title = f"timing (batches of {' '.join(map(str, batch_size))} by default, with --target 8)"
-    parser.add_section("speed", SpeedConfig, title, example="--batch_size 1 32 --runs 21")
-    add_merge_flags(parser, "--r 0 5 11 --metric X", own=("r", "window"))
-    group = parser.add_argument_group("several models", "for example --r 5 11, or --target 1.3x")
+    batches, removed = (" ".join(map(str, values)) for values in (batch_size, r))
+    title = f"timing (batches of {batches} by default, with --target 8)"
+    parser.add_section("speed", SpeedConfig, title, example=f"--batch_size {batches} --runs 21")
+    add_merge_flags(parser, f"--r {removed} --class_position exact", own=("r", "window"))
+    group = parser.add_argument_group("several models", f"for example --r {removed}, or --target 1.3x")
     hint = get_type_hints(MergeConfig)["r"]
     group.add_argument(
         "--r",
@@ -80,7 +81,7 @@ def speed_parser(
         type=lambda text: _one(converter(hint)(text)),
         metavar="R",
         help="tokens that each merge removes: each value with spaces between is a model to time, one with commas "
-        f"(5,5,6) a schedule; 0, dense, always runs (default: {' '.join(map(str, r))}, with --target 0)",
+        f"(5,5,6) a schedule; 0, dense, always runs (default: {removed}, with --target 0)",
     )
     window = get_type_hints(MergeConfig)["window"]
     group.add_argument(
@@ -89,7 +90,7 @@ def speed_parser(
         nargs="+",
         type=converter(window),
         metavar="WINDOW",
-        help="time matching in a window as well: 2,3,3",
+        help="time matching in a window of frames, rows and columns as well: 2,3,3 (pictures: 1,3,3)",
     )
     group.add_argument(
         "--target",

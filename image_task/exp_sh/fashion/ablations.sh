@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is compared, how, and what is made of it (Vim, r = 11), one setting changed at a time; every rule of the zoo.
 # Cost:  25 evaluations and 25 short trainings, after dense.sh; see FREE=1.
-# Paper: tables 6, 7, 8, 9, 15, 16, 17 and 18; intervals are a third as long as there, for there are a third of the blocks.
+# Paper: tables 6, 7, 8, 9, 15, 16, 17 and 18; intervals are half as long as there, for there are a third of the blocks.
 # Needs: data/FashionMNIST/raw/, unpacked (or DATA=)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../fashion.sh"

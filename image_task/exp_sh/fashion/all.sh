@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of the evidence of this folder, what is cheap and tells most first; what is finished is not run again.
-# Cost:  about six hours on an idle core, a quarter of it dense.sh, a third longer.sh; on a GPU: ../fashion.sh.
+# Cost:  nine hours of a core (recorded), of which dense.sh two and a half; on a GPU: ../fashion.sh.
 # Paper: each recipe says what of it; ours: docs/evidence.md, which `python fig/evidence.py --collect runs` writes.
 # Needs: data/FashionMNIST/raw/, unpacked (or DATA=)
 set -euo pipefail

@@ -80,8 +80,8 @@ class Command:
                 for values in (self.untrained, self.new_head)
             )
             description += (
-                f" The defaults re-train trained weights. Weights from scratch get others by themselves ({scratch}), and so "
-                f"does a new head ({head})."
+                f" The defaults re-train trained weights. Weights from scratch get others by themselves ({scratch}), "
+                f"and so does a new head ({head})."
             )
         parser = FlagParser(self.prog, description, self.ignored)
         modes = parser.add_mutually_exclusive_group()

@@ -9,10 +9,13 @@ import pytest
 import timm
 import torch
 
+from fig.evidence import every_block
+from fig.evidence_records import RECORDS, Evidence, removed
 from image_task.config import DataConfig
 from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
+from rmeeto.json_file import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -55,15 +58,20 @@ def test_readme_quotes_the_recorded_runs(arm, start):
     ],
 )
 def test_readme_quotes_the_evidence(kind, arm, start):
-    records = json.loads((ROOT / "image_task" / "exp_sh" / "fashion" / "results.json").read_text())
-    (row,) = rows("README.md", start)
+    evidence, (row,) = Evidence(read_json(RECORDS)), rows("README.md", start)
     for name, cell in zip(("r0", "r5", "r11", "r20", "r11-prune", "r11-noorder"), row[1:], strict=True):
-        record = records.get(f"{kind}-{name}-{arm}-test-seed0")
-        assert cell.strip() == ("not yet measured" if record is None else f"{record['top1']:.2f}")
+        assert len(evidence.seeds((1, kind, name, arm))) == 3, "README says so"
+        assert cell.strip() == f"{evidence.sum((1, kind, name, arm)).mean:.2f}"
+
+
+def test_readme_quotes_the_shares_of_tokens_that_the_evidence_removes():
+    (row,) = rows("README.md", "| top-1 (%), Fashion-MNIST")
+    found = {int(r): share for cell in row[1:] for r, share in re.findall(r"r = (\d+) \((0\.\d+)", cell)}
+    assert found == {r: f"{removed(every_block(r)):.2f}" for r in (5, 11, 20)}
 
 
 def test_readme_quotes_the_longer_re_training():
-    records = json.loads((ROOT / "image_task" / "exp_sh" / "fashion" / "results.json").read_text())
+    records = read_json(RECORDS)
     longer = [f"{records[f'vim-r{r}-trained-test-seed0']['top1']:.2f} at r = {r}" for r in (11, 20)]
     assert ", ".join(longer) in (ROOT / "README.md").read_text()
 

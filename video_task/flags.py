@@ -53,6 +53,12 @@ IGNORED_FLAGS = {
 }
 
 
+# As in the image task: what the paper's rate for trained weights would move nowhere, or spoil. From scratch chosen on
+# moving digits; a new head as there, for each sample.
+UNTRAINED = {"lr": 8e-3, "epochs": 50, "warmup_epochs": 5, "layer_decay": 1.0}
+NEW_HEAD = {"lr": 1e-4, "head_lr_scale": 20.0, "epochs": 30, "warmup_epochs": 3}
+
+
 def _as_trained(given: Mapping[str, Given], start: VideoConfig) -> list[str]:
     """Let clips be of the frames and pixels that the weights' training had."""
     found = of_weights(given, start)
@@ -75,5 +81,7 @@ COMMAND = Command(
     flags=FLAGS,
     ignored=IGNORED_FLAGS,
     adjust=_as_trained,
+    untrained=UNTRAINED,
+    new_head=NEW_HEAD,
 )
 parse = COMMAND.parse

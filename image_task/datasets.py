@@ -17,7 +17,7 @@ from image_task.config import DataConfig
 from image_task.mapped import Mapped, load_own, load_torchvision
 from image_task.sources import Arrays, Files, Part, Reader, Source
 from image_task.tars import INDEX, Shards
-from image_task.torchvision_names import torchvision_name
+from image_task.torchvision_names import SETS, torchvision_name
 from rmeeto.data.classes import (
     LeftOut,
     as_labelled,
@@ -35,7 +35,7 @@ from rmeeto.imports import is_import
 
 KNOWN = (
     "digits IMNET SUBIMNET CIFAR CIFAR10 CIFAR100 INAT INAT18 INAT19 folder tar wds hfds/<name>, "
-    "FASHION MNIST and others of torchvision, package.module:function for one's own"
+    f"FASHION and torchvision's {' '.join(SETS)}, package.module:function for one's own"
 )
 READERS = (
     "folder",

@@ -12,13 +12,10 @@ from torchvision import datasets
 
 from image_task.config import DataConfig
 from image_task.sources import Arrays, Picture, Source
-from image_task.torchvision_names import torchvision_name
+from image_task.torchvision_names import NAMELESS, SETS, torchvision_name
 from rmeeto.data.contents import by_class
 from rmeeto.errors import UserError
 from rmeeto.imports import find_object
-
-# What each split may be called by torchvision, in the order in which they are tried.
-SPLITS = {"train": ("train", "trainval"), "val": ("test", "val", "valid")}
 
 
 IN_MEMORY = (datasets.MNIST, datasets.CIFAR10, datasets.USPS)  # whose `data` and `targets` are what they give
@@ -59,25 +56,18 @@ def load_torchvision(config: DataConfig, split: str) -> Source:
     """
     name = torchvision_name(config.data_set)
     assert name is not None
-    made, parameters = getattr(datasets, name), inspect.signature(getattr(datasets, name)).parameters
-    options: dict[str, Any] = {"download": True} if config.download and "download" in parameters else {}
-    choices = [{"train": split == "train"}]
-    if "split" in parameters:
-        choices = [{"split": called} for called in SPLITS[split]]
-    reasons = []
-    for choice in choices:
-        try:
-            return _in_memory(_source(made(config.data_path, **choice, **options), name))
-        except ValueError as error:  # no split of that name
-            reasons.append(error)
-        except (RuntimeError, OSError) as error:
-            reasons.append(error)
-            break
-    where = f"{config.data_path}/{name}/raw (unpacked)" if hasattr(made, "mirrors") else config.data_path
-    raise UserError(
-        f"{name}: no {split} split below {config.data_path!r}: {str(reasons[-1]).splitlines()[0]}\n"
-        f"put its files into {where}, as torchvision.datasets.{name} has them, or fetch them with --download"
-    )
+    made, arguments = getattr(datasets, name), SETS[name][split != "train"]
+    download = {"download": True} if config.download and "download" in inspect.signature(made).parameters else {}
+    try:
+        found = made(config.data_path, **arguments, **download)
+    except (RuntimeError, OSError) as error:
+        where = f"{config.data_path}/{name}/raw (unpacked)" if hasattr(made, "mirrors") else config.data_path
+        fetch = "" if config.download else ", or fetch them with --download"
+        raise UserError(
+            f"{name}: no {split} split below {config.data_path!r}: {str(error).partition(chr(10))[0]}",
+            f"put its files into {where}, as torchvision.datasets.{name} has them{fetch}",
+        ) from None
+    return _in_memory(_source(found, name))
 
 
 def load_own(config: DataConfig, split: str) -> Source:
@@ -99,6 +89,8 @@ def _source(dataset: Any, name: str) -> Mapped:
     targets, classes = _targets(dataset), getattr(dataset, "classes", None)
     if classes is None and targets is not None:
         classes = range(int(targets.max()) + 1)
+    elif classes is None and name in NAMELESS:
+        classes = range(NAMELESS[name])
     if classes is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise UserError(
             f"{name} gave a {type(dataset).__name__}; expected a data set with a length, [index] -> (PIL image, class) "

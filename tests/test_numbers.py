@@ -16,6 +16,8 @@ from image_task.data import build_data
 from image_task.models import load_weights
 from rmeeto import MergeConfig
 from rmeeto.json_file import read_json
+from rmeeto.trained_on import trained_on
+from rmeeto.weights import head_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -179,3 +181,9 @@ def test_shipped_weights_have_the_recorded_accuracy(file, merge):
         hits = [(model(images).argmax(1) == labels) for images, labels in data.eval_batches()]
     # Two of 360 images may fall the other way on another machine's arithmetic.
     assert 100 * torch.cat(hits).float().mean().item() == pytest.approx(top1(f"{file}-seed0"), abs=0.56)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*_task/exp_sh/*/*.safetensors")), ids=str)
+def test_shipped_weights_name_their_classes(path):
+    known = trained_on(path)
+    assert len(known.label_names) == head_rows(path) and len(set(known.label_names)) > 9

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 from image_task.config import DataConfig
 from image_task.datasets import load_sources
 from image_task.main import main
-from image_task.torchvision_names import torchvision_name
+from image_task.torchvision_names import SETS, torchvision_name
 from rmeeto.errors import UserError
 
 
@@ -47,18 +49,40 @@ def test_torchvision_reads_a_set_by_its_name(fashion):
         ("Flowers102", "Flowers102"),
         ("FakeData", None),
         ("VOCDetection", None),
+        ("EuroSAT", None),  # one split
+        ("HMDB51", None),  # videos
     ],
 )
 def test_which_names_torchvision_has(name, known):
     assert torchvision_name(name) == known
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_torchvision_takes_the_arguments_of_both_splits(name):
+    for arguments in SETS[name]:
+        inspect.signature(getattr(datasets, name)).bind("root", **arguments)
+
+
+def test_a_set_whose_classes_torchvision_does_not_name_has_numbers(tmp_path):
+    for number in (0, 42):
+        folder = tmp_path / "gtsrb" / "GTSRB" / "Training" / f"{number:05}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / "0.ppm")
+    images = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (9, 9), (7, 0, 0)).save(images / "0.ppm")
+    (tmp_path / "gtsrb" / "GT-final_test.csv").write_text("Filename;ClassId\n0.ppm;7\n")
+    train, val = load_sources(DataConfig(data_set="GTSRB", data_path=str(tmp_path)), seed=0)
+    assert len(train.classes) == 43 and [train.read(i)[1] for i in range(2)] == [0, 1] and val.read(0)[1] == 7
+
+
 def test_one_error_says_where_files_go(fashion, tmp_path):
     (fashion / "FashionMNIST/raw/train-labels-idx1-ubyte").unlink()
     packed = fashion / "FashionMNIST/raw/train-labels-idx1-ubyte.gz"
     packed.write_bytes(gzip.compress(b"packed"))
-    with pytest.raises(UserError, match=r"FashionMNIST/raw \(unpacked\).*--download"):
+    with pytest.raises(UserError, match=r"FashionMNIST/raw \(unpacked\).*--download") as caught:
         load_sources(DataConfig(data_set="FASHION", data_path=str(fashion)), seed=0)
+    assert len(str(caught.value).splitlines()) == 2 and "\\n" not in str(caught.value)
     with pytest.raises(UserError, match="known are digits .*FASHION.*package.module:function"):
         load_sources(DataConfig(data_set="FASHIONS", data_path=str(fashion)), seed=0)
 

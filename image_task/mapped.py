@@ -17,7 +17,6 @@ from rmeeto.data.contents import by_class
 from rmeeto.errors import UserError
 from rmeeto.imports import find_object
 
-
 IN_MEMORY = (datasets.MNIST, datasets.CIFAR10, datasets.USPS)  # whose `data` and `targets` are what they give
 
 

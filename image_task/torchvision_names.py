@@ -18,8 +18,8 @@ SETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), _FLAG),
     "EMNIST": ({"split": "balanced", "train": True}, {"split": "balanced", "train": False}),
     **dict.fromkeys(
-        ("Country211", "DTD", "FER2013", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "PCAM", "RenderedSST2", "STL10",
-         "SVHN", "StanfordCars"),
+        ("Country211", "DTD", "FER2013", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "PCAM", "RenderedSST2",
+         "STL10", "SVHN", "StanfordCars"),
         _splits("train", "test"),
     ),
     **dict.fromkeys(("CLEVRClassification", "Imagenette"), _splits("train", "val")),

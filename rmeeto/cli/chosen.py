@@ -15,8 +15,7 @@ from torch import nn
 from rmeeto import hub
 from rmeeto.cli.config import setting_name
 from rmeeto.cli.task import Task
-from rmeeto.data.classes import read_lines
-from rmeeto.data.pictures import read_file
+from rmeeto.data.classes import read_names
 from rmeeto.engine.dist import start
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
@@ -186,7 +185,7 @@ def _labels(
     if not count:
         raise UserError("the model has no head, so it tells no classes; give one with a head.")
     if class_names is not None:
-        names = _read_names(class_names)
+        names = read_names(class_names)
         if len(names) != count:
             raise UserError(
                 f"--class_names {class_names} has {len(names)} lines; expected {count}, one for each class of the head."
@@ -200,13 +199,3 @@ def _labels(
         info = ImageNetInfo()
         return [info.index_to_description(i) for i in range(count)], "ImageNet-1k's, by number"
     return [f"class {i}" for i in range(count)], "numbers: the weights name no classes"
-
-
-def _read_names(path: str) -> list[str]:
-    try:
-        lines = read_lines(read_file(path).decode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--class_names {path} cannot be read: {error}; give a text with a class in each line."
-        ) from None
-    return lines[:-1] if lines and not lines[-1] else lines

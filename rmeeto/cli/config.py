@@ -55,6 +55,13 @@ class ModelConfig(Settings):
         needs=DISTILLED,
         smoke=None,
     )
+    class_names: str | None = setting(
+        None,
+        "text with a class name a line, in the order of the weights' head, where the weights do not name them (as "
+        "official K400 heads, which are in no order): the data's classes are matched by name",
+        needs=WEIGHTED,
+        smoke=None,
+    )
     delete_head: bool = setting(
         False,
         "leave out the weights' head and train a new one for the data's classes, drawn from the seed; a teacher "

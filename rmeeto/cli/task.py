@@ -21,6 +21,7 @@ from rmeeto.cli.rehearse import Rehearsal
 from rmeeto.cli.split import split_over
 from rmeeto.cli.teacher_cache import open_cache, say_cached
 from rmeeto.cli.timms import create_model
+from rmeeto.data.classes import read_names
 from rmeeto.engine import DistillLoss, RunFolder, World, fit, start
 from rmeeto.engine.agree import agree, code_digest
 from rmeeto.engine.precision import amp_dtype
@@ -94,12 +95,14 @@ class Task(Rehearsal, ABC):
         """What there is to evaluate, in words; `samples` follows the number."""
 
     def labels(self, config: Any) -> tuple[str, ...] | None:
-        """What the weights call their outputs, where they say so and the head is not left out.
+        """What the weights call their outputs, where they or a file say so and the head is not left out.
 
         Raises:
-            UserError: the student's and its teacher's are others.
+            UserError: the student's and its teacher's are others, or a file that cannot be read.
         """
         chosen = config.model
+        if chosen.class_names is not None and not chosen.delete_head:
+            return tuple(read_names(chosen.class_names))
         paths = [] if chosen.delete_head else [chosen.model_pth]
         paths += [chosen.teacher_pth] if config.distill.distill and not config.run.eval else []
         known = [found.label_names for found in map(trained_on, filter(None, paths)) if found and found.label_names]

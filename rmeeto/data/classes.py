@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rmeeto.data.pictures import hidden, natural_key
+from rmeeto.data.pictures import hidden, natural_key, read_file
 from rmeeto.errors import UserError, shown
 
 MANY = 100_000  # so many classes are believed of any data set; more only where there are as many samples
@@ -138,3 +138,21 @@ def _leads_back(root: str, name: str) -> bool:
 def read_lines(text: str) -> list[str]:
     """Lines of a text that a line end separates; not what else Unicode counts as one, which file names may hold."""
     return re.split(r"\r\n|\r|\n", text)
+
+
+def read_names(path: str) -> list[str]:
+    """Class names of a text, one a line.
+
+    Raises:
+        UserError: it cannot be read, or has a name twice or an empty line.
+    """
+    try:
+        names = read_lines(read_file(path).decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--class_names {path} cannot be read: {error}; give a text with a class in each line."
+        ) from None
+    names = names[:-1] if names and not names[-1] else names
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"--class_names {path} has a class twice or an empty line; give each class once.")
+    return names

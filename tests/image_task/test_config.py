@@ -150,6 +150,7 @@ COMPANY = {
     "data_changed": "--resume",
     "elastic_r": "--r 5",
     "delete_head": "--model_pth m.pth",
+    "class_names": "--model_pth m.pth",
 }
 
 

@@ -147,6 +147,7 @@ COMPANY = {
     "teacher_top": "--distill --model_pth m.pth --teacher_cache c",
     "head_map": "--model_pth m.pth",
     "delete_head": "--model_pth m.pth",
+    "class_names": "--model_pth m.pth",
     "fold": "--data_set UCF101",
     "data_changed": "--resume",
     "elastic_r": "--r 5",

@@ -131,3 +131,17 @@ def test_onnx_and_packages_are_written_beside_it(monkeypatch, capsys):
     clip = torch.randn(2, 3, 4, 24, 24)
     (logits,) = session.run(None, {"clips": clip.numpy()})
     assert torch.allclose(load("model").eval()(clip), torch.from_numpy(logits), atol=1e-5)
+
+
+def test_class_folders_are_matched_with_a_head_that_names_no_classes(tmp_path):
+    state = torch.load("log/dense/best.pt", weights_only=True)["model"]
+    state |= {f"head.{name}": state[f"head.{name}"].flip(0) for name in ("weight", "bias")}
+    torch.save(state, tmp_path / "other.pth")
+    (tmp_path / "names.txt").write_text("bee\nant\n")
+    line = f"{MODEL} {VIEWS} --eval --model_pth {tmp_path / 'other.pth'} --data_set folder --data_path videos"
+    found = [
+        run(parse(f"{line} --output_dir log --name {name} {extra}".split())[0])["top1"]
+        for name, extra in (("as-is", ""), ("by-name", f"--class_names {tmp_path / 'names.txt'}"))
+    ]
+    assert found[0] != found[1]
+    assert found[1] == evaluated("--data_set folder --data_path videos --name whole")["top1"]

@@ -28,6 +28,23 @@ def test_weights_from_scratch_get_settings_that_train(line):
     assert config_of(line).optim == replace(OptimConfig(), **UNTRAINED)
 
 
+def test_clips_have_theirs():
+    pytest.importorskip("av")
+    from video_task import flags
+
+    scratch, head, trained = (
+        flags.parse(line.split())[0].optim for line in ("", "--model_pth P --delete_head", "--model_pth P")
+    )
+    assert scratch == replace(trained, **flags.UNTRAINED) and head == replace(trained, **flags.NEW_HEAD)
+    assert trained == flags.VideoConfig().optim and flags.parse(["--epochs", "2"])[0].optim.warmup_epochs == 0
+    assert any(
+        "--lr 1e-05 re-trains" in note
+        for note in training_notes(
+            flags.parse("--lr 1e-5".split())[0], SimpleNamespace(num_train=960, batches_per_epoch=60), flags.UNTRAINED
+        )
+    )
+
+
 def test_a_new_head_gets_a_rate_of_its_own():
     optim = config_of("--model_pth P --delete_head").optim
     assert optim == replace(OptimConfig(), **NEW_HEAD)

@@ -53,9 +53,8 @@ IGNORED_FLAGS = {
 }
 
 
-# As in the image task: a re-training's rate moves neither weights from scratch nor a new head (and a step has a quarter of
-# what the rate is for, there and here). Seen to train moving digits: 55 % of twelve classes after 720 steps from scratch,
-# 79 % after 300 with a new head.
+# As in the image task, for its reasons. Seen to train moving digits: 55 % of
+# twelve classes after 720 steps from scratch, 79 % after 300 with a new head.
 UNTRAINED = {"lr": 8e-3, "epochs": 50, "warmup_epochs": 5, "layer_decay": 1.0}
 NEW_HEAD = {"lr": 2e-4, "head_lr_scale": 20.0, "epochs": 30, "warmup_epochs": 3}
 

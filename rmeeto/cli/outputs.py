@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from rmeeto.errors import UserError
+
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 
 
 def check_output(path: Path, flag: str, *, overwrite: bool = False) -> None:
@@ -38,7 +46,9 @@ def check_output(path: Path, flag: str, *, overwrite: bool = False) -> None:
 
 def unwritable(path: Path, flag: str, error: OSError) -> str:
     """What to say of a file that the disk refused."""
-    return (
-        f"{flag} {path} cannot be written: {error.strerror or error}; give a file in a folder that can be written to, "
-        "on a disk with room."
-    )
+    return f"{flag} {path} cannot be written: {error.strerror or error}; {advice(error)}."
+
+
+def advice(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    return _ADVICE.get(error.errno or 0, "give a file in a folder that can be used")

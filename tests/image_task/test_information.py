@@ -78,12 +78,15 @@ def test_how_far_it_is_is_said_where_there_is_no_terminal(tmp_path, capsys, monk
         (["--seeds", "1", "2", "1"], "--seeds 1 2 1 names one"),
         (["--steps", "0"], "--steps 0; expected 1 or more"),
         (["--num_tokens", "0"], "--num_tokens 0; expected 1 or more"),
-        (["--samples", "318"], "--samples 318: 318 images, of which a part is held out, do not fill a network's batch of 256"),
+        (
+            ["--samples", "318"],
+            "--samples 318: 318 images, of which a part is held out, do not fill a network's batch of 256",
+        ),
         (["--max_eval_batches", "1"], "digits: 128 images, of which a part is held out, do not fill a network's batch"),
         (["--model", "vit_tiny_patch16_224", "--model_pth=", "--parts", "both"], "--parts both; this model has mixer"),
         (["--output", "/proc/a/b.json"], "/proc/a/b.json cannot be written: No such file or directory; give a file"),
         (["--output", "FILE/b.json"], "cannot be written: Not a directory; give a file"),
-        (["--output", f"{'n' * 250}.json"], "cannot be written: File name too long; give a file"),
+        (["--output", f"{'n' * 250}.json"], "cannot be written: File name too long; give a shorter name"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_it_begins(more, message, tmp_path, capsys, monkeypatch):

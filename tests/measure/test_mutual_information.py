@@ -8,7 +8,7 @@ import torch
 from image_task.models import Deit, VideoMamba, Vim
 from rmeeto import MergeConfig
 from rmeeto.measure.capture import capture
-from rmeeto.measure.mutual_information import Settings, gaussians, mutual_information
+from rmeeto.measure.mutual_information import Settings, fewest_samples, gaussians, mutual_information
 from rmeeto.nn import BiMamba
 
 SMALL = Settings(steps=150, batch_size=128, hidden=(64, 32), dropout=0.0, lr=1e-3)

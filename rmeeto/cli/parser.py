@@ -41,7 +41,7 @@ def _said(error: OSError) -> str:
     """An error of the operating system with its file, where it tells one, and what to do."""
     if error.errno is None:
         return str(error)
-    what = "what it writes" if error.filename is None else error.filename
+    what = "the output, or a file," if error.filename is None else error.filename
     return f"{what} cannot be used: {error.strerror}; {advice(error)}."
 
 

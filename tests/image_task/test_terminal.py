@@ -59,7 +59,10 @@ def test_the_help_of_a_small_command_fits(parser, monkeypatch):
 @pytest.mark.parametrize(
     ("work", "line"),
     [
-        ("print('x', flush=True)", "what it writes cannot be used: No space left on device; make room on the disk."),
+        (
+            "print('x', flush=True)",
+            "the output, or a file, cannot be used: No space left on device; make room on the disk.",
+        ),
         ("open('n' * 300)", f"{'n' * 300} cannot be used: File name too long; give a shorter name."),
         (
             "open('/dev/null/x')",

@@ -137,18 +137,20 @@ def draw(path: Path) -> None:
     models = [name for name in MODELS if name in found]
     columns = 1 + len(models)
     figure, axes = plt.subplots(
-        len(ESTIMATORS), columns, figsize=(2.2 + 3.2 * columns, 5.6), layout="constrained", squeeze=False
+        len(ESTIMATORS), columns, figsize=(2.2 + 3.2 * columns, 6.4), layout="constrained", squeeze=False
     )
     for ax_row, estimator in zip(axes, ESTIMATORS):
-        ax_row[0].set_ylabel("found (nats)")
+        for ax in ax_row[:2]:  # the Gaussians, and the first of the models, whose axis the others share
+            ax.set_ylabel("found (nats)")
         of_gaussians(ax_row[0], [row for row in found["gaussians"]["results"] if row["estimator"] == estimator])
         for ax, name in zip(ax_row[1:], models):
             of_blocks(ax, found[name], estimator)
+            ax.sharey(ax_row[1])
             ax.set_title(f"{MODELS[name]}\n{estimator}", fontsize=10)
         ax_row[0].set_title(f"Gaussians of {DIMENSIONS} dimensions\n{estimator}", fontsize=10)
         for ax in ax_row:
             ax.grid(alpha=0.3)
-            ax.set_ylim(bottom=0)
+            ax.axhline(0, color="0.3", lw=0.8)  # a bound on samples can be below it, where there is little to find
     save(figure, path, data())
     plt.close(figure)
 

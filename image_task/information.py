@@ -6,8 +6,9 @@ python -m image_task.information --model_pth runs/photos/dense --blocks 2 4 --pa
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,20 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from image_task.data import build_data
+from image_task.data import ImageData, build_data
 from image_task.main import TASK
 from rmeeto.cli.chosen import Chosen, choose
 from rmeeto.cli.flags import normalise
+from rmeeto.cli.outputs import check_output, unwritable
 from rmeeto.cli.parser import OneLineParser, read_path, run_small
 from rmeeto.cli.speed_plot import COLOURS, MARKERS
 from rmeeto.engine.dist import World
+from rmeeto.engine.progress import LINE_EVERY, Progress
 from rmeeto.engine.record import environment
 from rmeeto.errors import UserError, shown
-from rmeeto.json_file import write_json
+from rmeeto.json_file import write_json, write_whole
 from rmeeto.measure.capture import PARTS, capture, mixers
-from rmeeto.measure.mutual_information import ESTIMATORS, Settings, mutual_information
+from rmeeto.measure.mutual_information import ESTIMATORS, Settings, fewest_samples, mutual_information
 
 PROG = "python -m image_task.information"
 
@@ -54,35 +57,51 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
         UserError: a flag, model or data that cannot be used.
     """
     options, rest = _parser().parse_known_args([normalise(token) for token in argv])
-    if options.output.suffix != ".json" or (options.output.exists() and not options.overwrite):
-        raise UserError(f"--output {options.output}: expected a new file that ends in .json, or --overwrite.")
+    settings = _settings(options)
+    picture = _check_files(options)
     chosen, notices = choose(TASK, rest)
     for note in notices:
         print(f"note: {shown(note)}", file=sys.stderr)
-    blocks = options.blocks or [len(mixers(chosen.model)) // 2]
-    settings = [Settings(steps=options.steps, seed=seed) for seed in options.seeds]
+    blocks, parts = _of_model(chosen, options)
+    size, config = chosen.model.pretrained_cfg["input_size"][-1], chosen.config.data
+    data = build_data(config, img_size=size, rank=0, world_size=1, seed=0, train=False)
+    there = min(data.num_eval, (config.max_eval_batches or data.num_eval) * config.batch_size)
+    count = min(options.samples, there)
+    origin = f"{config.data_set} in {config.data_path}" if config.data_path else config.data_set
+    _check_samples(count, origin, settings[0])
     result: dict[str, Any] = {
         "what": "mutual information",
         **environment(World(chosen.device)),
         "command": [*PROG.split(), *argv],
         "model": chosen.name,
         "weights": chosen.weights or "random",
-        "data_set": chosen.config.data.data_set,
+        "data_set": config.data_set,
         "amortised": not options.per_token,
         "steps": options.steps,
         "seeds": options.seeds,
         "blocks": blocks,
         "results": [],
     }
-    print(f"{chosen.name}, weights {shown(result['weights'])}; I(X; Y) in nats, mean over tokens and seeds")
-    for part in options.parts or PARTS[: 1 if not hasattr(mixers(chosen.model)[0], "scans") else None]:
-        batches = _batches(chosen, options.samples)
-        x, y, places = capture(chosen.model, batches, blocks, part, options.num_tokens)
+    print(
+        f"{chosen.name}, weights {shown(result['weights'])}, blocks {' '.join(map(str, blocks))}; {count} of {there} "
+        f"images of {shown(origin)}; I(X; Y) in nats, mean over tokens and seeds",
+        flush=True,
+    )
+    for part in parts:
+        x, y, places = capture(chosen.model, _batches(data, count, part), blocks, part, options.num_tokens)
+        _check_samples(len(x), f"{origin}, as far as it can be read", settings[0])
         result["samples"], result["places"] = len(x), places
+        networks = x.shape[1:-1].numel() if options.per_token else 1
         for estimator in options.estimators:
-            found = torch.stack(
-                [mutual_information(x, y, estimator, amortised=not options.per_token, settings=s) for s in settings]
-            )
+            rounds = len(settings) * networks * options.steps
+            with Progress(f"{part} {estimator}: step", rounds, line_every=LINE_EVERY) as progress:
+                of_seeds = [
+                    mutual_information(
+                        x, y, estimator, amortised=not options.per_token, settings=each, on_step=progress.update
+                    )
+                    for each in settings
+                ]
+            found = torch.stack(of_seeds)
             row = {"part": part, "estimator": estimator, "nats": found.tolist()}
             result["results"].append(row)
             means = ", ".join(f"block {b}: {m:.3f}" for b, m in zip(blocks, found.mean((0, 2)).tolist()))
@@ -90,17 +109,70 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, result)
-        draw(result).savefig(options.output.with_suffix(".png"), dpi=150)
+        write_whole(picture, lambda file: draw(result).savefig(file, format="png", dpi=150))
     except OSError as error:
-        raise UserError(f"--output {options.output} cannot be written: {error}.") from None
-    print(f"written: {shown(options.output)} and {shown(options.output.with_suffix('.png'))}")
+        raise UserError(unwritable(options.output, "--output", error)) from None
+    print(f"written: {shown(options.output)} and {shown(picture)}")
     return result
+
+
+def _settings(options: argparse.Namespace) -> list[Settings]:
+    """How each seed's networks are trained.
+
+    Raises:
+        UserError: a flag whose value cannot be, said as the command line says it.
+    """
+    for name in ("num_tokens", "samples", "steps"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}; expected 1 or more.")
+    for name in ("blocks", "parts", "estimators", "seeds"):
+        given = getattr(options, name) or []
+        if len(set(given)) < len(given):
+            raise UserError(f"--{name} {' '.join(map(str, given))} names one of them twice; give each once.")
+    if not all(0 <= seed < 2**63 for seed in options.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}; expected whole numbers from 0 to 2^63 - 1.")
+    settings = [Settings(steps=options.steps, seed=seed) for seed in options.seeds]
+    _check_samples(options.samples, f"--samples {options.samples}", settings[0])
+    return settings
+
+
+def _check_samples(count: int, whose: str, settings: Settings) -> None:
+    least = fewest_samples(settings)
+    if count < least:
+        raise UserError(
+            f"{whose}: {count} image{'s' * (count != 1)}, of which a part is held out, do not fill a network's "
+            f"batch of {settings.batch_size}; expected {least} or more. Raise --samples, or give a larger --data_set."
+        )
+
+
+def _check_files(options: argparse.Namespace) -> Path:
+    """The picture beside the JSON file, both of which can be written."""
+    if options.output.suffix != ".json":
+        raise UserError(f"--output {options.output}: expected a file that ends in .json.")
+    picture = options.output.with_suffix(".png")
+    for path in (options.output, picture):
+        if not options.overwrite and os.path.lexists(path):
+            raise UserError(f"--output {options.output}: {path} is there already; give a new file, or --overwrite.")
+        check_output(path, "--output", overwrite=True)
+    return picture
+
+
+def _of_model(chosen: Chosen, options: argparse.Namespace) -> tuple[list[int], Sequence[str]]:
+    """The blocks and parts to measure."""
+    found = mixers(chosen.model)
+    known = PARTS if hasattr(found[0], "scans") else PARTS[:1]
+    blocks, parts = options.blocks or [len(found) // 2], options.parts or known
+    if not all(0 <= block < len(found) for block in blocks):
+        raise UserError(f"--blocks {' '.join(map(str, blocks))}; expected some of 0 to {len(found) - 1}.")
+    if not set(parts) <= set(known):
+        raise UserError(f"--parts {' '.join(parts)}; this model has {', '.join(known)}.")
+    return blocks, parts
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROG,
-        usage=f"{PROG} [--model_pth RUN_OR_MODEL_FOLDER] [--flag value ...]",
+        usage=f"{PROG} [--model_pth FOLDER] [--flag value ...]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=f"The model and the data are said as to {TASK.command.prog}: --model, --model_pth, --data_set, --r, ...",
         allow_abbrev=False,
@@ -119,16 +191,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _batches(chosen: Chosen, samples: int) -> list[torch.Tensor]:
-    """The first images of the evaluation data."""
-    size = chosen.model.pretrained_cfg["input_size"][-1]
-    data = build_data(chosen.config.data, img_size=size, rank=0, world_size=1, seed=0, train=False)
-    kept: list[torch.Tensor] = []
-    for images, _ in data.eval_batches():
-        kept.append(images[: samples - sum(map(len, kept))])
-        if sum(map(len, kept)) >= samples:
-            break
-    return kept
+def _batches(data: ImageData, samples: int, part: str) -> Iterator[torch.Tensor]:
+    """The first images of the evaluation data; those that cannot be read are left out."""
+    count = 0
+    with Progress(f"{part}: image", samples, line_every=LINE_EVERY) as progress:
+        for images, _ in data.eval_batches():
+            images = images[: samples - count]
+            yield images
+            count += len(images)
+            progress.update(len(images))
+            if count >= samples:
+                break
 
 
 def draw(result: dict[str, Any]) -> Figure:

@@ -68,4 +68,4 @@ def read_picture(path: Path) -> Image.Image | str:
     try:
         return decode(read_file(path))
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        return str(error) or repr(error)
+        return getattr(error, "strerror", None) or str(error) or repr(error)

@@ -7,6 +7,7 @@ python -m image_task.visualize cat.jpg --model vim_tiny_patch16_224 --model_pth 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from image_task.main import TASK
 from image_task.pictures import Preparation, read_picture
 from rmeeto.cli.chosen import Chosen
-from rmeeto.cli.on_files import OnFiles, add_output, output_paths
+from rmeeto.cli.on_files import OnFiles, add_output, output_paths, write_output
 from rmeeto.data.pictures import ENDINGS
 from rmeeto.errors import UserError, shown
 from rmeeto.measure.explain import Answer, check_merges, picture_sheet
@@ -51,7 +52,8 @@ def draw(chosen: Chosen, files: list[Path], options: argparse.Namespace) -> list
             shown(file.name), chosen.name, [(shown(name), share) for _, name, share in top], chosen.labels_from,
             chosen.weights is not None,
         )  # fmt: skip
-        picture_sheet(chosen.model, x, prepare.seen(picture, options.max_edge), answer).save(output)
+        sheet = picture_sheet(chosen.model, x, prepare.seen(picture, options.max_edge), answer)
+        write_output(output, functools.partial(sheet.save, format="PNG"))
         print(f"{shown(output)}: {shown(top[0][1])} {100 * top[0][2]:.1f} %", flush=True)
     return unreadable
 

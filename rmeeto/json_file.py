@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,27 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: a number that is not finite.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with open_new(path.with_name(path.name + ".tmp")) as file:
-        file.write(text.encode())
-    os.replace(file.name, path)
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_whole(path: Path, write: Callable[[Any], object]) -> None:
+    """Write a file so that `path` holds the old content or the new one, whole, and nothing is left of a failure.
+
+    Args:
+        write: is given a file to write bytes to.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with open_new(partial) as file:
+            write(file)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def open_new(path: Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fig import information
 from rmeeto.json_file import read_json
 from rmeeto.measure.mutual_information import ESTIMATORS
@@ -42,3 +44,19 @@ def test_the_script_measures_and_draws(tmp_path, monkeypatch):
     assert "old" not in text and text.endswith("after\n") and text.count(" to ") == 4
     assert f"{information.OF_BLOCKS[0]}\n\n{information.MISSING}\n\n{information.OF_BLOCKS[1]}" in text
     assert (tmp_path / "i.png").stat().st_size > 10_000
+
+
+def test_panels_to_be_compared_have_one_axis_and_nothing_is_cut_off(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(information, "save", lambda figure, *_: drawn.append(figure))
+    information.draw(tmp_path / "i.png")
+    axes = drawn[0].axes
+    columns = len(axes) // len(ESTIMATORS)
+    found = [record for name, record in information.records().items() if name in information.MODELS]
+    for at, estimator in enumerate(ESTIMATORS):
+        _, *of_models = axes[at * columns : (at + 1) * columns]
+        rows = [row["nats"] for record in found for row in record["results"] if row["estimator"] == estimator]
+        means = [np.mean(seed, axis=-1) for nats in rows for seed in nats]
+        for ax in of_models:
+            assert ax.get_ylim() == of_models[0].get_ylim()
+            assert ax.get_ylim()[0] < np.min(means) and np.max(means) < ax.get_ylim()[1]

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from rmeeto.errors import UserError
-from rmeeto.json_file import read_json, write_json
+from rmeeto.json_file import read_json, write_json, write_whole
 
 HOSTILE = {
     "empty": b"",
@@ -73,3 +73,16 @@ def test_a_number_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"a": float("inf")})
     assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
+def test_what_fails_to_be_written_leaves_the_old_file_and_no_piece(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, fail)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

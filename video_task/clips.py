@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,29 +61,46 @@ class Preparation:
         ((top, left),) = crop_corners(height, width, edge, 1)
         return self.middle(frames), frames[:, top : top + edge, left : left + edge] / 255
 
-    def windows(self, path: Path, stride: int, span: int) -> Iterator[tuple[int, Tensor]]:
+    def windows(self, path: Path, stride: int, span: int) -> Iterator[tuple[int, int, Tensor]]:
         """A window of `span` frames every `stride` frames, each frame of the video decoded once.
 
         Yields:
-            The number of a window's first frame, and (1, 3, T, size, size). A video shorter than a window gives one.
+            The number of a window's first frame, how many frames of the video it covers, and (1, 3, T, size, size). A
+            video shorter than a window gives one, which covers them all.
 
         Raises:
             UnreadableVideo: as `read_frames`.
         """
         offsets = self.offsets(span)
         held: dict[int, np.ndarray] = {}
-        start, shrink = 0, None
-        for number, frame in iterate_frames(path, lambda n: _is_used(n, stride, offsets), seconds=LONGEST):
+        ready: deque[tuple[int, list[np.ndarray]]] = deque()  # until it is known whether the video covers them
+        start, count, shrink = 0, 0, None
+
+        def wanted(number: int) -> bool:
+            nonlocal count
+            count = number + 1
+            return number < offsets[0] or _is_used(number, stride, offsets)
+
+        for number, frame in iterate_frames(path, wanted, seconds=LONGEST):
             shrink = shrink or self.middle.shrink(*frame.shape[:2])
+            if number <= offsets[0]:  # those before are for a video that ends there: its last will do
+                held.clear()
             held[number] = shrink(frame)
             if number == start + offsets[-1]:
-                yield start, self._finish([held[start + offset] for offset in offsets])
+                ready.append((start, [held[start + offset] for offset in offsets]))
                 start += stride
                 held = {index: kept for index, kept in held.items() if index >= start}
-        if not start and held:
+            while ready and ready[0][0] + span <= count:
+                first, frames = ready.popleft()
+                yield first, span, self._finish(frames)
+        if not count:
+            raise UnreadableVideo(path, "it has no frames")
+        if not start:
             numbers = sorted(held)
             before = [[number for number in numbers if number <= offset] for offset in offsets]
-            yield 0, self._finish([held[(some or numbers[:1])[-1]] for some in before])
+            ready.append((0, [held[(some or numbers[:1])[-1]] for some in before]))
+        for first, frames in ready:
+            yield first, min(span, count - first), self._finish(frames)
 
     def offsets(self, span: int) -> list[int]:
         """The frames of a window of `span` frames, from its first."""

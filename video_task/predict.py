@@ -80,10 +80,10 @@ def _whole(file: Path, prepare: Preparation, chosen: Chosen, answers: Answers) -
 def _slide(file: Path, prepare: Preparation, chosen: Chosen, answers: Answers, stride: int, span: int) -> None:
     windows = prepare.windows(file, stride, span)
     while batch := list(itertools.islice(windows, AT_ONCE)):
-        x = torch.cat([clip for _, clip in batch]).to(chosen.device)
+        x = torch.cat([clip for *_, clip in batch]).to(chosen.device)
         shares, features = chosen.model(x).softmax(-1), answers.features(x)
-        for number, (start, _) in enumerate(batch):
-            place = {"first_frame": start, "frames": span}
+        for number, (start, frames, _) in enumerate(batch):
+            place = {"first_frame": start, "frames": frames}
             answers.say(file, shares[number], None if features is None else features[number], **place)
 
 

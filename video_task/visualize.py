@@ -7,9 +7,11 @@ python -m video_task.visualize clips/ --model videomamba_video_tiny_patch16_224 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 if __package__ in (None, ""):  # started as `python video_task/visualize.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,7 +25,7 @@ import torch
 from PIL import Image
 
 from rmeeto.cli.chosen import Chosen
-from rmeeto.cli.on_files import OnFiles, add_output, output_paths
+from rmeeto.cli.on_files import OnFiles, add_output, output_paths, write_output
 from rmeeto.errors import UserError, shown
 from rmeeto.measure.explain import Answer, check_merges, clip_sheet
 from video_task.clips import Preparation, why
@@ -62,7 +64,7 @@ def draw(chosen: Chosen, files: list[Path], options: argparse.Namespace) -> list
             chosen.weights is not None,
         )  # fmt: skip
         sheet, animation = clip_sheet(chosen.model, x, _within(frames, options.max_edge), answer)
-        sheet.save(output)
+        write_output(output, functools.partial(sheet.save, format="PNG"))
         _animate(output, animation, options.animation)
         print(f"{shown(output)}: {shown(top[0][1])} {100 * top[0][2]:.1f} %", flush=True)
     return unreadable
@@ -82,17 +84,18 @@ def _within(frames: np.ndarray, most: int) -> np.ndarray:
 def _animate(path: Path, frames: list[Image.Image], kind: str) -> None:
     if ".gif" in KINDS[kind]:
         first, *others = [frame.quantize(128) for frame in frames]
-        first.save(path.with_suffix(".gif"), save_all=True, append_images=others, duration=1000 // RATE, loop=0)
+        shape = {"save_all": True, "append_images": others, "duration": 1000 // RATE, "loop": 0}
+        write_output(path.with_suffix(".gif"), functools.partial(first.save, format="GIF", **shape))
     if ".mp4" in KINDS[kind]:
-        write_mp4(path.with_suffix(".mp4"), frames)
+        write_output(path.with_suffix(".mp4"), lambda file: write_mp4(file, frames))
 
 
-def write_mp4(path: Path, frames: list[Image.Image]) -> None:
+def write_mp4(path: Path | BinaryIO, frames: list[Image.Image]) -> None:
     """Frames of one size as an H.264 video; an odd last row or column is left out."""
     import av
 
     width, height = (side // 2 * 2 for side in frames[0].size)
-    with av.open(str(path), "w") as file:
+    with av.open(str(path) if isinstance(path, Path) else path, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=Fraction(RATE), options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:

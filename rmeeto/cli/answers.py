@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rmeeto.cli.chosen import Chosen
 from rmeeto.cli.on_files import record
+from rmeeto.cli.outputs import check_output, unwritable
 from rmeeto.errors import UserError, shown
-from rmeeto.json_file import open_new
+from rmeeto.json_file import write_whole
 
 
 def add_answer_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +47,10 @@ class Answers:
         if options.top < 1:
             raise UserError(f"--top {options.top}; expected 1 or more.")
         path = options.features
-        if path is not None and (path.suffix != ".npz" or path.exists()):
-            reason = "it is there already" if path.exists() else "expected a file that ends in .npz"
-            raise UserError(f"--features {path}: {reason}; give another name.")
+        if path is not None and path.suffix != ".npz":
+            raise UserError(f"--features {path}: expected a file that ends in .npz; give another name.")
+        if path is not None:
+            check_output(path, "--features")
         if not options.json:
             weights = shown(chosen.weights)
             print(f"{chosen.name}, weights {weights}, classes {shown(chosen.labels_from)}", flush=True)
@@ -76,21 +78,28 @@ class Answers:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
+        """Write the archive; where the command ends before its time, with what there is by then."""
         path = self.options.features
-        if path is None or kind is not None or not self._kept:
+        if path is None or not self._kept:
             return
+        try:
+            self._write(path)
+        except OSError as error:
+            message = unwritable(path, "--features", error)
+            if kind is None:
+                raise UserError(message) from None
+            print(f"error: {shown(message)}", file=sys.stderr)  # beside what has ended the command
+        else:
+            if kind is not None:
+                count = len(self._kept)
+                print(
+                    f"{shown(path)} holds the {count} answer{'s' * (count > 1)} that there were until then",
+                    file=sys.stderr,
+                )
+
+    def _write(self, path: Path) -> None:
         names, places, features, shares = zip(*self._kept)
         arrays = {name: np.array([place[name] for place in places]) for name in places[0]}
-        partial = path.with_name(path.name + ".tmp")
-        try:
-            with open_new(partial) as file:
-                np.savez(
-                    file,
-                    files=np.array(names),
-                    features=np.stack(features),
-                    probabilities=np.stack(shares),
-                    **arrays,
-                )
-            os.replace(partial, path)
-        except OSError as error:
-            raise UserError(f"--features {path} cannot be written: {error}.") from None
+        arrays |= {"files": np.array(names), "features": np.stack(features), "probabilities": np.stack(shares)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: np.savez(file, **arrays))

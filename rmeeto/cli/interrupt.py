@@ -20,5 +20,5 @@ def answer_interrupts() -> None:
 def _farewell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if not issubclass(kind, KeyboardInterrupt):
         return sys.__excepthook__(kind, error, trace)
-    print("interrupted before the first checkpoint", file=sys.stderr)
+    print("interrupted", file=sys.stderr)
     sys.exit(130)

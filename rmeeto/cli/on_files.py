@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +13,15 @@ from typing import Any
 
 from rmeeto.cli.chosen import Chosen, choose
 from rmeeto.cli.flags import normalise
+from rmeeto.cli.outputs import advice, check_output, unwritable
 from rmeeto.cli.parser import OneLineParser, run_small
 from rmeeto.cli.task import Task
 from rmeeto.data.classes import files_below
 from rmeeto.errors import UserError, shown
+from rmeeto.json_file import write_whole
+
+_LONGEST = 255  # bytes of a file's name
+_ROOM = 12  # of them for a number and for .tmp
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class OnFiles:
         main = self.task.command.prog
         parser = OneLineParser(
             prog=self.prog,
-            usage=f"{self.prog} FILE_OR_FOLDER ... [--model_pth RUN_OR_MODEL_FOLDER] [--flag value ...]",
+            usage=f"{self.prog} FILE_OR_FOLDER ... [--flag value ...]",
             description=self.description,
             epilog=f"The model is said as to {main}: --model, --model_pth, --r, --input_size, --device, and its other "
             "flags. --model_pth may also be a run folder, a model folder or hf_hub:owner/name, which say the rest.",
@@ -113,23 +119,48 @@ def output_paths(
         others: suffixes of what is written beside each.
 
     Raises:
-        UserError: one that is there already, or a folder that cannot be made.
+        UserError: one that is there already, or a folder that cannot be made or written to.
     """
+    names: dict[str, None] = {}
     taken: dict[str, int] = {}
-    paths = []
     for file in files:
-        taken[file.stem] = taken.get(file.stem, 0) + 1
-        number = "" if taken[file.stem] == 1 else f"-{taken[file.stem]}"
-        paths.append(folder / f"{file.stem}{number}{ending}")
+        stem = _within(file.stem, _LONGEST - len(ending) - _ROOM)
+        for number in itertools.count(taken.get(stem, 0) + 1):
+            name = f"{stem}{'' if number == 1 else f'-{number}'}{ending}"
+            if name not in names:
+                break
+        names[name], taken[stem] = None, number
+    paths = [folder / name for name in names]
     written = [path.with_suffix(suffix) for path in paths for suffix in (path.suffix, *others)]
-    there = [path for path in written if path.exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} is there already; add --overwrite, or give another --output.")
     try:
+        there = [path for path in written if path.exists()]
+        if there and not overwrite:
+            raise UserError(f"{there[0]} is there already; add --overwrite, or give another --output.")
         folder.mkdir(parents=True, exist_ok=True)
+        check_output(folder / f"1{ending}", "--output", overwrite=True)
     except OSError as error:
-        raise UserError(f"--output {folder} cannot be made: {error}.") from None
+        raise UserError(f"--output {folder} cannot be made: {error.strerror or error}; {advice(error)}.") from None
     return paths
+
+
+def write_output(path: Path, write: Callable[[Any], object]) -> None:
+    """Write a file of `output_paths`, whole or not at all.
+
+    Args:
+        write: is given a file to write bytes to.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise UserError(unwritable(path, "--output", error)) from None
+
+
+def _within(name: str, longest: int) -> str:
+    """The beginning of a name, of so many bytes: what lies in a folder may have a name to which no ending fits."""
+    return os.fsdecode(os.fsencode(name)[:longest]) if len(os.fsencode(name)) > longest else name
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rmeeto.cli.outputs import advice
 from rmeeto.errors import UserError, shown
 
 
@@ -36,6 +37,22 @@ def read_path(text: str) -> Path:
     return Path(home(text))
 
 
+def _said(error: OSError) -> str:
+    """An error of the operating system with its file, where it tells one, and what to do."""
+    if error.errno is None:
+        return str(error)
+    what = "the output, or a file," if error.filename is None else error.filename
+    return f"{what} cannot be used: {error.strerror}; {advice(error)}."
+
+
+def _drop_output() -> None:
+    """Leave out what stdout does not take, which the exit would flush once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_small(work: Callable[[], Any], in_flags: Callable[[str], str] = str, interrupted: str = "interrupted") -> int:
     """Do a command's work; what a user can mend is one or two lines on stderr.
 
@@ -57,7 +74,8 @@ def run_small(work: Callable[[], Any], in_flags: Callable[[str], str] = str, int
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {shown(_said(error))}", file=sys.stderr)
+        _drop_output()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

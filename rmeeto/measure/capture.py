@@ -36,11 +36,15 @@ def capture(
         x and y (N, blocks, tokens, C), and the places of the tokens in each block.
 
     Raises:
-        UserError: a block or part that the model does not have.
+        UserError: a block or part that the model does not have, a block twice, or no tokens.
     """
     found = mixers(model)
     if not blocks or not all(0 <= block < len(found) for block in blocks):
         raise UserError(f"capture: blocks {list(blocks)}; expected some of 0 to {len(found) - 1}")
+    if len(set(blocks)) < len(blocks):
+        raise UserError(f"capture: blocks {list(blocks)} has one twice; give each once")
+    if num_tokens < 1:
+        raise UserError(f"capture: num_tokens={num_tokens}; expected 1 or more")
     if part not in PARTS or (part != "mixer" and not isinstance(found[0], BiMamba)):
         known = PARTS if isinstance(found[0], BiMamba) else PARTS[:1]
         raise UserError(f"capture: part {part!r}; this model has {', '.join(known)}")

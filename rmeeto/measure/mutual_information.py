@@ -6,6 +6,8 @@ N samples, Dx and Dy numbers of a variable; G groups of variables, such as token
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ def mutual_information(
     *,
     amortised: bool = True,
     settings: Settings | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """A lower bound on I(X; Y) in nats, of each group, on held-out samples.
 
@@ -82,6 +85,7 @@ def mutual_information(
         amortised: one network for all groups, which is told the group (an embedding for each place on each axis, added
             up); else one a group, trained on its own.
         settings: how to train.
+        on_step: called behind each step of a network, to show how far it is.
 
     Returns:
         The bound of each group, shaped as the axes of groups.
@@ -103,15 +107,20 @@ def mutual_information(
         )
     if estimator not in ESTIMATORS:
         raise UserError(f"mutual_information: estimator={estimator!r}; expected one of {', '.join(ESTIMATORS)}")
-    held_out = int(len(x) * settings.held_out)
-    if held_out < 2 or len(x) - held_out < settings.batch_size:
+    if not _fits(len(x), settings):
+        held_out = int(len(x) * settings.held_out)
         raise UserError(
             f"mutual_information: {len(x)} samples, of which {held_out} are held out, do not fill a batch of "
             f"{settings.batch_size}; give more, or a smaller batch_size"
         )
     axes = x.shape[1:-1]
+    if not axes.numel():
+        raise UserError(
+            f"mutual_information: x {tuple(x.shape)} has no groups; expected one or more on each axis between N and D"
+        )
     x, y = (_standard(v).reshape(len(v), axes.numel(), v.shape[-1]) for v in (x, y))
-    estimate = _donsker_varadhan if estimator == "donsker-varadhan" else _infonce
+    bound = _donsker_varadhan if estimator == "donsker-varadhan" else _infonce
+    estimate = functools.partial(bound, on_step=on_step)
     with torch.random.fork_rng():
         if amortised:
             found = estimate(x, y, settings, axes)
@@ -119,6 +128,16 @@ def mutual_information(
             each = (slice(g, g + 1) for g in range(axes.numel()))
             found = torch.cat([estimate(x[:, g], y[:, g], settings, torch.Size()) for g in each])
     return found.reshape(axes)
+
+
+def fewest_samples(settings: Settings) -> int:
+    """The fewest samples that can be measured with some settings: the rest of those held out fills a batch."""
+    return next(count for count in itertools.count(settings.batch_size) if _fits(count, settings))
+
+
+def _fits(samples: int, settings: Settings) -> bool:
+    held_out = int(samples * settings.held_out)
+    return held_out >= 2 and samples - held_out >= settings.batch_size
 
 
 def _standard(x: Tensor) -> Tensor:
@@ -172,17 +191,23 @@ class _Critic(nn.Module):
         return self.net(torch.cat([x, y, self.group(group)], -1)).squeeze(-1)
 
 
-def _train(critic: nn.Module, settings: Settings, loss: Callable[[], Tensor]) -> None:
+def _train(
+    critic: nn.Module, settings: Settings, loss: Callable[[], Tensor], on_step: Callable[[], object] | None
+) -> None:
     optimizer = torch.optim.AdamW(critic.parameters(), lr=settings.lr)
     critic.train()
     for _ in range(settings.steps):
         optimizer.zero_grad(set_to_none=True)
         loss().backward()
         optimizer.step()
+        if on_step is not None:
+            on_step()
     critic.eval()
 
 
-def _donsker_varadhan(x: Tensor, y: Tensor, settings: Settings, axes: torch.Size) -> Tensor:
+def _donsker_varadhan(
+    x: Tensor, y: Tensor, settings: Settings, axes: torch.Size, on_step: Callable[[], object] | None = None
+) -> Tensor:
     """E_joint[T] - log E_marginals[exp T], T trained with MINE's gradient; a group's denominator is its own."""
     torch.manual_seed(settings.seed)
     train, held_out = _split(x, settings)
@@ -202,7 +227,7 @@ def _donsker_varadhan(x: Tensor, y: Tensor, settings: Settings, axes: torch.Size
         # The gradient of log E[exp T], with the moving average for E[exp T].
         return (marginal - average[group]).exp().mean() - joint.mean()
 
-    _train(critic, settings, loss)
+    _train(critic, settings, loss, on_step)
     with torch.inference_mode():
         return torch.stack([_bound(critic, x[held_out, g], y[held_out, g], g) for g in range(groups)])
 
@@ -243,7 +268,9 @@ class _Codes(nn.Module):
         return a @ b[:, :-1].T / math.sqrt(_CODE) + b[:, -1]
 
 
-def _infonce(x: Tensor, y: Tensor, settings: Settings, axes: torch.Size) -> Tensor:
+def _infonce(
+    x: Tensor, y: Tensor, settings: Settings, axes: torch.Size, on_step: Callable[[], object] | None = None
+) -> Tensor:
     """log K less the cross entropy of finding a sample's own y among K; ten times the rate, for it is stable."""
     torch.manual_seed(settings.seed)
     train, held_out = _split(x, settings)
@@ -256,7 +283,7 @@ def _infonce(x: Tensor, y: Tensor, settings: Settings, axes: torch.Size) -> Tens
         scores = critic(x[samples, group], y[samples, group], group)
         return F.cross_entropy(scores, torch.arange(size, device=x.device))
 
-    _train(critic, dataclasses.replace(settings, lr=10 * settings.lr), loss)
+    _train(critic, dataclasses.replace(settings, lr=10 * settings.lr), loss, on_step)
     found = []
     with torch.inference_mode():
         for group in range(groups):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from image_task.datasets import load_sources
 from image_task.models import export, load_weights
 from image_task.pictures import Preparation
 from rmeeto import MergeConfig
+from rmeeto.cli.answers import Answers
 from rmeeto.cli.chosen import choose
 from rmeeto.engine.record import TRAINED_ON
 from rmeeto.trained_on import TrainedOn
@@ -114,6 +117,65 @@ def test_embeddings_go_into_an_archive(pictures, tmp_path, capsys):
     torch.testing.assert_close(model.head(features).softmax(-1), shares, atol=1e-5, rtol=1e-4)
     assert predict.main([str(pictures / "3.png"), *NANO, "--features", str(out)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def refused(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_interrupt_keeps_the_answers_that_there_are(pictures, tmp_path, capsys, monkeypatch):
+    out, say = tmp_path / "new" / "out.npz", Answers.say
+
+    def interrupted(self, path, *arguments, **place):
+        if path.name == "2.png":
+            raise KeyboardInterrupt
+        say(self, path, *arguments, **place)
+
+    monkeypatch.setattr(Answers, "say", interrupted)
+    assert predict.main([str(pictures), *NANO, "--features", str(out)]) == 130
+    assert capsys.readouterr().err == f"{out} holds the 2 answers that there were until then\ninterrupted\n"
+    with np.load(out) as kept:
+        assert [Path(name).name for name in kept["files"]] == ["0.png", "1.png"]
+    monkeypatch.setattr(np, "savez", refused)
+    out = tmp_path / "full.npz"
+    assert predict.main([str(pictures), *NANO, "--features", str(out)]) == 130
+    assert "full.npz cannot be written: No space left on device; make room" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_piece_of_an_archive_or_a_sheet(pictures, tmp_path, capsys, monkeypatch):
+    file, out = str(pictures / "3.png"), tmp_path / "out.npz"
+    monkeypatch.setattr(np, "savez", refused)
+    assert predict.main([file, *NANO, "--features", str(out)]) == 2
+    assert f"--features {out} cannot be written: No space left" in capsys.readouterr().err
+    monkeypatch.setattr(Image.Image, "save", refused)
+    assert visualize.main([file, *NANO, "--r", "12", "--output", str(tmp_path)]) == 2
+    assert "3-merged.png cannot be written: No space left on device; make room" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_refused_before_it_begins(pictures, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "read_picture", None)
+    monkeypatch.setattr(visualize, "read_picture", None)
+    file = str(pictures / "3.png")
+    assert predict.main([file, *NANO, "--features", "/proc/a/b.npz"]) == 2
+    assert "--features /proc/a/b.npz cannot be written" in capsys.readouterr().err
+    for folder in ("/proc", "/proc/a", file):
+        assert visualize.main([file, *NANO, "--r", "12", "--output", folder]) == 2
+        error = capsys.readouterr().err
+        assert f"--output {folder}" in error and "give a file in a folder that can be used" in error
+
+
+def test_a_name_to_which_no_ending_fits_is_cut_and_none_is_written_twice(pictures, tmp_path, capsys):
+    long = "\u00e4" * 125 + ".png"  # 254 bytes
+    for name in (long, "0.png", "0-2.png"):
+        shutil.copy(pictures / "0.png", tmp_path / name)
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    out = tmp_path / "out"
+    assert visualize.main([str(tmp_path / "0.png"), str(tmp_path), *NANO, "--r", "12", "--output", str(out)]) == 2
+    assert "gone.png: No such file or directory" in capsys.readouterr().err
+    names = sorted(path.name for path in out.iterdir())
+    assert names[:3] == ["0-2-merged.png", "0-3-merged.png", "0-merged.png"]
+    assert len(names) == 4 and names[3].startswith("\u00e4" * 100)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_answered(pictures, tmp_path, capsys):

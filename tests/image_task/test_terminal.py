@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 
+from image_task import information, predict, visualize
 from image_task.flags import COMMAND
 from image_task.main import main
 from image_task.models import export
@@ -21,6 +22,8 @@ from rmeeto import MergeConfig
 from rmeeto.cli.command import EXAMPLES
 from rmeeto.cli.interrupt import answer_interrupts
 from rmeeto.errors import UserError
+from video_task import predict as video_predict
+from video_task import visualize as video_visualize
 from video_task.flags import COMMAND as VIDEO
 from video_task.throughput import COMMAND as VIDEO_SPEED
 
@@ -38,6 +41,40 @@ def test_the_help_has_examples_that_are_read(command, monkeypatch):
         words = example.format(model=next(iter(command.models))).split()
         assert f"for example {words[0]}" in shown
         command.parser().read(words)
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [
+        *(command.COMMAND.parser for command in (predict, visualize, video_predict, video_visualize)),
+        information._parser,
+    ],
+    ids=["predict", "visualize", "video predict", "video visualize", "information"],
+)
+def test_the_help_of_a_small_command_fits(parser, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, parser().format_help().splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("work", "line"),
+    [
+        (
+            "print('x', flush=True)",
+            "the output, or a file, cannot be used: No space left on device; make room on the disk.",
+        ),
+        ("open('n' * 300)", f"{'n' * 300} cannot be used: File name too long; give a shorter name."),
+        (
+            "open('/dev/null/x')",
+            "/dev/null/x cannot be used: Not a directory; give a file in a folder that can be used.",
+        ),
+    ],
+)
+def test_an_error_of_the_system_names_its_file_and_what_to_do(work, line):
+    code = f"import sys; from rmeeto.cli.parser import run_small; sys.exit(run_small(lambda: {work}))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
 
 
 def test_a_run_prints_at_most_80_columns_and_its_time(capsys, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from image_task.models import Deit, VideoMamba, Vim
 from rmeeto import MergeConfig
 from rmeeto.measure.capture import capture
-from rmeeto.measure.mutual_information import Settings, gaussians, mutual_information
+from rmeeto.measure.mutual_information import Settings, fewest_samples, gaussians, mutual_information
 from rmeeto.nn import BiMamba
 
 SMALL = Settings(steps=150, batch_size=128, hidden=(64, 32), dropout=0.0, lr=1e-3)
@@ -130,8 +130,27 @@ def test_each_scan_is_captured_by_itself(part):
         ("vim", [4], "mixer", "some of 0 to 3"),
         ("deit", [0], "forward", "this model has mixer"),
         ("vim", [0], "x", "both"),
+        ("vim", [2, 2], "mixer", "give each once"),
     ],
 )
 def test_blocks_and_parts_that_are_not_there_are_refused(kind, blocks, part, message):
     with pytest.raises(ValueError, match=message):
         capture(MODELS[kind](None).eval(), [torch.rand(1, 3, 16, 16)], blocks, part)
+
+
+def test_no_tokens_are_refused():
+    with pytest.raises(ValueError, match="num_tokens=0; expected 1 or more"):
+        capture(MODELS["vim"](None).eval(), [torch.rand(1, 3, 16, 16)], [0], num_tokens=0)
+    with pytest.raises(ValueError, match="has no groups"):
+        mutual_information(torch.rand(400, 0, 3), torch.rand(400, 0, 3))
+
+
+def test_the_fewest_samples_fill_a_batch():
+    settings = Settings(steps=1, batch_size=8)
+    least = fewest_samples(settings)
+    assert least == 10  # two of them are held out
+    steps = []
+    mutual_information(torch.rand(least, 2), torch.rand(least, 2), settings=settings, on_step=lambda: steps.append(1))
+    assert len(steps) == 1
+    with pytest.raises(ValueError, match="do not fill a batch of 8"):
+        mutual_information(torch.rand(least - 1, 2), torch.rand(least - 1, 2), settings=settings)

@@ -74,11 +74,23 @@ def test_windows_slide_over_a_video_and_decode_each_frame_once(stride, span, lon
     assert seen == sorted(set(seen))
     last = prepare.offsets(span)[-1]
     expected = [start for start in range(0, 50, stride) if start + last < 50] or [0]
-    assert [start for start, _ in windows] == expected
-    for start, clip in windows:
+    assert [start for start, *_ in windows] == expected
+    for start, frames, clip in windows:
+        assert frames == min(span, 50 - start)
         indices = [min(start + offset, 49) for offset in prepare.offsets(span)]
         if start + last < 50:
             torch.testing.assert_close(clip, prepare.middle(read_frames(long, indices)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 30])
+def test_a_clip_shorter_than_a_window_is_answered_with_as_many_frames_as_it_has(count, tmp_path, capsys):
+    clip, out = tmp_path / "short.mp4", tmp_path / "out.npz"
+    encode(clip, [np.full((32, 48, 3), 4 * number, np.uint8) for number in range(count)])
+    assert predict.main([str(clip), *TRAINED, "--stride", "16", "--json", "--features", str(out)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (json.loads(line)["first_frame"], json.loads(line)["frames"]) == (0, count)
+    with np.load(out) as kept:
+        assert list(kept["frames"]) == [count]
 
 
 def test_frames_in_order_are_those_that_are_read_by_number(long, clips):

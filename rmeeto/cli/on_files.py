@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class OnFiles:
 def output_paths(
     files: Iterable[Path], folder: Path, ending: str, overwrite: bool, others: Sequence[str] = ()
 ) -> list[Path]:
-    """A file in a folder for each of some files, by their names; a number tells equal ones apart.
+    """A file in a folder for each of some files, by their names; a number tells equal ones apart, none is named twice.
 
     Args:
         others: suffixes of what is written beside each.
@@ -115,12 +116,16 @@ def output_paths(
     Raises:
         UserError: one that is there already, or a folder that cannot be made.
     """
-    taken: dict[str, int] = {}
+    files = list(files)
+    first = {file.stem: place for place, file in reversed(list(enumerate(files)))}
+    names = set(first)  # a-2 of a second a must not be that of a file a-2
     paths = []
-    for file in files:
-        taken[file.stem] = taken.get(file.stem, 0) + 1
-        number = "" if taken[file.stem] == 1 else f"-{taken[file.stem]}"
-        paths.append(folder / f"{file.stem}{number}{ending}")
+    for place, file in enumerate(files):
+        name = file.stem
+        if first[name] != place:
+            name = next(free for n in count(2) if (free := f"{file.stem}-{n}") not in names)
+            names.add(name)
+        paths.append(folder / f"{name}{ending}")
     written = [path.with_suffix(suffix) for path in paths for suffix in (path.suffix, *others)]
     there = [path for path in written if path.exists()]
     if there and not overwrite:

@@ -50,10 +50,10 @@ def test_a_border_is_seen_on_every_colour(colour):
     np.testing.assert_array_equal(row[np.r_[:30, 34:64]], colour)  # nothing at the picture's own edge
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([9, 99]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([9, 40]))
 @settings(max_examples=20, deadline=None)
 def test_two_tokens_beside_each_other_never_share_a_colour(seed, tokens):
-    """99 tokens in pieces touch more than the palette has colours."""
+    """40 tokens in pieces touch one another nearly all: more than the palette has colours."""
     groups = np.random.default_rng(seed).integers(0, tokens, (6, 12, 12))
     colours = mosaic.colours(groups)
     many = mosaic.sizes(groups) > 1

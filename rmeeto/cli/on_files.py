@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class OnFiles:
 def output_paths(
     files: Iterable[Path], folder: Path, ending: str, overwrite: bool, others: Sequence[str] = ()
 ) -> list[Path]:
-    """A file in a folder for each of some files, by their names; a number tells equal ones apart.
+    """A file in a folder for each of some files, by their names; a number tells equal ones apart, none is named twice.
 
     Args:
         others: suffixes of what is written beside each.
@@ -121,16 +121,16 @@ def output_paths(
     Raises:
         UserError: one that is there already, or a folder that cannot be made or written to.
     """
-    names: dict[str, None] = {}
-    taken: dict[str, int] = {}
-    for file in files:
-        stem = _within(file.stem, _LONGEST - len(ending) - _ROOM)
-        for number in itertools.count(taken.get(stem, 0) + 1):
-            name = f"{stem}{'' if number == 1 else f'-{number}'}{ending}"
-            if name not in names:
-                break
-        names[name], taken[stem] = None, number
-    paths = [folder / name for name in names]
+    stems = [_within(file.stem, _LONGEST - len(ending) - _ROOM) for file in files]
+    first = {stem: place for place, stem in reversed(list(enumerate(stems)))}
+    names = set(first)  # a-2 of a second a must not be that of a file a-2
+    paths = []
+    for place, stem in enumerate(stems):
+        name = stem
+        if first[stem] != place:
+            name = next(free for n in count(2) if (free := f"{stem}-{n}") not in names)
+            names.add(name)
+        paths.append(folder / f"{name}{ending}")
     written = [path.with_suffix(suffix) for path in paths for suffix in (path.suffix, *others)]
     try:
         there = [path for path in written if path.exists()]

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from rmeeto.errors import UserError
 from rmeeto.measure import mosaic
 from rmeeto.measure.history import Step, merge_history, not_patches
-from rmeeto.measure.sheet import Panel, answers, compose, to_bytes
+from rmeeto.measure.sheet import Panel, Scale, answers, compose
 
 RANDOM = "RANDOM WEIGHTS, nobody trained them: what merges and every label mean nothing."
-_NEVER = (0.86, 0.86, 0.86)  # of a patch that never merged
+_NEVER = (1.0, 1.0, 1.0)  # of a patch that never merged
+_BRIGHTEST = 0.8  # of a colour map: its end stays darker than `_NEVER` in grey as well
 _LEAST = 240  # pixels of a panel, where whole numbers reach it
 
 
@@ -93,39 +94,53 @@ def clip_sheet(
 
     Returns:
         The sheet: in three rows the frames, their tokens in mean colours, and the tokens that span several patches
-        (tubes) in one colour each, which lasts over time; and for each frame these three beside each other.
+        (tubes) in a colour each, which lasts over time; and for each frame these three beside each other, under the
+        same lines.
     """
     steps, grid = merge_history(model, x), _grid(model, x)
     frames = mosaic.enlarged(frames, grid[1], _LEAST)
     groups = _groups(steps[-1], model, grid)
     rows = [frames, mosaic.paint(frames, groups), tubes(frames, groups)]
-    captions = ("frame {} of {}", "its tokens, in mean colours", "tubes: each in one colour, over time")
+    captions = ("frame {} of {}", "its tokens, in mean colours", "its tubes")
     panels = [
-        Panel(row[t], caption.format(t + 1, len(frames)))
+        [Panel(row[t], caption.format(t + 1, len(frames))) for t in range(len(frames))]
         for row, caption in zip(rows, captions)
-        for t in range(len(frames))
     ]
-    sheet = _compose(panels, len(frames), steps, answer)
-    line = np.ones((frames.shape[1], 4, 3))
-    parts = [np.concatenate([part for row in rows for part in (row[t], line)][:-1], 1) for t in range(len(frames))]
-    return sheet, [Image.fromarray(to_bytes(part)) for part in parts]
+    legend = _about_tubes(groups)
+    sheet = _compose([panel for row in panels for panel in row], len(frames), steps, answer, legend)
+    return sheet, [_compose(list(three), 3, steps, answer, legend) for three in zip(*panels)]
+
+
+def _about_tubes(groups: np.ndarray) -> str:
+    """What the colours of `tubes` say."""
+    many = mosaic.sizes(groups) > 1
+    count, used = len(np.unique(groups[many])), len(np.unique(mosaic.colours(groups)[many], axis=0))
+    pruned = " hatched: pruned." if (groups < 0).any() else ""
+    if not count:
+        return f"Tubes (tokens of several patches): none; grey: tokens of one patch.{pruned}"
+    shared = "" if used == count else f" in {used} colours, no two alike that touch"
+    return (
+        f"Tubes (tokens of several patches): {count}{shared}; each keeps its colour over time; "
+        f"grey: tokens of one patch.{pruned}"
+    )
 
 
 def tubes(frames: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Frames (T, H, W, 3) in grey, and over them each token of several patches in a colour of its own."""
+    """Frames (T, H, W, 3) in grey, and over them each token of several patches in the colour that `mosaic` gives it."""
     label = mosaic.spread(groups, *frames.shape[:3])
     table = mosaic.colours(groups)
     spans = mosaic.spread(mosaic.sizes(groups), *frames.shape[:3]) > 1
     flat = np.stack([mosaic.spread(table[..., c], *frames.shape[:3]) for c in range(3)], -1)
     grey = frames.mean(-1, keepdims=True).repeat(3, -1)
-    mixed = np.where(spans[..., None], 0.7 * flat + 0.3 * grey, 0.35 + 0.65 * grey)
+    mixed = np.where(spans[..., None], 0.8 * flat + 0.2 * grey, 0.35 + 0.65 * grey)
+    mixed = np.where(label[..., None] < 0, mosaic.hatched(frames.shape), mixed)
     return mosaic.with_borders(mixed, label, groups)
 
 
-def _compose(panels: list[Panel], columns: int, steps: list[Step], answer: Answer) -> Image.Image:
+def _compose(panels: list[Panel], columns: int, steps: list[Step], answer: Answer, legend: str = "") -> Image.Image:
     tokens = f"{steps[0].num_tokens} tokens, {steps[-1].num_tokens} left after {len(steps) - 1} merges"
-    best = "; ".join(f"{name} {100 * share:.1f} %" for name, share in answer.top) if columns != 4 else ""
-    head = [answer.name, f"{answer.model}: {tokens}", *([best] if best else [])]
+    best = "; ".join(f"{name} {100 * share:.1f} %" for name, share in answer.top) if legend else ""
+    head = [answer.name, f"{answer.model}: {tokens}", *([best, legend] if legend else [])]
     return compose(panels, columns, head, "" if answer.trained else RANDOM, _LEAST // 4 * 3)
 
 
@@ -143,42 +158,63 @@ def _groups(step: Step, model: nn.Module, grid: tuple[int, int, int]) -> np.ndar
 
 def _size_map(pixels: np.ndarray, groups: np.ndarray) -> Panel:
     sizes = mosaic.sizes(groups)
-    most = max(2, int(sizes.max()))
-    level = np.log(sizes.clip(1)) / np.log(most)
-    table = _colormap("cividis")
-    painted = table[(level * (len(table) - 1)).astype(int)]
-    painted = _over(pixels, np.where(sizes[..., None] == 1, _NEVER, painted), groups)
-    return Panel(
-        painted,
-        "size: patches that each token stands for (grey: one)",
-        (table, "2", f"{sizes.max()} patches"),
-    )
+    most = int(sizes.max())
+    caption = "size: patches that each token stands for; white: one"
+    if most < 2:
+        scale, places = None, np.zeros(sizes.shape)
+    else:
+        places = _size_place(sizes, most)
+        numbers = [2, most, *(2**power for power in range(2, most.bit_length())), *range(3, min(most, 12))]
+        words = [(float(_size_place(np.array(n), most)), f"{n} patches" if n == most else f"{n}") for n in numbers]
+        scale = Scale(_colormap("cividis"), list(dict.fromkeys(words[most == 2 :])))
+        caption += "; else by the bar, whose scale is logarithmic"
+    painted = _over(pixels, _by_place(places, "cividis", sizes == 1), groups)
+    if (groups < 0).any():
+        label = mosaic.spread(groups, 1, *pixels.shape[:2])[0]
+        painted = np.where(label[..., None] < 0, mosaic.hatched((1, *pixels.shape))[0], painted)
+        caption += "; hatched: pruned"
+    return Panel(painted, caption, scale)
+
+
+def _size_place(sizes: np.ndarray, most: int) -> np.ndarray:
+    """Where sizes are on the bar: 2 at its left end, the largest at its right one."""
+    return np.log(sizes.clip(2) / 2) / np.log(max(most, 3) / 2)
 
 
 def _depth_map(pixels: np.ndarray, steps: list[tuple[int, np.ndarray]], groups: np.ndarray) -> Panel:
     depths, blocks = mosaic.depths(steps), [block for block, _ in steps]
-    table = _colormap("viridis")
-    place = (depths - blocks[0]) / max(1, blocks[-1] - blocks[0])
-    painted = table[(place.clip(0) * (len(table) - 1)).astype(int)]
-    painted = _over(pixels, np.where(depths[..., None] < 0, _NEVER, painted), groups)
-    caption = "depth: the block in which a patch first merged (grey: never)"
-    return Panel(painted, caption, (table, f"block {blocks[0]}", f"block {blocks[-1]}"))
+    span = max(1, blocks[-1] - blocks[0])
+    painted = _over(pixels, _by_place((depths - blocks[0]).clip(0) / span, "viridis", depths < 0), groups)
+    happened = "merged or was pruned" if (groups < 0).any() else "merged"
+    caption = f"depth: the block in which a patch first {happened}; white: in none"
+    ends = dict.fromkeys([blocks[0], blocks[-1]])
+    ticks = [((block - blocks[0]) / span, f"block {block}") for block in ends]
+    ticks += [((block - blocks[0]) / span, f"{block}") for block in blocks[1:-1]]
+    return Panel(painted, caption, Scale(_colormap("viridis"), ticks))
 
 
 def _order_map(pixels: np.ndarray, steps: list[Step], groups: np.ndarray) -> Panel:
-    """Which tokens a scan meets before the class token, and which behind it."""
+    """Which tokens a scan meets before the class token, and which behind it.
+
+    The picture is faded into the lower third of all brightnesses for those before, and the upper third for those
+    behind, with a line between: so they stay apart on any picture, and in grey.
+    """
     grey = pixels.mean(-1, keepdims=True).repeat(3, -1)
     places = [_place(step) for step in (steps[0], steps[-1])]
     if places[1] is None:
         return Panel(grey, "this model has no class token")
     label = mosaic.spread(groups, 1, *pixels.shape[:2])[0]
-    before = np.where(label < places[1], 0.0, 1.0)[..., None]
-    tint = before * np.array([1.0, 0.93, 0.75]) + (1 - before) * np.array([0.25, 0.45, 0.8])
+    before, pruned = ((label >= 0) & (label < places[1]), label < 0)
+    dark, light = np.array([0.25, 0.36, 0.6]), np.array([1.0, 0.97, 0.85])
+    tinted = np.where(before[..., None], (0.3 + 0.7 * grey) * dark, (0.7 + 0.3 * grey) * light)
+    tinted = np.where(pruned[..., None], mosaic.hatched((1, *pixels.shape))[0], tinted)
+    tinted = mosaic.with_borders(tinted[None], before[None] + 2 * pruned[None], groups, times=2)[0]
+    sides = "dark: the tokens before it, light: behind it" if before.any() else "no token is before it"
     caption = (
         f"class token: number {places[0]} of {steps[0].num_tokens}, {places[1]} of {steps[-1].num_tokens} after the "
-        "merges (from 0); dark: tokens before it"
+        f"merges (from 0); {sides}{'; hatched: pruned' if pruned.any() else ''}"
     )
-    return Panel(grey * tint, caption)
+    return Panel(tinted, caption)
 
 
 def _place(step: Step) -> int | None:
@@ -193,8 +229,14 @@ def _over(pixels: np.ndarray, table: np.ndarray, groups: np.ndarray) -> np.ndarr
     return mosaic.with_borders(painted, mosaic.spread(groups, *size), groups)[0]
 
 
+def _by_place(places: np.ndarray, name: str, never: np.ndarray) -> np.ndarray:
+    """The colours of places on a bar, (..., 3)."""
+    table = _colormap(name)
+    return np.where(never[..., None], _NEVER, table[np.rint(places * (len(table) - 1)).astype(int)])
+
+
 def _colormap(name: str) -> np.ndarray:
     """256 colours that rise evenly in lightness."""
     import matplotlib
 
-    return matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3]
+    return matplotlib.colormaps[name](np.linspace(0, _BRIGHTEST, 256))[:, :3]

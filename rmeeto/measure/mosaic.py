@@ -11,10 +11,12 @@ import numpy as np
 
 CELL = 16  # pixels that the side of a patch is enlarged to, at least
 LIGHT, DARK = 1.0, 0.0
-# Twelve colours that stay apart, alternately bright and dark, so that most pairs differ in grey as well.
+# 24 colours, each as far as can be from the earlier ones in CIELAB; none is near grey, which says "one patch".
 PALETTE = np.array(
-    [(230, 159, 0), (0, 78, 130), (86, 180, 233), (140, 45, 4), (240, 228, 66), (90, 30, 120),
-     (0, 190, 140), (60, 60, 60), (250, 170, 200), (0, 100, 60), (190, 190, 190), (200, 30, 60)]
+    [(225, 165, 0), (0, 0, 255), (255, 45, 150), (0, 240, 210), (45, 150, 255), (0, 255, 0), (15, 90, 0), (255, 0, 0),
+     (105, 30, 135), (135, 45, 15), (255, 0, 255), (150, 210, 90), (255, 165, 255), (255, 135, 120), (0, 90, 255),
+     (150, 0, 75), (135, 105, 0), (30, 165, 105), (225, 225, 0), (195, 90, 225), (225, 105, 15), (240, 15, 75),
+     (0, 240, 120), (0, 150, 0)]
 ) / 255  # fmt: skip
 
 
@@ -64,9 +66,13 @@ def hatched(shape: tuple[int, ...], light: float = 0.95, dark: float = 0.45) -> 
     return np.broadcast_to(np.where(stripes, dark, light)[None, ..., None], shape)
 
 
-def with_borders(clip: np.ndarray, label: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """A clip with a light line, cased in dark, wherever two tokens meet: one of the two differs from any colour."""
-    line = max(1, clip.shape[1] // groups.shape[1] // 24)
+def with_borders(clip: np.ndarray, label: np.ndarray, groups: np.ndarray, times: int = 1) -> np.ndarray:
+    """A clip with a light line, cased in dark, wherever two tokens meet: one of the two differs from any colour.
+
+    Args:
+        times: how many times as wide as usual.
+    """
+    line = max(1, clip.shape[1] // groups.shape[1] // 24) * times
     for width, colour in ((2 * line, DARK), (line, LIGHT)):
         clip = np.where(edges(label, width)[..., None], colour, clip)
     return clip
@@ -87,7 +93,8 @@ def colours(groups: np.ndarray) -> np.ndarray:
         groups: (T', rows, columns), as for `paint`.
 
     Returns:
-        (T', rows, columns, 3): white where a token is one patch alone, of the palette elsewhere.
+        (T', rows, columns, 3): white where a token is one patch alone, of the palette elsewhere; a darker shade of it
+        where a token touches all colours of the palette.
     """
     beside: dict[int, set[int]] = {}
     for axis in range(3):
@@ -97,16 +104,20 @@ def colours(groups: np.ndarray) -> np.ndarray:
             beside.setdefault(int(other), set()).add(int(one))
     names, patches = np.unique(groups[groups >= 0], return_counts=True)
     chosen: dict[int, int] = {}
-    used = np.zeros(len(PALETTE), dtype=int)
+    table, used = PALETTE, [0] * len(PALETTE)
     for name in names[np.argsort(-patches, kind="stable")][: int((patches > 1).sum())].tolist():
         taken = {chosen[other] for other in beside.get(name, ()) if other in chosen}
-        free = [index for index in range(len(PALETTE)) if index not in taken] or range(len(PALETTE))
+        free = [index for index in range(len(used)) if index not in taken]
+        if not free:
+            free = [len(used)]
+            used.append(0)
+            table = np.concatenate([table, table[-len(PALETTE)][None] * 0.8])
         chosen[name] = min(free, key=lambda index: used[index])
         used[chosen[name]] += 1
-    table = np.ones((groups.max() + 2, 3))
+    painted = np.ones((groups.max() + 2, 3))
     for name, index in chosen.items():
-        table[name + 1] = PALETTE[index]
-    return table[groups + 1]
+        painted[name + 1] = table[index]
+    return painted[groups + 1]
 
 
 def sizes(groups: np.ndarray) -> np.ndarray:

@@ -14,18 +14,31 @@ INK, FAINT, ALARM = (20, 20, 20), (110, 110, 110), (170, 0, 0)
 
 
 @dataclass(frozen=True)
+class Scale:
+    """A bar of colours.
+
+    Args:
+        colours: (n, 3) in [0, 1], from left to right.
+        ticks: where on the bar, from 0 to 1, and the word there; where words have no room the later ones are left out.
+    """
+
+    colours: np.ndarray
+    ticks: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
 class Panel:
     """A picture with a caption.
 
     Args:
         pixels: (H, W, 3) in [0, 1].
         caption: shown below, in as many lines as it needs.
-        scale: colours (n, 3) in [0, 1] of a scale below the caption, with the words at its ends.
+        scale: of its colours, below the caption.
     """
 
     pixels: np.ndarray
     caption: str
-    scale: tuple[np.ndarray, str, str] | None = None
+    scale: Scale | None = None
 
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
@@ -102,19 +115,32 @@ def compose(
 def _draw_scale(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    scale: tuple[np.ndarray, str, str],
+    scale: Scale,
     at: tuple[int, int],
     across: int,
     line: int,
     face: ImageFont.FreeTypeFont,
 ) -> None:
-    colours, low, high = scale
     left, upper = at
-    bar = colours[np.arange(across) * len(colours) // across][None].repeat(max(4, line // 2), 0)
+    bar = scale.colours[np.arange(across) * len(scale.colours) // across][None].repeat(max(4, line // 2), 0)
     sheet.paste(Image.fromarray(to_bytes(bar)), at)
-    draw.text((left, upper + len(bar) + 2), low, fill=FAINT, font=face)
-    end = left + across - draw.textlength(high, font=face)
-    draw.text((end, upper + len(bar) + 2), high, fill=FAINT, font=face)
+    below = upper + len(bar)
+    for start, x, word in placed(scale.ticks, across, face):
+        draw.line((left + x, below, left + x, below + 3), fill=INK)
+        draw.text((left + start, below + 4), word, fill=FAINT, font=face)
+
+
+def placed(
+    ticks: Sequence[tuple[float, str]], across: int, face: ImageFont.FreeTypeFont
+) -> list[tuple[float, int, str]]:
+    """The ticks of a `Scale` whose words have room: where the word begins, where the tick is, and the word."""
+    room, found = face.getlength(" ") * 2, list[tuple[float, int, str]]()
+    for place, word in ticks:
+        x, length = round(place * (across - 1)), face.getlength(word)
+        start = min(max(0.0, x - length / 2), across - length)
+        if all(start > s + face.getlength(w) + room or start + length + room < s for s, _, w in found):
+            found.append((start, x, word))
+    return found
 
 
 def answers(edge: int, top: Sequence[tuple[str, float]], note: str = "") -> np.ndarray:

@@ -24,6 +24,7 @@ from image_task.pictures import Preparation
 from rmeeto import MergeConfig
 from rmeeto.cli.answers import Answers
 from rmeeto.cli.chosen import choose
+from rmeeto.cli.on_files import output_paths
 from rmeeto.engine.record import TRAINED_ON
 from rmeeto.trained_on import TrainedOn
 
@@ -227,6 +228,20 @@ def test_a_sheet_for_each_picture(pictures, run_folder, tmp_path, capsys):
         assert sheet.width > 4 * 240
     assert visualize.main([str(pictures / "0.png"), *flags]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_no_two_files_share_an_output(tmp_path):
+    """The second a becomes a-3: a-2 is the name of another file, which keeps it wherever it stands."""
+    files = [Path(name) for name in ("a.jpg", "a.png", "a-2.png", "b/a.png", "a-2.jpg")]
+    names = ["a", "a-3", "a-2", "a-4", "a-2-2"]
+    assert [path.stem for path in output_paths(files, tmp_path, ".png", False)] == names
+    assert [path.stem for path in output_paths(files[::-1], tmp_path, ".png", False)] == [
+        "a-2",
+        "a",
+        "a-2-2",
+        "a-3",
+        "a-4",
+    ]
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])

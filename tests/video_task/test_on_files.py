@@ -164,6 +164,21 @@ def test_a_clip_is_drawn_as_a_sheet_and_as_animations(clips, tmp_path):
         assert sheet.width > 8 * 180
 
 
+def test_animations_of_a_random_model_say_so(clips, tmp_path):
+    argv = [str(clips / "val" / "4-right" / "0000.mp4"), *NANO, "--r", "60", "--animation", "both"]
+    assert visualize.main([*argv, "--output", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "0000-merged.gif") as gif:
+        stills = []
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            stills.append(np.asarray(gif.convert("RGB")))
+    stills += list(read_frames(tmp_path / "0000-merged.mp4", range(8)))
+    assert len(stills) == 16
+    for still in stills:
+        near = np.abs(still[:40].astype(int) - (170, 0, 0)).max(-1) < 30  # GIF and H.264 shift a colour
+        assert near.mean() > 0.3
+
+
 def test_a_clip_is_drawn_in_its_own_pixels(long):
     prepare = Preparation(choose(TASK, TRAINED)[0])
     x, frames = prepare.middle_view(long)

@@ -61,7 +61,7 @@ def accuracy(ax: Any, rows: Rows, batch: int, mode: str = "eager") -> None:
     ax.set(
         title=f"Accuracy and latency, batch {batch}",
         xlabel="measured ms a batch",
-        ylabel="top-1 as the authors report it (%)",
+        ylabel="top-1 as reported (%)",
         xscale="log",
     )
     ax.margins(x=0.12, y=0.1)

@@ -50,7 +50,7 @@ def draw(recorded: list[Path]) -> Figure:
         front, named = read_json(FRONT), list(next(axes))
         for ax, batch in zip(named, sorted({row["batch"] for row in front["rows"]})):
             front_plot.accuracy(ax, front["rows"], batch)
-        said.append(f"Middle: latency is {_measured(front)}; accuracy is what the models' authors report.")
+        said.append(f"Middle: latency is {_measured(front)}; accuracy is as papers and timm's tables report it.")
     if SIZES in recorded:
         sizes = read_json(SIZES)
         for ax, kind in zip(next(axes), front_plot.LABELS):

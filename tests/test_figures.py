@@ -93,4 +93,4 @@ def test_the_heading_says_what_was_measured_and_what_was_not(speed_figure):
     *_, middle, bottom = speed_figure.get_suptitle().splitlines()
     front = speed.read_json(speed.FRONT)
     assert f"latency is measured on {front['device']}" in middle
-    assert "accuracy is what the models' authors report" in middle and "accuracy" not in bottom
+    assert "accuracy is as papers and timm's tables report it" in middle and "accuracy" not in bottom

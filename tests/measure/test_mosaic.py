@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_task.models import Deit, Vim
-from rmeeto.measure import explain, merge_history, mosaic, trace
+from rmeeto.measure import merge_history, mosaic, trace
 from rmeeto.measure.explain import Answer, clip_sheet, picture_sheet
 from rmeeto.measure.sheet import clipped, font, wrapped
 from rmeeto.merge import MergeConfig
@@ -103,16 +101,6 @@ def test_a_sheet_of_a_picture_says_what_it_shows(trained):
     shown = (pixels.repeat(2, 0).repeat(2, 1) * 255 + 0.5).astype(np.uint8)  # 100 pixels, by a whole number
     places = [i for i in range(200) if np.array_equal(sheet[i : i + 200, 10:210], shown)]
     assert len(places) == 1  # the picture itself is there, pixel by pixel
-
-
-@pytest.mark.parametrize(("depth", "merges"), [(3, [1]), (5, [1, 2]), (7, [1, 2, 3]), (9, [2, 3, 4])])
-def test_a_sheet_shows_no_merge_twice(monkeypatch, depth, merges):
-    model = Vim(16, 4, 4, embed_dim=16, depth=depth, num_classes=3, merge=MergeConfig(r=2)).eval()
-    captions: list[str] = []
-    monkeypatch.setattr(explain, "compose", lambda panels, *_: captions.extend(panel.caption for panel in panels))
-    picture_sheet(model, torch.rand(1, 3, 16, 16), np.zeros((64, 64, 3)), Answer("a", "vim", [("cat", 1.0)]))
-    shown = [int(found[1]) for caption in captions if (found := re.match(r"after merge (\d+) of", caption))]
-    assert shown == merges
 
 
 @pytest.mark.parametrize(

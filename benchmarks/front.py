@@ -16,7 +16,7 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks import front_plot, models, rounds
+from benchmarks import front_plot, labels, models, rounds
 from benchmarks.parity import agree
 from benchmarks.results import Unit
 from image_task.models import MODELS
@@ -115,9 +115,12 @@ def draw(result: dict[str, Any], path: Path) -> Path:
 
     batches = sorted({row["batch"] for row in result["rows"]})
     figure = Figure(figsize=(5 * len(batches), 7.5), layout="constrained")
-    for (above, below), batch in zip(figure.subplots(2, len(batches), squeeze=False).T, batches):
+    axes = figure.subplots(2, len(batches), squeeze=False)
+    for (above, below), batch in zip(axes.T, batches):
         front_plot.accuracy(above, result["rows"], batch)
         front_plot.savings(below, result["rows"], batch)
+    for above in axes[0]:
+        labels.place(above)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=120)
     return picture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import front_plot
+from benchmarks import front_plot, labels
 from fig.record import ROOT, save
 from rmeeto.json_file import read_json
 
@@ -29,30 +29,42 @@ def data() -> list[Path]:
 def speed(path: Path) -> None:
     """Two panels for each result, or pair of results, that is recorded."""
     recorded = data()
+    save(draw(recorded), path, recorded)
+
+
+def draw(recorded: list[Path]) -> Figure:
+    """The figure of these results."""
     lines = len(recorded) - 1
-    figure = Figure(figsize=(9, 3.6 * lines), layout="constrained")
+    figure = Figure(figsize=(9, 3.8 * lines), layout="constrained")
     axes = iter(figure.subplots(lines, 2, squeeze=False))
-    targets = read_json(TARGETS)
+    targets, windows = read_json(TARGETS), read_json(WINDOWS)
     left, right = next(axes)
     _merged_over_dense(left, targets["rows"])
-    _matching(right, read_json(WINDOWS)["time"])
-    said = [_where("bars, with the distance of the quartiles, and matching", targets)]
+    _matching(right, windows["time"])
+    said = [
+        f"Top left: seconds are {_measured(targets)}; error bars are as long as the quartiles are apart.",
+        f"Top right: matching is {_measured(windows)}.",
+    ]
+    named = []
     if FRONT in recorded:
-        front = read_json(FRONT)
-        for ax, batch in zip(next(axes), sorted({row["batch"] for row in front["rows"]})):
+        front, named = read_json(FRONT), list(next(axes))
+        for ax, batch in zip(named, sorted({row["batch"] for row in front["rows"]})):
             front_plot.accuracy(ax, front["rows"], batch)
-        said.append(_where("accuracy as reported by the authors", front))
+        said.append(f"Middle: latency is {_measured(front)}; accuracy is as papers and timm's tables report it.")
     if SIZES in recorded:
         sizes = read_json(SIZES)
         for ax, kind in zip(next(axes), front_plot.LABELS):
             front_plot.lengths(ax, sizes["rows"], kind)
-        said.append(_where("sizes", sizes))
+        said.append(f"Bottom: latency is {_measured(sizes)}.")
     figure.suptitle("\n".join(said), fontsize=9)
-    save(figure, path, recorded)
+    for ax in named:  # at last, for whatever comes later moves the axes
+        labels.place(ax)
+    return figure
 
 
-def _where(what: str, result: dict[str, Any]) -> str:
-    return f"{what}: {result['device']}, {result['threads']} threads, fp32, medians of {result['runs']}"
+def _measured(result: dict[str, Any]) -> str:
+    where = f"{result['device']}, {result['threads']} threads"
+    return f"measured on {where}, fp32, medians of {result['runs']}"
 
 
 def _merged_over_dense(left: Any, rows: list[dict[str, Any]]) -> None:

@@ -1,9 +1,17 @@
-"""What the notebooks' tests share: running their cells, and what every stored run has to be."""
+"""What the notebooks' tests share: running their cells, and what every stored run has to be.
+
+`python -m tests.notebooks` runs every notebook in a kernel and stores its outputs; with paths, those alone.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -43,15 +51,57 @@ def check_stored_run(path: Path) -> None:
     assert len(json.loads(path.read_text())["cells"]) <= 12
     assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    check_no_text_for_a_picture(outputs)
     assert path.stat().st_size < 200_000
+
+
+def check_no_text_for_a_picture(outputs: Sequence[dict[str, Any]]) -> None:
+    """No output says "<Figure size 900x320 with 12 Axes>" in place of the picture that it should be."""
+    for data in (output.get("data", {}) for output in outputs):
+        said = "".join(data.get("text/plain", ""))
+        assert "image/png" in data or not said.startswith("<"), f"{said} has no picture"
 
 
 def check_in_a_kernel(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user runs it."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    outputs = [output for cell in _run_in_a_kernel(path, folder).cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    check_no_text_for_a_picture(outputs)
+
+
+def _run_in_a_kernel(path: Path, folder: Path) -> Any:
+    """The notebook with the outputs of a run in this folder."""
+    import nbclient
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute()
-    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=600, record_timing=False, resources=resources).execute()
+    return notebook
+
+
+def store(path: Path) -> None:
+    """Run a notebook and keep the outputs; its metadata stays, so that a kernel's version changes no file."""
+    import nbformat
+
+    metadata = deepcopy(nbformat.read(path, as_version=4).metadata)
+    with TemporaryDirectory() as folder:
+        notebook = _run_in_a_kernel(path, Path(folder))
+    notebook.metadata = metadata
+    nbformat.write(notebook, path)
+
+
+def main(names: Sequence[str]) -> None:
+    """Store the runs of these notebooks, or of all."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    for path in map(Path, names or sorted(ROOT.glob("*_task/example/*.ipynb"))):
+        store(path)
+        check_stored_run(path)
+        print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

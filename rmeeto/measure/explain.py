@@ -51,7 +51,7 @@ def check_merges(model: nn.Module) -> None:
 
 
 def picture_sheet(model: nn.Module, x: Tensor, pixels: np.ndarray, answer: Answer) -> Image.Image:
-    """Eight panels: the picture, its tokens after a third, two thirds and all of the merges, maps, the answer.
+    """Up to eight panels: the picture, its tokens after a third, two thirds and all of the merges, maps, the answer.
 
     Args:
         model: in evaluation mode; it merges.
@@ -63,7 +63,7 @@ def picture_sheet(model: nn.Module, x: Tensor, pixels: np.ndarray, answer: Answe
     pixels = mosaic.enlarged(pixels[None], grid[1], _LEAST)[0]
     groups = [_groups(step, model, grid) for step in steps]
     merges = len(steps) - 1
-    chosen = [-(-merges * part // 3) for part in (1, 2, 3)]
+    chosen = sorted({-(-merges * part // 3) for part in (1, 2, 3)})  # fewer than three where there are fewer merges
     panels = [Panel(pixels, f"what the model sees, {grid[1]} x {grid[2]} patches")]
     panels += [
         Panel(

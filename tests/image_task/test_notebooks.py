@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from image_task.quickstart import WEIGHTS
 from tests.notebooks import ROOT, check_in_a_kernel, check_stored_run, execute
 
 FOLDER = ROOT / "image_task" / "example"
@@ -18,9 +21,9 @@ TINY = {
 pytestmark = pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 
 
-def run(name: str) -> dict:
+def run(name: str, **more: object) -> dict:
     pytest.importorskip("IPython")
-    return execute(FOLDER / f"{name}.ipynb", TINY[name])
+    return execute(FOLDER / f"{name}.ipynb", TINY[name] | more)
 
 
 def test_every_notebook_is_tested():
@@ -54,9 +57,25 @@ def test_visualization_draws_a_photograph_and_the_digits(capsys):
     assert "source: (6, 41, 65)" in capsys.readouterr().out
 
 
+def test_visualization_takes_a_file_of_weights(capsys):
+    file = run("visualization", WEIGHTS=str(WEIGHTS), MODEL="vim_nano_patch2_16", R="12")
+    assert file["flags"][-2:] == ["--model", "vim_nano_patch2_16"] and file["sheet"].width > 1000
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_stored_outputs_are_of_one_clean_run(path):
     check_stored_run(path)
+
+
+def test_the_text_of_a_figure_is_no_stored_picture(tmp_path):
+    notebook = json.loads((FOLDER / "visualization.ipynb").read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    *_, figure = [output for output in outputs if "image/png" in output.get("data", {})]
+    del figure["data"]["image/png"]
+    path = tmp_path / "one.ipynb"
+    path.write_text(json.dumps(notebook, indent=1))
+    with pytest.raises(AssertionError, match="<Figure size"):
+        check_stored_run(path)
 
 
 @pytest.mark.slow

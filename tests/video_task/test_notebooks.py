@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
 
 from tests.notebooks import ROOT, check_in_a_kernel, check_stored_run, code_cells, execute
 
 pytest.importorskip("av")
+
+from video_task.visualize import write_mp4
 
 NOTEBOOKS = sorted((ROOT / "video_task" / "example").glob("*.ipynb"))
 # In place of what the cell tagged "parameters" says.
@@ -49,6 +55,27 @@ def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsy
     right = {name: int((p.argmax(1) == names["labels"]).sum()) for name, p in names["probabilities"].items()}
     assert min(right["dense"], right["merged, re-trained"]) > right["merged"] > 12
     assert "24 files, the first of 16 frames" in capsys.readouterr().out
+    assert names["sheet"].width > 8 * 192
+
+
+def test_visualize_takes_a_clip_and_a_file_of_weights(tmp_path):
+    pytest.importorskip("IPython")
+    name = "videomamba_video_nano_patch4_32"
+    clip, weights = tmp_path / "mine.mp4", tmp_path / "mine.safetensors"
+    write_mp4(clip, [Image.new("RGB", (40, 40), (10 * i, 90, 0)) for i in range(16)])
+    save_file(timm.create_model(name, num_classes=3).state_dict(), weights)
+    names = {
+        "MODEL": name,
+        "WEIGHTS": weights,
+        "CLIP": clip,
+        "R": 60,
+        "DEVICE": "cpu",
+        "Path": Path,
+        "mkdtemp": mkdtemp,
+    }
+    exec("".join(code_cells(NOTEBOOKS[1])[-1]["source"]), names)
+    assert names["flags"][:4] == ["--model", name, "--model_pth", str(weights)]
+    assert names["sheet"].width > 8 * 192
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

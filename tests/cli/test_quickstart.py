@@ -95,4 +95,6 @@ def test_a_full_disk_is_a_line(tmp_path, capsys):
         raise OSError(28, "No space left on device", "sum\x1bmary.json")
 
     assert run_quickstart([], "", str(tmp_path / "run"), Path(), work) == 2
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'sum\\x1bmary.json'\n"
+    assert capsys.readouterr().err == (
+        "error: sum\\x1bmary.json cannot be used: No space left on device; make room on the disk.\n"
+    )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from image_task import mapped
+from image_task import datasets
 from image_task.batches import EvalBatches, TrainBatches
 from image_task.config import DataConfig
 from image_task.data import build_data
+from image_task.sources import Arrays
 from rmeeto.data import kept
 from rmeeto.data.kept import Kept
 
@@ -62,20 +63,11 @@ def test_another_seed_epoch_or_setting_is_made_anew(made):
 def test_images_that_have_changed_are_made_anew(made, monkeypatch):
     images = np.zeros((64, 16, 16), np.uint8)
 
-    class Own:
-        classes, targets = ["a", "b"], torch.arange(64) % 2
+    def load(config: DataConfig, split: str) -> Arrays:
+        return Arrays(images.copy(), np.arange(64) % 2, ["a", "b"])
 
-        def __init__(self) -> None:
-            self.data = torch.from_numpy(images.copy())
-
-        def __len__(self) -> int:
-            return 64
-
-        def __getitem__(self, index: int):
-            raise AssertionError("it is in memory")
-
-    monkeypatch.setattr(mapped, "find_object", lambda name: lambda config, split: Own())
-    config = DataConfig(**{**vars(CONFIG), "data_set": "own.module:images", "reprob": 0.0, "aa": "none"})
+    monkeypatch.setitem(datasets.LOADERS, "digits", load)
+    config = DataConfig(**{**vars(CONFIG), "reprob": 0.0, "aa": "none"})
     first = batches(config=config)
     assert equal(batches(config=config), first) and made[TrainBatches] == 4
     images[:] = 255

@@ -67,7 +67,7 @@ def test_images_that_have_changed_are_made_anew(made, monkeypatch):
         return Arrays(images.copy(), np.arange(64) % 2, ["a", "b"])
 
     monkeypatch.setitem(datasets.LOADERS, "digits", load)
-    config = DataConfig(**{**vars(CONFIG), "reprob": 0.0, "aa": "none"})
+    config = DataConfig(**{**vars(CONFIG), "reprob": 0.0, "aa": "none", "data_path": "."})
     first = batches(config=config)
     assert equal(batches(config=config), first) and made[TrainBatches] == 4
     images[:] = 255

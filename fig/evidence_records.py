@@ -96,6 +96,10 @@ class Evidence:
         found = {int(m[1]): run for run in self.records if (m := pattern.fullmatch(run))}
         return {seed: run for seed, run in sorted(found.items()) if self.records[run]["count"] == IMAGES}
 
+    def of_seed(self, seed: int) -> Evidence:
+        """What one seed has."""
+        return Evidence({run: of for run, of in self.records.items() if run.endswith(f"-seed{seed}")}, self.right)
+
     def top1(self, kind: str, name: str, arm: str) -> dict[int, float]:
         """Top-1 on the test images in percent, by seed."""
         return {seed: self.records[run]["top1"] for seed, run in self.runs(kind, name, arm).items()}

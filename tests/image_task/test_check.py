@@ -67,7 +67,7 @@ def test_weights_are_compared_without_memory():
     [
         ("--data-set IMNET --data-path nowhere --eval", "nowhere"),
         ("--model_pth nowhere.pth", "nowhere.pth does not exist"),
-        (f"--model vim_tiny_patch16_224 --model_pth {WEIGHTS} --num_prune 5", "does not fit"),
+        (f"--model vim_tiny_patch16_224 --model_pth {WEIGHTS} --merge_method none", "does not fit"),
         ("--batch-size 1438 --mixup 0 --cutmix 0", "less than one batch"),
         ("--nb_classes 11", "digits has 10 classes"),
         ("--dry_run", "not allowed with"),

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interacti
 
 
 def run(name: str, **more: object) -> dict:
-    pytest.importorskip("IPython")
     return execute(FOLDER / f"{name}.ipynb", TINY[name] | more)
 
 

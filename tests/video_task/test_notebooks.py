@@ -12,7 +12,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.notebooks import ROOT, check_in_a_kernel, check_stored_run, code_cells, execute
+from tests.notebooks import ROOT, check_in_a_kernel, check_stored_run, code_cells, display_somewhere, execute
 
 pytest.importorskip("av")
 
@@ -59,7 +59,6 @@ def test_visualize_follows_the_merged_tokens_over_the_frames_of_real_files(capsy
 
 
 def test_visualize_takes_a_clip_and_a_file_of_weights(tmp_path):
-    pytest.importorskip("IPython")
     name = "videomamba_video_nano_patch4_32"
     clip, weights = tmp_path / "mine.mp4", tmp_path / "mine.safetensors"
     write_mp4(clip, [Image.new("RGB", (40, 40), (10 * i, 90, 0)) for i in range(16)])
@@ -73,7 +72,8 @@ def test_visualize_takes_a_clip_and_a_file_of_weights(tmp_path):
         "Path": Path,
         "mkdtemp": mkdtemp,
     }
-    exec("".join(code_cells(NOTEBOOKS[1])[-1]["source"]), names)
+    with display_somewhere():
+        exec("".join(code_cells(NOTEBOOKS[1])[-1]["source"]), names)
     assert names["flags"][:4] == ["--model", name, "--model_pth", str(weights)]
     assert names["sheet"].width > 8 * 192
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import matplotlib
 import pytest
@@ -37,8 +36,11 @@ def display_somewhere() -> Iterator[None]:
     stand_in, package = ModuleType("IPython.display"), ModuleType("IPython")
     stand_in.display = lambda *shown: None
     package.version_info, package.get_ipython = (9, 0), lambda: None  # which matplotlib asks for
-    with patch.dict(sys.modules, {"IPython": package, "IPython.display": stand_in}):
+    sys.modules |= {"IPython": package, "IPython.display": stand_in}
+    try:
         yield
+    finally:  # and nothing else that the cells have imported
+        del sys.modules["IPython"], sys.modules["IPython.display"]
 
 
 def execute(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

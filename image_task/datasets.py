@@ -25,7 +25,7 @@ from rmeeto.data.classes import (
     files_below,
     in_order,
     numbered,
-    read_lines,
+    read_names,
     subfolders,
 )
 from rmeeto.data.pictures import ENDINGS, check_regular, natural_key
@@ -140,14 +140,7 @@ def _classes(config: DataConfig, kind: str, train: Source | None, val: Source) -
 
 
 def _class_map(path: str, kind: str, found: list[str]) -> list[str]:
-    try:
-        check_regular(path)
-        names = [line.strip() for line in read_lines(Path(path).read_text(encoding="utf-8-sig"))]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class_map {path} cannot be read as text ({error}); give a class name a line.") from None
-    names = names[:-1] if names[-1:] == [""] else names
-    if "" in names or len(set(names)) < len(names):
-        raise UserError(f"--class_map {path} has a class twice or an empty line; give each class name once.")
+    names = read_names(path, "--class_map")
     if kind in ("wds", "hfds") and len(found) <= len(names):  # classes that are only numbered
         return [*found, *map(str, range(len(found), len(names)))]
     return names

@@ -88,6 +88,13 @@ def test_resume_reaches_every_command(launch):
     assert commands and all(parse(task_arguments(command))[0].run.resume for command in commands)
 
 
+def test_trainings_alone_are_told_of_the_processes_that_they_are_meant_for(launch):
+    _, commands = launch(TINY, PROCESSES="8")
+    evaluated, trained = ([c for c in commands if ("--eval" in c) == wanted] for wanted in (True, False))
+    assert evaluated and trained and all("--processes" not in command for command in evaluated)
+    assert all(command[command.index("--processes") + 1] == "8" for command in trained)
+
+
 def test_one_process_needs_no_launcher_and_several_get_torchrun(launch):
     _, alone = launch(RETRAIN)
     assert all(command[1:3] == ["-m", "image_task.main"] for command in alone)

@@ -140,19 +140,21 @@ def read_lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
 
 
-def read_names(path: str) -> list[str]:
+def read_names(path: str, flag: str = "--class_names") -> list[str]:
     """Class names of a text, one a line.
+
+    Args:
+        path: of the text.
+        flag: that names it, for errors.
 
     Raises:
         UserError: it cannot be read, or has a name twice or an empty line.
     """
     try:
-        names = read_lines(read_file(path).decode("utf-8-sig"))
+        names = [line.strip() for line in read_lines(read_file(path).decode("utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--class_names {path} cannot be read: {error}; give a text with a class in each line."
-        ) from None
+        raise UserError(f"{flag} {path} cannot be read: {error}; give a text with a class in each line.") from None
     names = names[:-1] if names and not names[-1] else names
     if "" in names or len(set(names)) < len(names):
-        raise UserError(f"--class_names {path} has a class twice or an empty line; give each class once.")
+        raise UserError(f"{flag} {path} has a class twice or an empty line; give each class once.")
     return names

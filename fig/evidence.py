@@ -107,7 +107,7 @@ def tables(evidence: Evidence) -> dict[str, str]:
         "claims": claims(evidence),
         **{f"ratio-{arm}": ratio(evidence, arm) for arm in ARMS},
         "order": compared(evidence, ORDER),
-        "order-deit": compared(evidence, ORDER[:2], "deit"),
+        "order-deit": compared(evidence, ORDER, "deit"),
         "ablations": compared(evidence, ABLATIONS, share=True),
         "amount": compared(evidence, AMOUNTS, arms=("brief",)),
         "longer": longer(evidence),

@@ -103,7 +103,12 @@ CLAIMS = {
         *(
             Claim("a Transformer does not", f"DeiT, {words}, r = 11: in order minus not",
                   more("deit", arm, "r11", "r11-noorder"), 0.5)
-            for arm, words in RETRAINED
+            for arm, words in (("free", "training-free"), *RETRAINED)
+        ),
+        *(
+            Claim("a Transformer does not", f"DeiT, {words}, r = 11: in order minus shuffled at 0.7",
+                  more("deit", arm, "r11", "r11-shuffle0.7"), 0.5)
+            for arm, words in (("free", "training-free"), ("brief", "re-trained"))
         ),
         *(
             Claim("the more is shuffled, the more is lost", f"Vim, {words}, r = 11: shuffled at 0.1 minus at 0.7",

@@ -15,6 +15,7 @@ from rmeeto.merge.state import own_places
 from rmeeto.nn.attention import MergingBlock, Step
 from rmeeto.nn.features import as_outputs, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
+from rmeeto.nn.shuffle import shuffle_state
 from rmeeto.nn.swap import Swapped, swap, unswap
 
 # What can merge: a model's class, with the classes of its blocks and of their attention.
@@ -32,10 +33,11 @@ class MergingTransformer:
     merges and stays first. Similarity is measured on X (the tokens after the attention) or on Q, K or V (the block's
     projections, mean over the heads). Pools other than the class token's see every original token: an average over
     merged tokens is weighted by their sizes. A rotary position embedding follows the tokens that survive: a merged
-    token is rotated as the one that the others went into.
+    token is rotated as the one that the others went into. ``shuffle`` reorders the tokens before each block: an
+    attention does not see their order, so that only what may merge with what changes.
 
     What a `MergeConfig` can say for a scan only is refused: interval (its default 2 stands for none), odd,
-    class_position, shuffle, released_flip, window, and the metrics B, C and delta.
+    class_position, released_flip, window, and the metrics B, C and delta.
 
     With ``merge_config`` None or r = 0 every method is the model's own.
 
@@ -67,7 +69,7 @@ class MergingTransformer:
         if not isinstance(config, MergeConfig):
             raise ValueError(f"merge={config!r}; expected a MergeConfig or None")
         defaults = MergeConfig()
-        for option in ("interval", "odd", "class_position", "shuffle", "released_flip", "window"):
+        for option in ("interval", "odd", "class_position", "released_flip", "window"):
             value = getattr(config, option)
             if value != getattr(defaults, option) and (option, value) != ("interval", 1):
                 raise ValueError(
@@ -180,6 +182,8 @@ class MergingTransformer:
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for number, (block, r) in enumerate(zip(self.blocks, counts, strict=False)):
             own = rope[number] if rope is not None and getattr(self, "rope_mixed", False) else rope
+            if self.merge_config.shuffle is not None:
+                state = shuffle_state(state, self.merge_config, prefix)
             step = Step(state, r, self.merge_config, prefix, own)
             if recompute:
                 hidden = torch.utils.checkpoint.checkpoint(block, state.hidden, step=step, use_reentrant=False)

@@ -114,7 +114,7 @@ def test_steps_are_graphs_where_that_is_wanted(tmp_path):
 
 def test_free_leaves_out_what_trains(tmp_path):
     _, commands = launch(FOLDER / "order.sh", tmp_path, FREE="1")
-    assert len(commands) == 9 and all("--eval" in command for command in commands)
+    assert len(commands) == 14 and all("--eval" in command for command in commands)
 
 
 def test_rows_at_the_same_time_are_the_same_rows_and_those_that_fail_are_an_error_that_ends_no_other(tmp_path):

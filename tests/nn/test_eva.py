@@ -71,6 +71,26 @@ def test_tokens_are_merged_and_positions_follow_them(model, x, metric):
 
 
 @torch.no_grad()
+def test_shuffled_tokens_are_what_they_were_but_merge_with_others(model, x):
+    """Positions, traces, pools and maps follow the tokens: without a merge only the order of the sums differs."""
+    dense, map_of_dense = model(x), model.forward_intermediates(x, 1, intermediates_only=True)[0]
+    rmeeto.apply(model, MergeConfig(r=0, shuffle="odd-even"))
+    last = [*model.states(x)][-1]
+    patches = torch.arange(16)
+    for _ in range(3):
+        patches = torch.cat([patches[0::2], patches[1::2]])
+    order = torch.cat([torch.arange(model.num_prefix_tokens), patches + model.num_prefix_tokens])
+    assert torch.equal(last.source.argmax(2), order.expand(2, -1))
+    torch.testing.assert_close(model(x), dense, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.forward_intermediates(x, 1, intermediates_only=True)[0], map_of_dense, rtol=1e-4,
+                               atol=1e-4)  # fmt: skip
+    model.merge_config = MergeConfig(r=3)
+    ordered = model(x)
+    model.merge_config = MergeConfig(r=3, shuffle="random", shuffle_rate=1.0)
+    assert not torch.allclose(model(x), ordered, atol=1e-3)
+
+
+@torch.no_grad()
 def test_a_block_behind_a_pruning_one_is_the_dense_block_of_the_tokens_left(model, x):
     tokens = model._pos_embed(model.patch_embed(x))
     tokens, rope = model.norm_pre(tokens[0]), tokens[1]

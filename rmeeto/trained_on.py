@@ -16,6 +16,7 @@ from rmeeto.reader import Unreadable, read
 from rmeeto.settings import accepts
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a model folder
+_IN_FOLDERS = (WEIGHTS, "best.pt", "last.pt")  # of a model's or a run's, the first that is there
 _MOST_CLASSES = 1_000_000
 _LARGEST_FILE = 2**30  # bytes of a checkpoint that is read for this entry alone
 
@@ -51,6 +52,21 @@ class TrainedOn:
         cfg = self.to_dict()
         del cfg["data_set"]
         return {**cfg, "num_classes": len(self.label_names)}
+
+
+def weights_in(folder: Path, flag: str) -> Path:
+    """The file of weights of a model's or a run's folder.
+
+    Raises:
+        UserError: there is none; it names the flag that the folder was given to.
+    """
+    for name in _IN_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"{flag} {folder} is a folder without {', '.join(_IN_FOLDERS[:-1])} or {_IN_FOLDERS[-1]}; give the folder of "
+        "a model or of a run that has trained, or a file of weights."
+    )
 
 
 def trained_on(weights: str | Path | None, content: Mapping[str, Any] | None = None) -> TrainedOn | None:

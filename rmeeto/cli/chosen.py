@@ -21,12 +21,11 @@ from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
 from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
-from rmeeto.trained_on import WEIGHTS, trained_on
+from rmeeto.trained_on import WEIGHTS, trained_on, weights_in
 from rmeeto.weights import head_rows
 
 _MERGING = {"--r", "--num_prune", "--merge_method"}
 _HUB = ("hf_hub:", "hf-hub:")
-_KEEPS = ("best.pt", "last.pt")  # of a run folder, the first that is there
 _IMAGENET = 1000
 
 
@@ -127,10 +126,7 @@ def _run_of(given: str | None, argv: Sequence[str]) -> tuple[Path | None, str | 
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"--model_pth {given} is no run and no model folder: it has no config.json.")
-        found = [name for name in _KEEPS if (path / name).is_file()]
-        if not found:
-            raise UserError(f"--model_pth {given} holds no {' or '.join(_KEEPS)}; has its run trained anything?")
-        return path, str(path / found[0])
+        return path, str(weights_in(path, "--model_pth"))
     beside = path.with_name("config.json")
     named = _value(argv, "--model") is not None
     return (path.parent if not named and path.is_file() and beside.is_file() else None), given

@@ -9,11 +9,9 @@ from typing import Any
 
 from rmeeto.cli.flags import Given
 from rmeeto.description import read_description
-from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
-from rmeeto.trained_on import CONFIG, WEIGHTS, TrainedOn, trained_on
+from rmeeto.trained_on import CONFIG, WEIGHTS, TrainedOn, trained_on, weights_in
 
-BEST = "best.pt"  # of a run folder
 _SHAPE = ("tubelet_size",)  # settings without which weights do not fit
 
 
@@ -35,9 +33,7 @@ def open_folders(given: Mapping[str, Given], start: Any) -> Any:
         folder = Path(values.get(name) or "")
         if not values.get(name) or not folder.is_dir():
             continue
-        file = next((folder / file for file in (WEIGHTS, BEST) if (folder / file).is_file()), None)
-        if file is None:
-            raise UserError(f"--{name} {folder} is a folder without {WEIGHTS} or {BEST}; give a file of weights.")
+        file = weights_in(folder, f"--{name}")
         values[name] = str(file)
         if name == "model_pth" and (folder / CONFIG).is_file():
             model, merge = _described(start, folder / CONFIG, file.name)

@@ -94,8 +94,10 @@ def test_a_folder_brings_its_model_and_how_that_merges():
     assert parse("--model_pth log/merged --r 5 --eval".split())[0].merge.r == 5
     assert parse("--model_pth model --eval".split())[0].merge is None
     Path("empty").mkdir()
-    with pytest.raises(UserError, match="--model_pth empty is a folder without model.safetensors or best.pt"):
+    with pytest.raises(UserError, match="--model_pth empty is a folder without model.safetensors, best.pt or last.pt"):
         parse("--model_pth empty --eval".split())
+    shutil.copy("log/dense/last.pt", "empty")  # of a run that was never evaluated
+    assert parse("--model_pth empty --eval".split())[0].model.model_pth == "empty/last.pt"
 
 
 def test_timms_own_transform_gives_the_same_accuracy():

@@ -58,7 +58,7 @@ AMOUNTS = [
 ]
 BLOCKS = [(f"r = 30 before block {n} alone", f"block{n}") for n in range(1, 8)]
 SLOPES = [
-    ("r = 11 everywhere", "r11-slope0"),
+    ("r = 11 everywhere", BASE),
     ("22 falling to 0", "r11-slope-1"),
     ("0 rising to 22", "r11-slope1"),
 ]

@@ -12,7 +12,8 @@ for block in {1..7}; do
     free vim "block$block" "--num_prune $(IFS=, && echo "${r[*]}") --merge_interval 1 --if_order"
 done
 for arm in free brief; do
-    for slope in 0 -1 1; do
+    "$arm" vim r11 "--num_prune 11 --merge_interval 1 --if_order"
+    for slope in -1 1; do
         "$arm" vim "r11-slope$slope" "--num_prune 11,$slope.0 --merge_interval 1 --if_order"
     done
 done

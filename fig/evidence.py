@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import timm
+from matplotlib.lines import Line2D
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -230,28 +231,25 @@ def renewed(text: str, evidence: Evidence) -> str:
     return text
 
 
+COLOURS = {"vim": "#0072B2", "deit": "#D55E00", "elastic": "#009E73"}  # of a model; of one set of weights
+STYLES = {"free": (":", "white"), "brief": ("-", None), "elastic": ("--", None)}  # of an arm: line, inside of its marks
+
+
 def draw(evidence: Evidence) -> None:
     """Accuracy against ratio, orders, blocks and one set of weights; what is not measured is said."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7.8), layout="constrained")
     curves(axes[0, 0], evidence)
-    bars(axes[0, 1], evidence, ORDER, "Order of the tokens (Vim, r = 11)")
+    bars(axes[0, 1], evidence, ORDER, "Order of the tokens (r = 11)", ("vim", "deit"))
     bars(axes[1, 0], evidence, [*BLOCKS, *SLOPES], "Where tokens are removed (Vim)")
-    lines = [
-        ("elastic", "one set of weights", "s-"),
-        ("brief", "one for each r", "o--"),
-        ("free", "training-free", "^:"),
-    ]
-    for arm, words, style in lines:
-        curve(axes[1, 1], evidence, [(r, "vim", f"r{r}") for r in ELASTIC], arm, style, words)
+    for arm in ("free", "brief", "elastic"):
+        curve(axes[1, 1], evidence, [(r, "vim", f"r{r}") for r in ELASTIC], arm, "D" if arm == "elastic" else "o")
     axes[1, 1].set(title="One set of weights for any r (Vim)", xlabel="r", ylabel="top-1 on 10,000 test images (%)")
     for ax in (axes[0, 0], axes[1, 1]):
+        ax.title.set_fontsize(10)
         ax.grid(alpha=0.3)
-        if ax.has_data():
-            low, high = ax.get_ylim()
-            ax.set_ylim(low - 0.4 * (high - low), high)  # room for the legend
-            ax.legend(fontsize=7, loc="lower left", ncols=2)
-        else:
+        if not ax.has_data():
             ax.text(0.5, 0.5, MISSING, ha="center", color="0.45", transform=ax.transAxes)
+    figure.legend(handles=meanings(), loc="outside lower center", ncols=6, fontsize=9)
     figure.suptitle(
         "Fashion-MNIST, 197 tokens. Seed 0 with 95 % intervals over the test images; small dots: seeds 1 and 2",
         fontsize=9,
@@ -260,28 +258,38 @@ def draw(evidence: Evidence) -> None:
     plt.close(figure)
 
 
+def meanings() -> list[Line2D]:
+    """What colours, marks and lines stand for, in every panel."""
+    models = [
+        Line2D([], [], color=COLOURS[kind], lw=6, label=words) for kind, words in (("vim", "Vim"), ("deit", "DeiT"))
+    ]
+    marks = [
+        Line2D([], [], color="black", ls=line, marker=mark, mfc=inside, label=words)
+        for (line, inside), mark, words in (
+            (STYLES["free"], "o", "training-free"),
+            (STYLES["brief"], "o", "re-trained"),
+            (("", None), "x", "pruned"),
+        )
+    ]
+    line, inside = STYLES["elastic"]
+    one = Line2D(
+        [], [], color=COLOURS["elastic"], ls=line, marker="D", mfc=inside, label="one set of weights for all r"
+    )
+    return [*models, *marks, one]
+
+
 def curves(ax: plt.Axes, evidence: Evidence) -> None:
     """Accuracy against the share of tokens removed."""
-    colours = {"vim": "#0072B2", "deit": "#D55E00"}
-    for kind, name in (("vim", "Vim"), ("deit", "DeiT")):
+    for kind in MODELS:
         for how, mark in (("", "o"), ("-prune", "x")):
-            for arm, line in (("free", ":"), ("brief", "-")):
+            for arm in ARMS:
                 points = [(removed(every_block(r)), kind, f"r{r}{how if r else ''}") for r in R]
-                words = f"{name}, {'pruned' if how else 'merged'}, {ARMS[arm]}"
-                curve(ax, evidence, points, arm, mark + line, words, colours[kind])
+                curve(ax, evidence, points, arm, mark)
     ax.set(title="Accuracy against ratio", xlabel="share of tokens removed, averaged over the blocks")
     ax.set_ylabel("top-1 on 10,000 test images (%)")
 
 
-def curve(
-    ax: plt.Axes,
-    evidence: Evidence,
-    points: Sequence[tuple[float, str, str]],
-    arm: str,
-    style: str,
-    words: str,
-    colour: str | None = None,
-) -> None:
+def curve(ax: plt.Axes, evidence: Evidence, points: Sequence[tuple[float, str, str]], arm: str, mark: str) -> None:
     """What is measured of some points (x, kind, name): a line through those of seed 0, dots for the others."""
     one = evidence.of_seed(0)
     found = [(x, value) for x, kind, name in points if (value := one.sum((1, kind, name, arm)))]
@@ -289,32 +297,36 @@ def curve(
         return
     half = [value.high - value.mean for _, value in found]
     means = [value.mean for _, value in found]
-    drawn = ax.errorbar(
-        [x for x, _ in found], means, half, fmt=style, label=words, color=colour, ms=5, lw=1.2, capsize=2
+    (line, inside), colour = STYLES[arm], COLOURS[arm if arm in COLOURS else points[0][1]]
+    ax.errorbar(
+        [x for x, _ in found], means, half, ls=line, marker=mark, mfc=inside, color=colour, ms=5, lw=1.2, capsize=2
     )
     for x, kind, name in points:
         others = [value for seed, value in evidence.top1(kind, name, arm).items() if seed]
-        ax.plot([x] * len(others), others, ".", color=drawn[0].get_color(), ms=3)
+        ax.plot([x] * len(others), others, ".", color=colour, ms=3)
 
 
-def bars(ax: plt.Axes, evidence: Evidence, rows: Sequence[tuple[str, str]], title: str) -> None:
+def bars(
+    ax: plt.Axes, evidence: Evidence, rows: Sequence[tuple[str, str]], title: str, kinds: Sequence[str] = ("vim",)
+) -> None:
     """Training-free and re-trained accuracy of each row."""
     for place, (_, name) in enumerate(rows):
-        for arm, colour, shift, mark in (("free", "#0072B2", -0.15, "o"), ("brief", "#D55E00", 0.15, "s")):
-            if value := evidence.of_seed(0).sum((1, "vim", name, arm)):
-                half = value.high - value.mean
-                ax.errorbar(value.mean, place + shift, xerr=half, fmt=mark, color=colour, ms=5, capsize=2)
-            others = [top1 for seed, top1 in evidence.top1("vim", name, arm).items() if seed]
-            ax.plot(others, [place + shift] * len(others), ".", color=colour, ms=3)
-        if not any(evidence.top1("vim", name, arm) for arm in ARMS):
+        for arm, shift in (("free", -0.15), ("brief", 0.15)):
+            for kind in kinds:
+                colour, inside = COLOURS[kind], STYLES[arm][1]
+                if value := evidence.of_seed(0).sum((1, kind, name, arm)):
+                    half = value.high - value.mean
+                    ax.errorbar(
+                        value.mean, place + shift, xerr=half, fmt="o", mfc=inside, color=colour, ms=5, capsize=2
+                    )
+                others = [top1 for seed, top1 in evidence.top1(kind, name, arm).items() if seed]
+                ax.plot(others, [place + shift] * len(others), ".", color=colour, ms=3)
+        if not any(evidence.top1(kind, name, arm) for arm in ARMS for kind in kinds):
             at = {"va": "center", "fontsize": 8, "color": "0.45", "transform": ax.get_yaxis_transform()}
             ax.text(0.02, place, MISSING, **at)
     ax.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set(
-        title=f"{title}\ncircles: training-free, squares: re-trained",
-        xlabel="top-1 on 10,000 test images (%)",
-    )
+    ax.set(title=title, xlabel="top-1 on 10,000 test images (%)")
     ax.title.set_fontsize(10)
     ax.grid(axis="x", alpha=0.3)
 

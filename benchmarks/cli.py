@@ -125,7 +125,8 @@ def _registered(name: str) -> str:
 def _flags() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m benchmarks", description=DESCRIPTION, allow_abbrev=False)
     add, several = parser.add_argument, {"nargs": "+", "default": None}
-    add("suite", choices=(*SUITES, "all"), help=f"targets: the CPU's; all: every suite but {', '.join(APART)}")
+    add("suite", choices=(*SUITES, "all"), help=f"targets: the CPU's; all: every suite but {', '.join(APART)}; "
+        "and faults, with options of its own (faults --help)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=DTYPES, **several, help="of operators, models and training; default: both")
     add("--models", **several, help=f"default: {' '.join(CHOSEN)}")

@@ -49,7 +49,7 @@ ROUNDING = 0.02  # of the norm of all weights
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Kill, resume, compare; the exit code."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/faults.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks faults", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder of a result file; none: only print")

@@ -97,7 +97,11 @@ def lengths(ax: Any, rows: Rows, kind: str) -> None:
             style = {"linestyle": LINES[way], "color": colour, "marker": marker, "mfc": FILLS.get(way, colour)}
             ax.plot(*zip(*line), **style, label=f"{_short(model)}, {way}")
     ax.set(xscale="log", yscale="log", xlabel=LABELS[kind], ylabel="ms a sample")
+    ax.set_title("Latency and length of the input, batch 1")
     ax.set_xticks(sizes, sizes)
+    low, high = ax.get_ylim()
+    ticks = [n * 10**k for k in range(6) for n in (1, 2, 3, 5) if low <= n * 10**k <= high]
+    ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
     ax.legend(fontsize=7, handlelength=4)  # long enough to tell dashes from dots
     ax.grid(alpha=0.3)

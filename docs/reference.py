@@ -56,13 +56,23 @@ def section(name: str) -> list[str]:
     for field in (image | video).values():
         both = [fields.get(field.name) for fields in (image, video)]
         defaults = ["-" if one is None else value(one.default) for one in both]
-        names = ", ".join(f"`--{alias}`" for alias in field.metadata["aliases"])
+        names = aliases(*both)
         star = " *" if field.metadata["harmless"] else ""
         text = (both[0] or field).metadata["help"]
         if both[0] and both[1] and both[1].metadata["help"] != text:
             text += f" (clips: {both[1].metadata['help']})"
         lines.append(row(f"`--{field.name}`{star}", names, *defaults, text))
     return lines
+
+
+def aliases(*both: dataclasses.Field | None) -> str:
+    """A setting's other names; of those that one task alone has, which."""
+    of = {task: field.metadata["aliases"] for task, field in zip(("images", "clips"), both) if field is not None}
+    said = []
+    for alias in dict.fromkeys(alias for names in of.values() for alias in names):
+        there = [task for task, names in of.items() if alias in names]
+        said.append(f"`--{alias}`" + (f" ({there[0]})" if len(there) < len(of) else ""))
+    return ", ".join(said)
 
 
 def commands() -> list[str]:

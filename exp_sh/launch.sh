@@ -20,6 +20,11 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then # the header of the recipe that sources this
+    sed -n '2,/^[^#]/s/^# //p' "$0"
+    echo "Variables: exp_sh/launch.sh."
+    exit
+fi
 (($# == 0)) ||
     fail "a recipe takes no arguments, and got$(LC_ALL=C printf " %q" "$@"): it reads variables such as SMOKE=1 (exp_sh/launch.sh lists them)."
 [[ $RELEASED == 0 ]] || grep -q "released=" "$0" ||

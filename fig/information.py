@@ -141,7 +141,7 @@ def draw(path: Path) -> None:
     )
     for ax_row, estimator in zip(axes, ESTIMATORS):
         for ax in ax_row[:2]:  # the Gaussians, and the first of the models, whose axis the others share
-            ax.set_ylabel("found (nats)")
+            ax.set_ylabel("bound found (nats)")
         of_gaussians(ax_row[0], [row for row in found["gaussians"]["results"] if row["estimator"] == estimator])
         for ax, name in zip(ax_row[1:], models):
             of_blocks(ax, found[name], estimator)
@@ -163,7 +163,7 @@ def of_gaussians(ax: Any, rows: list[dict[str, Any]]) -> None:
         ax.plot(
             [row["nats"]] * len(row["found"]), row["found"], "o", color="C0", label="a seed" if row is rows[0] else None
         )
-    ax.set_xlabel("there are (nats)")
+    ax.set_xlabel("true mutual information (nats)")
     ax.legend(fontsize=8)
 
 

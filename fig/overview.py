@@ -26,8 +26,10 @@ def _where(ax: Axes) -> None:
     ax.set(xlim=(0, 10), ylim=(0, 10))
     ax.set_title("1  Between blocks, tokens merge", loc="left", fontsize=13, fontweight="bold")
     rows = [(9.0, 12, "image: patches and class token"), (7.0, 12, ""), (5.0, 9, ""), (3.0, 6, "")]
+    place, before = 6, 12
     for (y, count, note), (_, after, _) in zip(rows, [*rows[1:], rows[-1]]):
-        _tokens(ax, 0.6, y, count)
+        place, before = place * count // before, count  # of the class token: in proportion
+        _tokens(ax, 0.6, y, count, place)
         ax.text(
             8.0,
             y,
@@ -52,10 +54,10 @@ def _where(ax: Axes) -> None:
     _box(ax, 2.2, 0.5, 3.6, 0.8, "class token → head")
 
 
-def _tokens(ax: Axes, x: float, y: float, count: int) -> None:
+def _tokens(ax: Axes, x: float, y: float, count: int, place: int) -> None:
     for i in range(count):
-        middle = i == count // 2
-        ax.add_patch(Rectangle((x + 0.58 * i, y - 0.24), 0.46, 0.48, fc=ACCENT if middle else LIGHT, ec=INK, lw=1))
+        colour = ACCENT if i == place else LIGHT
+        ax.add_patch(Rectangle((x + 0.58 * i, y - 0.24), 0.46, 0.48, fc=colour, ec=INK, lw=1))
 
 
 def _what(ax: Axes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from image_task.torchvision_names import SETS, torchvision_name
 from rmeeto.data.classes import (
     LeftOut,
     as_labelled,
+    check_text,
     check_used,
     files_below,
     in_order,
@@ -30,7 +32,7 @@ from rmeeto.data.classes import (
 )
 from rmeeto.data.pictures import ENDINGS, check_regular, natural_key
 from rmeeto.data.sampler import subset_indices
-from rmeeto.errors import UserError
+from rmeeto.errors import UserError, shown
 from rmeeto.imports import is_import
 
 KNOWN = (
@@ -91,6 +93,7 @@ def load_sources(
     eval_source = _as(eval_source, classes, f"the evaluation split of {folder or name}")
     if train_source is None:
         return None, eval_source
+    check_text(classes if train else (), folder or name)
     train_source = _as(train_source, classes, f"the training split of {folder or name}")
     if kind == "SUBIMNET":
         train_source = _subset(train_source, config.data_ratio, seed)
@@ -243,8 +246,18 @@ def _timm_folder(config: DataConfig, split: str) -> Source:
     paths.sort(key=lambda path: (natural_key(path), path))
     labels = [os.path.basename(os.path.dirname(path)) for path in paths]
     classes = in_order(labels)
+    if not set(classes) <= set(top := subfolders(root)):
+        logger.warning(
+            "%s: a class is the folder that a picture lies in, as timm has it (%s), not the one of %s above it (%s); "
+            "for those: --data_set IMNET",
+            *(shown(str(root)), _some(classes), shown(root.name), _some(top)),
+        )
     number = {name: index for index, name in enumerate(classes)}
     return Files.of([(path, number[label]) for path, label in zip(paths, labels)], classes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:3])) + " ..." * (len(names) > 3)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -328,16 +341,29 @@ def _split_folder(config: DataConfig, split: str) -> Path:
 
 
 def _split_shards(config: DataConfig, split: str) -> list[str]:
-    """The tar files of a split: listed in timm's _info.json, or train.tar, train/*.tar, *train*.tar."""
+    """The tar files of a split: listed in timm's _info.json, or train.tar, train/*.tar, *train*.tar.
+
+    Of the last, those that have the name as a word, else those without another split's: festi*val*-train.tar is none.
+    """
     root = Path(config.data_path)
     for info in (root / "_info.json", root / "info.json"):
         if info.exists() and (listed := _listed(info, split)):
             return [str(root / file) for file in listed]
     for name in SPLITS[split]:
-        for pattern in (f"{name}.tar", f"{name}/*.tar", f"*{name}*.tar"):
+        for pattern in (f"{name}.tar", f"{name}/*.tar"):
             if shards := sorted(map(str, root.glob(pattern))):
                 return shards
+        named = sorted(root.glob(f"*{name}*.tar"))
+        others = [word for other, words in SPLITS.items() if other != split for word in words]
+        shards = [path for path in named if _has_word(path, name)]
+        shards = shards or [path for path in named if not any(_has_word(path, word) for word in others)]
+        if shards:
+            return list(map(str, shards))
     raise UserError(f"{root} has no {split}.tar, {split}/*.tar or *{split}*.tar; --data-path must hold tar files.")
+
+
+def _has_word(path: Path, word: str) -> bool:
+    return re.search(rf"(?<![a-z]){word}(?![a-z])", path.name.lower()) is not None
 
 
 def _listed(info: Path, split: str) -> list[str]:

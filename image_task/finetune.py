@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import sys
 import textwrap
 import time
@@ -19,7 +20,9 @@ if __name__ == "__main__":  # before torch is imported
 
     answer_interrupts()
 
+import numpy as np
 import torch
+from torch import nn
 
 from image_task.config import Config, DataConfig
 from image_task.data import build_data
@@ -29,7 +32,7 @@ from image_task.export import load_run
 from image_task.flags import COMMAND, parse
 from image_task.main import TASK, check, run
 from image_task.split import make_split
-from rmeeto.cli.export import write
+from rmeeto.cli.export import ONNX, write, write_onnx
 from rmeeto.cli.flags import FlagParser, in_flags
 from rmeeto.cli.merging import add_merge_flags, merge_settings
 from rmeeto.cli.parser import run_small
@@ -41,6 +44,7 @@ from rmeeto.errors import UserError, shown
 from rmeeto.measure import benchmark, draw_merged, not_patches, trace
 from rmeeto.merge import MergeConfig
 from rmeeto.settings import Settings, setting
+from rmeeto.trained_on import CONFIG
 
 DRAWN = 8  # pictures
 TIMED = 8  # pictures a batch
@@ -163,16 +167,23 @@ def _smaller(settings: FinetuneConfig, merge: MergeConfig) -> tuple[FinetuneConf
         return settings, merge
     data = dataclasses.replace(config.data, input_size=size)
     here, there = TASK.meta_model(dataclasses.replace(config, data=data)).num_tokens[0], own.num_tokens[0]
-    r = merge.r
-    if isinstance(r, int):
-        r = max(1, round(r * here / there))
-        merge = dataclasses.replace(merge, r=r)
+    merge = _same_share(merge, here / there)
     text = (
         f"from scratch on a CPU: {size} pixels in place of {config.img_size}, which are {here} tokens of {there}, and "
-        f"--r {r} for the same share of them; --input_size {config.img_size} trains on all"
+        f"--r {_words(merge.r)} for the same share of them; --input_size {config.img_size} trains on all"
     )
     print(*textwrap.wrap(f"note: {text}", WIDTH, subsequent_indent="      "), sep="\n", flush=True)
     return dataclasses.replace(settings, input_size=size), merge
+
+
+def _same_share(merge: MergeConfig, share: float) -> MergeConfig:
+    """The merging that removes of a share of the tokens what `merge` removes of all."""
+
+    def fewer(count: Any) -> Any:  # a float is a share already, or the slope of r over the blocks
+        return min(count, max(1, round(count * share))) if isinstance(count, int) else count
+
+    r = tuple(map(fewer, merge.r)) if isinstance(merge.r, tuple) else fewer(merge.r)
+    return dataclasses.replace(merge, r=r, final_tokens=fewer(merge.final_tokens))
 
 
 def _check_splits(pictures: Path) -> None:
@@ -182,7 +193,8 @@ def _check_splits(pictures: Path) -> None:
         if not there[split]:
             raise UserError(
                 f"{pictures} is divided, but has no {first}/; give both parts, or the classes alone: a fifth of their "
-                "pictures is then kept to choose the best epoch by."
+                "pictures is then kept to choose the best epoch by. (A class cannot be called "
+                f"{' or '.join(name for names in SPLITS.values() for name in names)}.)"
             )
 
 
@@ -239,14 +251,26 @@ def finish(config: Config, folder: Path, onnx: bool = False) -> dict[str, Any]:
     images, _ = next(iter(data.eval_batches()))
     speed = benchmark({"dense": dense, "merged": model}, images[:TIMED], runs=5)
     rates = {f"{name}_images_per_s": round(timing.images_per_s, 1) for name, timing in speed.items()}
+    ratios = np.divide(speed["dense"].seconds, speed["merged"].seconds)  # of rounds, in which both are timed
+    rates["speed_up_quartiles"] = np.quantile(ratios, (0.25, 0.75)).round(2).tolist()
     chosen = images[:DRAWN]
     mean, std = (model.pretrained_cfg[name] for name in ("mean", "std"))
     picture = draw_merged(chosen, trace(model, chosen), not_patches(model), mean=mean, std=std)
     picture.savefig(folder / "merged.png", dpi=200)
-    if not (folder / "model").exists():
-        write(model, folder / "model", onnx)
+    export_whole(model, folder / "model", onnx)
     described = {"token_counts": model.num_tokens, "dense_tokens": dense.num_tokens[0]}
     return {**described, **rates, "input_size": config.img_size, "classes": data.class_names}
+
+
+def export_whole(model: nn.Module, folder: Path, onnx: bool) -> None:
+    """Export a model into a folder that appears when it is whole; of one that is there, what is missing."""
+    if not (folder / CONFIG).is_file():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        write(model, part, onnx)
+        part.replace(folder)  # an empty folder may stand there
+    elif onnx and not (folder / ONNX).exists():
+        write_onnx(model, folder)
 
 
 def _table(summary: dict[str, Any]) -> list[str]:
@@ -255,10 +279,14 @@ def _table(summary: dict[str, Any]) -> list[str]:
     first, last = summary["dense_tokens"], summary["token_counts"][-1]
     speeds = {
         "dense": f"{first} tokens, {dense:.0f} pictures/s",
-        "retrained": f"{first} to {last} tokens, {merged:.0f}",
+        "retrained": f"{first} to {last} tokens, {merged:.0f} pictures/s",
     }
-    speeds["retrained"] += f" pictures/s: {merged / dense:.2f} times as fast"
-    return [f"  {NAMES[name]:<20} {summary[name]:6.2f} % top-1  {speeds.get(name, '')}".rstrip() for name in NAMES]
+    low, high = summary["speed_up_quartiles"]
+    noise = ": within the noise" if low <= 1 <= high else ""
+    ratio = f"  {merged / dense:.2f} times as fast as the dense model (quartiles {low:.2f} to {high:.2f}){noise}"
+    return [f"  {NAMES[name]:<20} {summary[name]:6.2f} % top-1  {speeds.get(name, '')}".rstrip() for name in NAMES] + [
+        ratio
+    ]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,12 @@ def _source(dataset: Any, name: str) -> Mapped:
             "and classes, their names"
         )
     names = [str(one) for one in classes]
+    if twice := next((one for one, count in Counter(names).items() if count > 1), None):
+        first, second, *_ = (number for number, one in enumerate(names) if one == twice)
+        raise UserError(
+            f"{name}: its classes {first} and {second} are both called {twice!r}; give each a name of its own, for "
+            "classes are matched by name"
+        )
     return Mapped(dataset, targets, names, np.arange(len(names)))
 
 

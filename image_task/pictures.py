@@ -26,11 +26,13 @@ class Preparation:
         chosen: a model; a run's was trained with the run's settings, every other says its own.
 
     Raises:
-        UserError: a model of another number of channels.
+        UserError: a model of another number of channels, or that sees no square.
     """
 
     def __init__(self, chosen: Chosen) -> None:
-        self.channels, *_, self.size = chosen.model.pretrained_cfg["input_size"]
+        self.channels, height, self.size = chosen.model.pretrained_cfg["input_size"]
+        if height != self.size:
+            raise UserError(f"the model sees {height} x {self.size} pixels; expected one that sees a square.")
         if self.channels not in (1, 3):
             raise UserError(f"the model takes images of {self.channels} channels; pictures have 3, or 1 in grey.")
         cfg = self._described(chosen)

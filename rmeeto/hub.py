@@ -11,12 +11,13 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, logging
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rmeeto.description import check_depth, read_description
 from rmeeto.errors import UserError
+from rmeeto.json_file import write_whole
 from rmeeto.patch import apply
 from rmeeto.reader import read_header
 from rmeeto.trained_on import CONFIG, WEIGHTS, trained_on
@@ -70,8 +71,8 @@ def export(model: nn.Module, folder: str | Path) -> Path:
         if taken:
             raise UserError(f"export: {folder} has {' and '.join(taken)} already; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(text + "\n")
+        write_whole(folder / WEIGHTS, lambda file: file.write(save(state, metadata={"format": "pt"})))
+        write_whole(folder / CONFIG, lambda file: file.write(f"{text}\n".encode()))
     except (OSError, SafetensorError) as error:
         raise UserError(f"export: {folder} cannot be written: {error}; give another folder") from None
     return folder
@@ -106,7 +107,7 @@ def _description(model: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _shape(model: nn.Module, name: str, arguments: dict[str, Any]) -> None:
-    """Say in the arguments what has been made of the model since: another input size, fewer blocks.
+    """Say in the arguments what has been made of the model since: another input size or number of frames, fewer blocks.
 
     Raises:
         UserError: the arguments make another model all the same.
@@ -114,6 +115,8 @@ def _shape(model: nn.Module, name: str, arguments: dict[str, Any]) -> None:
     made = _made_by(name, arguments)
     if _input_size(model) != _input_size(made):
         arguments["img_size"] = _input_size(model)
+    if _frames(model) != _frames(made):
+        arguments["num_frames"] = _frames(model)
     if len(_blocks(model)) != len(_blocks(made)):
         arguments["depth"] = len(_blocks(model))
     here, there = (
@@ -137,6 +140,12 @@ def _made_by(name: str, arguments: dict[str, Any]) -> nn.Module:
 def _input_size(model: nn.Module) -> list[int] | None:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return None if size is None else list(size)
+
+
+def _frames(model: nn.Module) -> int | None:
+    """Of the clips that a model takes."""
+    size = getattr(getattr(model, "patch_embed", None), "input_size", ())
+    return size[0] if len(size) == 3 else None
 
 
 def _blocks(model: nn.Module) -> nn.Module:

@@ -12,6 +12,8 @@ from threading import Barrier
 import torch
 from torch import Tensor, nn
 
+from rmeeto.merge import MergeConfig
+
 
 @torch.no_grad()
 def by_columns(model: nn.Module) -> nn.Module:
@@ -75,8 +77,23 @@ class BySamples(nn.Module):
 
     def __init__(self, model: nn.Module, threads: int | None = None) -> None:
         super().__init__()
+        model = model.model if isinstance(model, BySamples) else model  # whose threads would wait for themselves
         self.model, self.threads = model, threads
         self.training = getattr(model, "training", False)
+
+    @property
+    def merge_config(self) -> MergeConfig | None:
+        """The model's, to re-configure it in place."""
+        return self.model.merge_config
+
+    @merge_config.setter
+    def merge_config(self, config: MergeConfig | None) -> None:
+        self.model.merge_config = config
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """The model's."""
+        return self.model.num_tokens
 
     def forward(self, x: Tensor) -> Tensor:
         """As the model; with gradients, autocast or a GPU, of one sample, or shuffled by lot, by the model itself."""

@@ -43,12 +43,14 @@ def apply(model: nn.Module, config: MergeConfig | None, example: Tensor | None =
         The model.
 
     Raises:
-        UserError: a model of another kind.
+        UserError: a model of another kind, or a compiled one.
         ValueError: settings that do not fit the model, which then stays as it was.
 
     Example:
         >>> model = rmeeto.apply(timm.create_model("vit_base_patch16_224"), MergeConfig(r=8, metric="K"))
     """
+    if "_orig_mod" in model._modules:  # torch.compile's
+        raise UserError(f"apply: got a compiled {type(model._orig_mod).__name__}; compile or wrap a model after this")
     is_new = not isinstance(model, (*_OURS, _MergingMamba))
     if is_new:
         _patch(model, example)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rmeeto.errors import UserError
+from rmeeto.layout import OneDNNLinear
 
 
 def int8(model: nn.Module) -> nn.Module:
@@ -22,7 +23,7 @@ def int8(model: nn.Module) -> nn.Module:
 
     Raises:
         UserError: this torch has no dynamic quantisation, or none for this processor, or the model is elsewhere or of
-            another type.
+            another type, or has no linear layer.
     """
     try:
         from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
@@ -35,11 +36,14 @@ def int8(model: nn.Module) -> nn.Module:
     others = {f"{p.dtype} on {p.device}" for p in model.parameters()} - {"torch.float32 on cpu"}
     if others:
         raise UserError(f"int8: the model has parameters in {', '.join(sorted(others))}; expected fp32 on the CPU")
-    layers = {
-        name: default_dynamic_qconfig
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and "dt_proj" not in name
-    }
+    model = copy.deepcopy(model).eval()
+    layers = {}
+    for name, module in model.named_modules():
+        if type(module) in (nn.Linear, OneDNNLinear) and "dt_proj" not in name:
+            module.__class__ = nn.Linear
+            layers[name] = default_dynamic_qconfig
+    if not layers:
+        raise UserError(f"int8: {type(model).__name__} has no linear layer to quantise; give the model as it was made")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*deprecated")
-        return quantize_dynamic(copy.deepcopy(model).eval(), layers, dtype=torch.qint8)
+        return quantize_dynamic(model, layers, dtype=torch.qint8)

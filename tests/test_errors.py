@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -69,6 +70,15 @@ def test_an_error_goes_whole_from_process_to_process(kind):
         with pytest.raises(UserError) as caught:
             agree(lambda: (_ for _ in ()).throw(error))
         assert str(caught.value) == "a\\x1b\nb"
+
+
+def test_a_full_disk_is_one_line_without_the_name_of_a_file_too(capsys):
+    def full(config):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = SimpleNamespace(parse=lambda argv: (None, False, []), in_flags=str)
+    assert run_command([], command, lambda config: [], full, full) == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=map(repr, HOSTILE.values()))

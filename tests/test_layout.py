@@ -74,6 +74,15 @@ def test_each_thread_takes_its_samples_through_all_layers_alone(two_threads, mod
     assert later == [2]  # threads of others are shared out as before
 
 
+def test_what_is_shared_out_already_is_not_shared_out_twice_and_is_configured_through(two_threads):
+    model, x = fill(timm.create_model("vim_nano_patch2_16", depth=3)).eval(), randn(1, (8, 3, 16, 16))
+    shared = BySamples(BySamples(model, 2), 2)
+    assert shared.model is model
+    shared.merge_config = MergeConfig(r=9)
+    with torch.no_grad():
+        assert torch.equal(shared(x), model(x)) and shared.num_tokens == model.num_tokens == [65, 65, 56]
+
+
 def test_one_sample_and_training_are_the_models_own(two_threads):
     model = Watched(fill(timm.create_model("vim_nano_patch2_16", depth=1)).eval())
     shared, x = BySamples(model), randn(1, (4, 3, 16, 16))

@@ -294,7 +294,6 @@ TRANSFORMER_ERRORS = [
     ({"interval": 4}, "interval=4 has no effect"),
     ({"odd": True}, "odd=True has no effect"),
     ({"class_position": "exact"}, "class_position='exact' has no effect"),
-    ({"shuffle": "odd-even"}, "shuffle='odd-even' has no effect"),
     ({"released_flip": True}, "released_flip=True has no effect"),
     ({"r": (1, 2)}, "r lists 2 values, but 4 blocks merge"),
     ({"r": 3, "neighbour": 8}, "neighbour=8, but a merge of 14 tokens has only 7 destinations"),
@@ -328,12 +327,34 @@ def test_what_an_upstream_class_cannot_do_is_one_error_that_names_it(options, me
     assert type(model) is UpstreamMamba and type(model.layers) is nn.ModuleList
 
 
+def test_a_pruned_transformer_is_configured_again_as_it_was(x):
+    """r is spread over the blocks that there were; with other blocks gone, those left merge as before."""
+    model = rmeeto.apply(vit().eval(), MergeConfig(r=(3, -1.0)))
+    model.prune_intermediate_layers([1], prune_norm=False, prune_head=False)
+    counts = model.num_tokens
+    model.merge_config = model.merge_config
+    assert model.num_tokens == counts and len(counts) == 2
+    model.merge_config = MergeConfig(r=(1, 2, 0, 0))
+
+
+def test_a_model_without_a_prefix_gives_maps_as_timms_and_has_no_class_token(x):
+    model = vit(class_token=False, global_pool="avg").eval()
+    dense = model.forward_intermediates(x, 1, return_prefix_tokens=True, intermediates_only=True)
+    rmeeto.apply(model, MergeConfig(r=2))
+    merged = model.forward_intermediates(x, 1, return_prefix_tokens=True, intermediates_only=True)
+    assert type(merged[0]) is type(dense[0]) and merged[0].shape == dense[0].shape
+    registers = rmeeto.apply(vit(class_token=False, reg_tokens=4, global_pool="avg").eval(), MergeConfig(r=2))
+    assert {state.class_index for state in registers.states(x)} == {None}
+
+
 def test_a_model_that_cannot_merge_is_one_error():
     with pytest.raises(UserError, match="cannot merge tokens in ResNet; expected Vim, VideoMamba"):
         rmeeto.apply(timm.create_model("resnet18"), MergeConfig(r=3))
     parallel = vit(block_fn=timm.models.vision_transformer.ParallelThingsBlock)
     with pytest.raises(UserError, match="its blocks are ParallelThingsBlock"):
         rmeeto.apply(parallel, MergeConfig(r=3))
+    with pytest.raises(UserError, match="got a compiled VisionTransformer; compile or wrap a model after this"):
+        rmeeto.apply(torch.compile(vit()), MergeConfig(r=3))
     with pytest.raises(UserError, match="ResNet does not merge"):
         rmeeto.remove(timm.create_model("resnet18"))
 

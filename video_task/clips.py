@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rmeeto.cli.chosen import Chosen
 from video_task.config import VideoDataConfig
-from video_task.data.decode import UnreadableVideo, iterate_frames, read_frames
+from video_task.data.decode import Indices, Keep, UnreadableVideo, check_backend, iterate_frames, read_frames
 from video_task.data.sampling import crop_corners, dense_view, sparse_view
 from video_task.data.transforms import ViewTransform
 
@@ -28,7 +29,12 @@ class Preparation:
 
     def __init__(self, chosen: Chosen) -> None:
         self.config: VideoDataConfig = chosen.config.data
+        check_backend(self.config.decoder)
         self.frames, *_, self.size = chosen.model.patch_embed.input_size
+        cfg = chosen.model.pretrained_cfg
+        if chosen.is_folder and self.config.short_side_size is None and cfg.get("crop_pct"):
+            side = round(self.size / cfg["crop_pct"])
+            self.config = dataclasses.replace(self.config, short_side_size=side)
         self.crops = ViewTransform(self.config, self.size, self.config.test_num_crop)
         self.middle = ViewTransform(self.config, self.size)
 
@@ -45,7 +51,7 @@ class Preparation:
             chosen[:] = [self._indices(length, segment, segments) for segment in range(segments)]
             return sorted({index for run in chosen for index in run})
 
-        frames = self._read(path, choose, self.crops)
+        frames = self._read(path, choose, self.crops.shrink)
         place = {index: at for at, index in enumerate(sorted({index for run in chosen for index in run}))}
         return torch.cat([self.crops.finish(frames[[place[index] for index in run]]) for run in chosen])
 
@@ -55,7 +61,7 @@ class Preparation:
         Raises:
             UnreadableVideo: as `read_frames`.
         """
-        frames = read_frames(path, self._indices, seconds=self.config.decode_seconds)
+        frames = self._read(path, self._indices)
         height, width = frames.shape[1:3]
         edge = max(1, round(min(height, width) * self.size / self.middle.short_side))
         ((top, left),) = crop_corners(height, width, edge, 1)
@@ -100,7 +106,8 @@ class Preparation:
             before = [[number for number in numbers if number <= offset] for offset in offsets]
             ready.append((0, [held[(some or numbers[:1])[-1]] for some in before]))
         for first, frames in ready:
-            yield first, min(span, count - first), self._finish(frames)
+            if first == 0 or count >= span:  # of a shorter video the first is all of it
+                yield first, min(span, count - first), self._finish(frames)
 
     def offsets(self, span: int) -> list[int]:
         """The frames of a window of `span` frames, from its first."""
@@ -109,15 +116,17 @@ class Preparation:
     def _finish(self, frames: list[np.ndarray]) -> Tensor:
         return self.middle.finish(np.stack(frames))
 
-    def _read(self, path: Path, choose: object, transform: ViewTransform) -> np.ndarray:
-        shrink = None
+    def _read(self, path: Path, choose: Indices, shrinker: Callable[..., Keep] | None = None) -> np.ndarray:
+        """Chosen frames of a video, each made smaller as soon as it is decoded where that is given."""
+        shrink: Keep | None = None if shrinker else np.asarray
 
         def keep(frame: np.ndarray) -> np.ndarray:
             nonlocal shrink
-            shrink = shrink or transform.shrink(*frame.shape[:2])
+            shrink = shrink or shrinker(*frame.shape[:2])
             return shrink(frame)
 
-        return read_frames(path, choose, keep=keep, seconds=self.config.decode_seconds)
+        seconds, backend = self.config.decode_seconds, self.config.decoder
+        return read_frames(path, choose, keep=keep, seconds=seconds, backend=backend)
 
     def _indices(self, length: int, segment: int = 0, segments: int = 1) -> list[int]:
         if self.config.dense:

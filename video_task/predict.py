@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # started as `python video_task/predict.py`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -78,13 +80,23 @@ def _whole(file: Path, prepare: Preparation, chosen: Chosen, answers: Answers) -
 
 
 def _slide(file: Path, prepare: Preparation, chosen: Chosen, answers: Answers, stride: int, span: int) -> None:
-    windows = prepare.windows(file, stride, span)
-    while batch := list(itertools.islice(windows, AT_ONCE)):
+    windows, damage = prepare.windows(file, stride, span), list[Exception]()
+    while batch := list(_until_damage(itertools.islice(windows, AT_ONCE), damage)):
         x = torch.cat([clip for *_, clip in batch]).to(chosen.device)
         shares, features = chosen.model(x).softmax(-1), answers.features(x)
         for number, (start, frames, _) in enumerate(batch):
             place = {"first_frame": start, "frames": frames}
             answers.say(file, shares[number], None if features is None else features[number], **place)
+    if damage:
+        raise damage[0]
+
+
+def _until_damage(windows: Iterator[Any], damage: list[Exception]) -> Iterator[Any]:
+    """The windows up to one that cannot be read, whose reason is kept."""
+    try:
+        yield from windows
+    except (UnreadableVideo, IndexError, ValueError) as error:
+        damage.append(error)
 
 
 COMMAND = OnFiles(

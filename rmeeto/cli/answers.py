@@ -64,6 +64,8 @@ class Answers:
 
     def say(self, path: Path, shares: Tensor, features: Tensor | None = None, **place: Any) -> None:
         """Print an answer: probabilities (K,), features (C,) or None, and where in the file it is about."""
+        if not bool(shares.isfinite().all()):
+            raise UserError(f"{path}: the outputs are not finite: the model's weights are no use.")
         top = self.chosen.top(shares, self.options.top)
         if self.options.json:
             print(json.dumps(record(path, top, **place)), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,10 @@ from rmeeto.data.classes import read_names
 from rmeeto.engine.dist import start
 from rmeeto.errors import UserError
 from rmeeto.json_file import read_json
-from rmeeto.merge import MergeConfig
 from rmeeto.patch import apply
 from rmeeto.trained_on import WEIGHTS, trained_on, weights_in
 from rmeeto.weights import head_rows
 
-_MERGING = {"--r", "--num_prune", "--merge_method"}
 _HUB = ("hf_hub:", "hf-hub:")
 _IMAGENET = 1000
 
@@ -96,6 +93,8 @@ def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> t
         model = task.build_model(config, config.merge, num_classes=classes)
         of_run, weights = run is not None, config.model.model_pth
         weights = "official" if weights is None and config.model.starts_trained else weights
+    if _value(argv, "--amp") not in (None, "auto", "off"):
+        notices.append("--amp has no effect: answers are computed in fp32")
     with start(config.run.device) as world:
         device = world.device
     labels, origin = _labels(model, config, of_run, weights, class_names)
@@ -167,11 +166,10 @@ def _of_folder(task: Task, source: str, argv: Sequence[str]) -> tuple[Any, nn.Mo
     rest = [*argv]
     at = words.index("--model_pth")
     del rest[at : at + (1 if "=" in rest[at] else 2)]
-    config, _, notices = task.command.parse(["--model", name, *rest, "--eval"])
-    if config.merge != MergeConfig() or _MERGING & set(words):
+    config, _, notices = task.command.parse(["--model", name, *rest, "--eval"], model)
+    if config.merge != getattr(model, "merge_config", None):
         apply(model, config.merge)
-    merge = getattr(model, "merge_config", None)
-    return dataclasses.replace(config, merge=merge), model, notices
+    return config, model, notices
 
 
 def _labels(

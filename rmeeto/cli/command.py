@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rmeeto.cli.config import TaskConfig
 from rmeeto.cli.flags import Flag, FlagParser, Given, Ignored, in_flags
 from rmeeto.cli.merging import ACTIVE, NEEDS, add_merge_flags, merge_settings
@@ -103,8 +105,11 @@ class Command:
             parser.add_argument(f"--{name}", dest=f"refused.{name}", nargs="*", help=argparse.SUPPRESS)
         return parser
 
-    def parse(self, argv: Sequence[str]) -> tuple[Any, str, list[str]]:
+    def parse(self, argv: Sequence[str], model: nn.Module | None = None) -> tuple[Any, str, list[str]]:
         """Read a command line (without the program's name).
+
+        Args:
+            model: one that is there, whose merging the flags change; None: that of `argv`.
 
         Returns:
             The settings; which of `MODES` is wanted instead of a run, or ""; lines about flags without effect.
@@ -116,6 +121,8 @@ class Command:
         for name in given["refused"].values:
             raise UserError(f"--{name} is not supported ({self.refused[name]}); leave the flag out.")
         start = open_folders(given, self._starting_point(given))
+        if model is not None:
+            start = dataclasses.replace(start, merge=getattr(model, "merge_config", None))
         name_cache(given, start)
         released = self._our_names(given["model"].values, start.model.model)
         if "config" not in given["command"].values and released is not None:

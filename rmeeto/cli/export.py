@@ -77,8 +77,13 @@ def write(model: nn.Module, folder: Path, onnx: bool = False, package: bool = Fa
         check_packages()  # before anything is written
     export(model, folder)
     if onnx:
-        samples = "clips" if len(model.pretrained_cfg["input_size"]) == 4 else "images"
-        to_onnx(model, folder / ONNX, names=(samples, "logits"))
+        write_onnx(model, folder)
     if package:
         to_package(model, folder / PACKAGE)
     return sorted(folder.iterdir())
+
+
+def write_onnx(model: nn.Module, folder: Path) -> None:
+    """The ONNX file beside a model folder's other files."""
+    samples = "clips" if len(model.pretrained_cfg["input_size"]) == 4 else "images"
+    to_onnx(model, folder / ONNX, names=(samples, "logits"))

@@ -303,7 +303,7 @@ def in_flags(message: str, sections: Mapping[str, type], written: Mapping[str, s
 
     message = re.sub(r"\b[A-Z]\w*Config: (?=\w+=)", "", message)
     message = re.sub(rf"\b(?:{'|'.join(sections)})\.(?P<name>\w+)\b", flag, message)
-    message = re.sub(r"(?<![\w.-])(?P<name>\w+)=(?=\S)", lambda match: flag(match, " "), message)
+    message = re.sub(r"(?<![\w./-])(?P<name>\w+)=(?=\S)", lambda match: flag(match, " "), message)
     return re.sub(r"(--\w+) '([\w./:-]+)'", r"\1 \2", message)
 
 

@@ -85,9 +85,8 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a name that no disk takes, a folder of somebody else's, a full disk
-        if error.filename is None:
-            raise
-        print(f"error: {shown(error.filename)} cannot be used: {shown(error.strerror)}", file=sys.stderr)
+        what = "" if error.filename is None else f"{shown(error.filename)} cannot be used: "
+        print(f"error: {what}{shown(error.strerror or str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_main:

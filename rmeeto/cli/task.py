@@ -342,8 +342,9 @@ class Task(Rehearsal, ABC):
                 teacher += f" (answers in {config.distill.teacher_cache})"
             if optim.elastic_r:
                 teacher += f", each step at 2 or 3 of r = {', '.join(map(str, sorted(optim.elastic_r)))}"
+            epochs = f"{optim.epochs} epoch{'s' * (optim.epochs != 1)}"
             lines += [
-                f"train   {optim.epochs} epochs, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}",
+                f"train   {epochs}, rate {peak:.3g} to {lowest:.3g}{rises}, {teacher}",
                 f"        {epoch_line(config, data, world.size, self.samples)}",
             ]
             defaults = self.command.defaults_for(config.model)

@@ -18,6 +18,8 @@ _SHAPE = ("tubelet_size",)  # settings without which weights do not fit
 def open_folders(given: Mapping[str, Given], start: Any) -> Any:
     """Put the files of weights in the place of their folders, a run's or one that `rmeeto.hub.export` wrote.
 
+    Beside a ``--config``, which says the model and how it merges, a folder brings weights alone.
+
     Args:
         given: what the command line says, by section; `model_pth` and `teacher_pth` are changed.
         start: all settings that it starts from.
@@ -35,7 +37,7 @@ def open_folders(given: Mapping[str, Given], start: Any) -> Any:
             continue
         file = weights_in(folder, f"--{name}")
         values[name] = str(file)
-        if name == "model_pth" and (folder / CONFIG).is_file():
+        if name == "model_pth" and "config" not in given["command"].values and (folder / CONFIG).is_file():
             model, merge = _described(start, folder / CONFIG, file.name)
             for key, value in model.items():
                 values.setdefault(key, value)

@@ -34,6 +34,19 @@ def in_order(names: Iterable[str]) -> list[str]:
     return ordered
 
 
+def check_text(names: Iterable[str], where: str) -> None:
+    """Refuse names of classes that no file beside the weights could hold.
+
+    Raises:
+        UserError: one that is no UTF-8.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: the class {shown(name)} has a name that is no UTF-8; rename it.") from None
+
+
 def numbered(targets: Iterable[int], where: str) -> list[str]:
     """Names for classes that are only numbered, from 0 to the largest number.
 
@@ -59,13 +72,14 @@ def as_labelled(classes: list[str], labels: Sequence[str], where: str) -> list[s
         where: the data.
 
     Returns:
-        `labels` where the data has no others; a line says so if that is another order. `classes` where either has mere
-        numbers for names, so that nothing can be compared.
+        `labels` where the data has no others; a line says so if that is another order. `classes` where one of them has
+        mere numbers for names, 0, 1, 2, ..., and the other has not, so that nothing can be compared.
 
     Raises:
         UserError: the data has classes that the weights do not know.
     """
-    if _are_numbers(classes) or _are_numbers(labels) or classes == list(labels):
+    of_digits = all(name.isdecimal() for name in (*classes, *labels))  # folders 1 to 10 are not outputs 0 to 9
+    if classes == list(labels) or not of_digits and (_are_numbers(classes) or _are_numbers(labels)):
         return classes
     odd = [name for name in classes if name not in set(labels)]
     if odd:
@@ -120,19 +134,24 @@ def subfolders(folder: str | os.PathLike) -> list[str]:
 def files_below(folder: str | os.PathLike) -> Iterator[str]:
     """Paths of the files in a folder and below it, each folder's as text sorts them.
 
-    Hidden files and folders are left out; links are followed, but not to a folder that they lie in.
+    Hidden files and folders are left out; links are followed, but not to a folder that the way to them leads through.
     """
-    found = []
+    found, through = [], {os.fspath(folder): [os.path.realpath(folder)]}
     for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not hidden(name) and not _leads_back(root, name)]
+        way = through.pop(root)
+        folders[:] = [name for name in folders if not hidden(name) and not _leads_back(root, name, way)]
+        for name in folders:
+            path = os.path.join(root, name)
+            through[path] = [*way, os.path.realpath(path)]
         found.append((root, names))
     for root, names in sorted(found):
         yield from (os.path.join(root, name) for name in sorted(names) if not hidden(name))
 
 
-def _leads_back(root: str, name: str) -> bool:
+def _leads_back(root: str, name: str, way: Sequence[str]) -> bool:
     path = os.path.join(root, name)
-    return os.path.islink(path) and (os.path.realpath(root) + "/").startswith(os.path.realpath(path) + "/")
+    target = os.path.realpath(path) + "/"
+    return os.path.islink(path) and any((passed + "/").startswith(target) for passed in way)
 
 
 def read_lines(text: str) -> list[str]:

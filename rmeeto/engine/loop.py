@@ -207,6 +207,7 @@ class Training:
                 synchronise = left == 0 or self.world.size == 1
                 with nullcontext() if synchronise else self.parallel.no_sync(), self.elastic.at(r):
                     terms.append(self.passes(images, targets, group * len(rs)))
+                self.watchdog.beat()
             self.means.add(mean(terms))
             count += len(images)
         # The sums keep what is not finite: every later step is skipped too.
@@ -224,7 +225,6 @@ class Training:
         self.optimizer.zero_grad(set_to_none=not self.passes.active)
         if self.ema is not None:
             self.ema.update(self.model)
-        self.watchdog.beat()
         return count
 
     def forward_backward(self, images: Tensor, targets: Tensor, passes: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -258,8 +259,14 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"{self.path} is gone, removed or moved during the run; start anew with another run.name.")
         line = {"event": event, **position, **values, **({"process": process} if process else {})}
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
+        try:
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path / 'log.jsonl'} cannot be written ({error.strerror}); make room for it, and go on with "
+                "run.resume=True."
+            ) from None
         for name, value in {**values, **process}.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{event}/{name}", value, position["step"])
@@ -289,7 +296,8 @@ class RunFolder:
             self._board if self.path.is_dir() else None,
         ):  # a board's thread would fail aloud
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # a full disk, which `log` has said
+                    file.close()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -15,6 +15,7 @@ from rmeeto.engine.dist import PATIENCE, World
 FIRST_WORD = 30.0  # seconds without a step until the main process says so; the next after twice as many
 GRACE = 5.0  # seconds in which the others write down where they hang; the end of one is an error in the others
 EXIT_CODE = 1
+STOPPED = 5.0  # seconds that a wait took too long: the process was stopped (Ctrl-Z), and nothing could move
 
 
 class Watchdog:
@@ -47,8 +48,12 @@ class Watchdog:
         self._last, self._word = monotonic(), FIRST_WORD
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._patience / 4)):
-            idle = monotonic() - self._last
+        every, before = min(1.0, self._patience / 4), monotonic()
+        while not self._done.wait(every):
+            now = monotonic()
+            if now - before > every + STOPPED:
+                self.beat()
+            before, idle = now, now - self._last
             if idle >= self._patience:
                 self._give_up(idle)
             elif idle >= self._word:

@@ -77,13 +77,14 @@ def exported(
     example = example[:1].cpu().float().expand(batch_size or 2, *example.shape[1:]).clone()
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         model = copy.deepcopy(model).to("cpu", torch.float32)
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
     try:
         with torch.no_grad(), left_whole(steps) if whole else forced("torch"):
             return torch.export.export(model.eval(), (example,), dynamic_shapes=shapes, strict=False)
     finally:
-        model.train(training)
+        for module, was in training.items():
+            module.training = was
 
 
 def _input_size(model: nn.Module) -> tuple[int, ...] | None:

@@ -59,7 +59,7 @@ def picture_sheet(model: nn.Module, x: Tensor, pixels: np.ndarray, answer: Answe
         pixels: (H', W', 3) in [0, 1], the same part of the picture at its own resolution.
         answer: what else to say.
     """
-    steps, grid = merge_history(model, x), _grid(model, x)
+    steps, grid = _history(model, x), _grid(model, x)
     pixels = mosaic.enlarged(pixels[None], grid[1], _LEAST)[0]
     groups = [_groups(step, model, grid) for step in steps]
     merges = len(steps) - 1
@@ -97,7 +97,7 @@ def clip_sheet(
         (tubes) in a colour each, which lasts over time; and for each frame these three beside each other, under the
         same lines.
     """
-    steps, grid = merge_history(model, x), _grid(model, x)
+    steps, grid = _history(model, x), _grid(model, x)
     frames = mosaic.enlarged(frames, grid[1], _LEAST)
     groups = _groups(steps[-1], model, grid)
     rows = [frames, mosaic.paint(frames, groups), tubes(frames, groups)]
@@ -174,6 +174,21 @@ def _size_map(pixels: np.ndarray, groups: np.ndarray) -> Panel:
         painted = np.where(label[..., None] < 0, mosaic.hatched((1, *pixels.shape))[0], painted)
         caption += "; hatched: pruned"
     return Panel(painted, caption, scale)
+
+
+def _history(model: nn.Module, x: Tensor) -> list[Step]:
+    """The tokens before and behind each merge.
+
+    Raises:
+        UserError: no merge removes a token, which only the settings, the depth and the input together say.
+    """
+    steps = merge_history(model, x)
+    if len(steps) < 2:
+        raise UserError(
+            f"no block of this model merges any of its {steps[0].num_tokens} tokens, so there is nothing to draw; "
+            "give a larger --r, or a smaller --merge_interval."
+        )
+    return steps
 
 
 def _size_place(sizes: np.ndarray, most: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import nn
 from rmeeto.errors import UserError
 from rmeeto.merge import MergeConfig, Tokens
 from rmeeto.merge.schedule import asked_and_removed
-from rmeeto.nn.mamba import scan_macs
+from rmeeto.nn.mamba import linear_weights, scan_macs
 
 CONVENTIONS = ("paper", "full")
 _SCAN_PARTS = ("in_proj", "conv", "x_proj", "dt_proj", "scan", "out_proj", "matching", "merging")
@@ -93,7 +93,8 @@ def _blocks(model: nn.Module, name: str, part: str) -> list[nn.Module]:
 
 
 def _linear(module: nn.Module | None, tokens: int = 1) -> int:
-    return tokens * module.weight.numel() if isinstance(module, nn.Linear) else 0
+    quantised = callable(getattr(module, "weight", None))
+    return tokens * linear_weights(module) if isinstance(module, nn.Linear) or quantised else 0
 
 
 def _num_patches(model: nn.Module, input_size: int | Sequence[int]) -> int:

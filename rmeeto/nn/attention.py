@@ -71,7 +71,7 @@ def merging_block(block: nn.Module, state: TokenState, step: Step) -> TokenState
             return given[name]() if name in given else feature(state, name)
 
         plan = config.matching.plan(metric, step.r, tokens, config.options, features)
-        state = plan.carry(state, config.mode, merge_separately)
+        state = plan.carry(state, config.mode, merge_separately)._replace(class_index=state.class_index)
     return state._replace(hidden=state.hidden + feed(block, state.hidden))
 
 

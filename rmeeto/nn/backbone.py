@@ -314,8 +314,8 @@ class VisionMamba(nn.Module):
         if self.merge_config is not None:
             check_neighbour(name, self.merge_config, self.depth, math.prod(grid) + 1)
         index = math.prod(grid) // 2 if self.class_index else 0
-        old = self.pos_embed.detach()
-        self.pos_embed = nn.Parameter(resize_pos_embed(old, grid, index, self.class_index, embed.grid_size))
+        new = resize_pos_embed(self.pos_embed.detach(), grid, index, self.class_index, embed.grid_size)
+        self.pos_embed = nn.Parameter(new, self.pos_embed.requires_grad)
         embed.input_size = embed.img_size = size
         embed.grid_size, self.num_patches, self.class_index = grid, math.prod(grid), index
         if hasattr(self, "pretrained_cfg"):

@@ -120,11 +120,9 @@ class BiMamba(nn.Module):
         return scan_macs(self, num_tokens, directions)
 
     def _is_plain(self) -> bool:
-        """Whether x_proj and dt_proj are no more than their weights: no adapter, not quantised, nobody looks on."""
-        return all(
-            type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
-            for module in (self.x_proj, self.x_proj_b, self.dt_proj, self.dt_proj_b)
-        )
+        """Whether what lies between the outer projections is no more than its weights."""
+        projections = (self.x_proj, self.x_proj_b, self.dt_proj, self.dt_proj_b)
+        return _are_plain(nn.Linear, *projections) and _are_plain(nn.Conv1d, self.conv1d, self.conv1d_b)
 
     def _weights(self) -> tuple[Weights, Weights]:
         def of(conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> Weights:
@@ -137,9 +135,12 @@ class BiMamba(nn.Module):
 
     def _directions(self, u: Tensor) -> tuple[Direction, Direction]:
         """What the scans forwards and backwards read."""
-        forward, backward = bidirectional_conv1d(
-            u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
-        )
+        if _are_plain(nn.Conv1d, self.conv1d, self.conv1d_b):
+            forward, backward = bidirectional_conv1d(
+                u, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
+            )
+        else:
+            forward, backward = _convolved(self.conv1d, u), _convolved(self.conv1d_b, u.flip(1)).flip(1)
         return (
             self._direction(forward, self.x_proj, self.dt_proj, self.A_log, self.D),
             self._direction(backward, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
@@ -147,8 +148,7 @@ class BiMamba(nn.Module):
 
     def _direction(self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> Direction:
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        if not (type(self.dt_proj) is type(self.dt_proj_b) is nn.Linear):
-            # One has an adapter, or is quantised: what they compute counts.
+        if not _are_plain(nn.Linear, self.dt_proj, self.dt_proj_b):
             return Direction(u, dt_proj(dt), A_log, B, C, D, log_A=True)
         # The scan itself projects the step size, adds the bias and takes the exponential of A.
         return Direction(u, dt, A_log, B, C, D, dt_proj.bias, dt_proj.weight, log_A=True)
@@ -160,15 +160,36 @@ class BiMamba(nn.Module):
         return total / 2 if self.average else total
 
 
+def _are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
+    """Whether modules are no more than their weights: no adapter, not quantised, nobody looks on.
+
+    Else they are called, for what they compute counts.
+    """
+    return all(
+        type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks for module in modules
+    )
+
+
+def _convolved(conv: nn.Module, u: Tensor) -> Tensor:
+    """(B, L, D) by a causal convolution that is padded on both sides, and SiLU."""
+    return F.silu(conv(u.mT)[..., : u.shape[1]]).mT
+
+
+def linear_weights(module: nn.Module) -> int:
+    """How many a linear layer has; of a quantised one, whose weight is no tensor, too."""
+    weight = getattr(module, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) else module.in_features * module.out_features
+
+
 def scan_macs(mixer: nn.Module, num_tokens: int, directions: int = 2) -> dict[str, int]:
     """Multiply-accumulates of a Mamba mixer with the official parameter names, of one sample, by part."""
     inner, state = mixer.d_inner, mixer.d_state
     kernel = mixer.conv1d.kernel_size[0]
     return {
-        "in_proj": num_tokens * mixer.in_proj.weight.numel(),
+        "in_proj": num_tokens * linear_weights(mixer.in_proj),
         "conv": directions * (num_tokens + kernel - 1) * inner * kernel,  # with the padding
-        "x_proj": directions * num_tokens * mixer.x_proj.weight.numel(),
-        "dt_proj": directions * num_tokens * mixer.dt_proj.weight.numel(),
+        "x_proj": directions * num_tokens * linear_weights(mixer.x_proj),
+        "dt_proj": directions * num_tokens * linear_weights(mixer.dt_proj),
         "scan": directions * (9 * num_tokens * inner * state + 2 * num_tokens * inner),
-        "out_proj": num_tokens * mixer.out_proj.weight.numel(),
+        "out_proj": num_tokens * linear_weights(mixer.out_proj),
     }

@@ -57,7 +57,7 @@ class MergingTransformer:
     def merge_config(self, config: MergeConfig | None) -> None:
         if config is not None:
             self._check(config)
-        self._merge_config, self._merge_depth = config, len(self.blocks)
+        self._merge_config, self._merge_depth = config, self._depth
         for block in self.blocks:
             if config is None and isinstance(block, Swapped):
                 unswap(block)
@@ -77,16 +77,20 @@ class MergingTransformer:
                     "token stays first; leave it out"
                 )
         config.check_metrics(name, "a Transformer", self.metrics)
-        depth, tokens = len(self.blocks), self._num_input_tokens()
+        depth, tokens = self._depth, self._num_input_tokens()
         if isinstance(config.r, tuple) and config.inflection is None and len(config.r) != depth:
             raise ValueError(f"{name}: r lists {len(config.r)} values, but {depth} blocks merge; give one for each")
         check_neighbour(name, config, depth, tokens, prefix=self.num_prefix_tokens)
 
     @property
+    def _depth(self) -> int:
+        """Blocks that r is spread over."""
+        return self._merge_depth or len(self.blocks)
+
+    @property
     def num_tokens(self) -> list[int]:
         """Number of tokens that each block's attention sees, the prefix counted (its MLP sees those left)."""
-        depth, tokens = self._merge_depth or len(self.blocks), self._num_input_tokens()
-        counts = token_counts(self.merge_config, depth, tokens, prefix=self.num_prefix_tokens)
+        counts = token_counts(self.merge_config, self._depth, self._num_input_tokens(), prefix=self.num_prefix_tokens)
         return counts[: len(self.blocks)]
 
     def _num_input_tokens(self) -> int:
@@ -152,7 +156,7 @@ class MergingTransformer:
                     tokens = unmerge_tokens(tokens, state.target)
                 patches = to_map(tokens[:, self.num_prefix_tokens :], grid, output_fmt)
                 prefix = tokens[:, : self.num_prefix_tokens]
-                features.append((patches, prefix) if return_prefix_tokens else patches)
+                features.append((patches, prefix) if return_prefix_tokens and prefix.shape[1] else patches)
             if stop_early and i == last:
                 break
         final = None if intermediates_only else self.norm(state.hidden)
@@ -176,9 +180,9 @@ class MergingTransformer:
         """The state after each block; where each original token went is always recorded."""
         tokens, rope = self._embedded(x)
         prefix, places = self.num_prefix_tokens, own_places(tokens)
-        state = TokenState(tokens, class_index=0, target=places, cell=None if rope is None else places)
-        depth = self._merge_depth or len(self.blocks)
-        counts = removals(self.merge_config, depth, tokens.shape[1], prefix=prefix)
+        class_index = None if getattr(self, "cls_token", None) is None else 0
+        state = TokenState(tokens, class_index=class_index, target=places, cell=None if rope is None else places)
+        counts = removals(self.merge_config, self._depth, tokens.shape[1], prefix=prefix)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for number, (block, r) in enumerate(zip(self.blocks, counts, strict=False)):
             own = rope[number] if rope is not None and getattr(self, "rope_mixed", False) else rope

@@ -116,6 +116,7 @@ def test_the_home_folder_is_meant_by_its_sign_wherever_it_stands_first(monkeypat
         ("OptimConfig: steps=-1; expected 1 to 9.", "--steps -1; expected 1 to 9."),
         ("X: steps=3 and path='a/b'; other=4", "X: --steps 3 and --path a/b; other=4"),
         ("set sample.fast, or another sample.other", "set --fast, or another sample.other"),
+        ("weights: runs/steps=3/best.pt does not exist", "weights: runs/steps=3/best.pt does not exist"),
     ],
 )
 def test_a_message_of_the_library_is_put_into_flags(library, shell):

@@ -5,7 +5,17 @@ import os
 
 import pytest
 
-from rmeeto.data.classes import LeftOut, check_used, files_below, in_order, numbered, read_lines, subfolders
+from rmeeto.data.classes import (
+    LeftOut,
+    as_labelled,
+    check_text,
+    check_used,
+    files_below,
+    in_order,
+    numbered,
+    read_lines,
+    subfolders,
+)
 from rmeeto.errors import UserError
 
 
@@ -66,6 +76,31 @@ def test_files_below_a_folder_are_each_found_once_without_hidden_ones(tmp_path):
     found = [os.path.relpath(path, tmp_path / "root") for path in files_below(tmp_path / "root")]
     assert found == ["0.jpg", "a/1.jpg", "b/10.jpg", "b/2.jpg", "linked/4.jpg"]
     assert subfolders(tmp_path / "root") == ["a", "b", "linked"]
+
+
+def test_links_between_two_folders_are_followed_once(tmp_path):
+    for name, other in (("cat", "dog"), ("dog", "cat")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").touch()
+        (tmp_path / name / "x").symlink_to(tmp_path / other)
+    found = [os.path.relpath(path, tmp_path) for path in files_below(tmp_path)]
+    assert found == ["cat/cat.jpg", "cat/x/dog.jpg", "dog/dog.jpg", "dog/x/cat.jpg"]
+
+
+def test_numbers_are_names_where_both_are_numbers(caplog):
+    ten = [str(number) for number in range(10)]
+    assert as_labelled(["3", "7"], ten, "val") == ten
+    with pytest.raises(UserError, match="val has 1 classes that the weights do not know, such as 10"):
+        as_labelled([str(number) for number in range(1, 11)], ten, "val")
+    with pytest.raises(UserError, match="such as 0; they know 10, such as 1"):
+        as_labelled(ten, [str(number) for number in range(1, 11)], "val")
+    assert as_labelled(["0", "1"], ["ant", "bee"], "val") == ["0", "1"], "which nothing can be compared with"
+    assert as_labelled(["ant", "bee"], ["0", "1"], "val") == ["ant", "bee"]
+
+
+def test_a_class_whose_name_no_file_could_hold_is_refused():
+    with pytest.raises(UserError, match=r"photos: the class caf\\udce9 has a name that is no UTF-8; rename it"):
+        check_text(["dog", os.fsdecode(b"caf\xe9")], "photos")
 
 
 def test_lines_end_where_a_line_ends_and_nowhere_else():

@@ -62,6 +62,15 @@ def test_training_learns_and_records(tmp_path):
     assert any((tmp_path / "toy").glob("events.out.tfevents.*"))
 
 
+def test_every_pass_is_told_to_the_watchdog(tmp_path, monkeypatch):
+    """A step of many micro-batches may take longer than the watchdog has patience."""
+    beats = []
+    monkeypatch.setattr("rmeeto.engine.watchdog.Watchdog.beat", lambda dog: beats.append(dog))
+    monkeypatch.setattr("rmeeto.engine.watchdog.Watchdog._watch", lambda dog: None)
+    train(tmp_path, OptimConfig(lr=1e-2, epochs=1, accumulation=4), ToyData(total=4))
+    assert len(beats) >= 2 + 4  # made, entered, and four micro-batches of the one step
+
+
 def test_accumulated_micro_batches_are_one_step_on_their_mean(tmp_path):
     """Four micro-batches of 4 give the same step as one of 16, and AdamW steps once for them."""
     optim = OptimConfig(lr=1e-2, epochs=1, accumulation=4)

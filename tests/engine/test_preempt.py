@@ -24,7 +24,7 @@ from tests import forked
 from tests.engine import two_processes
 from tests.engine.test_dist import weights
 from tests.engine.test_loop import log_of, same
-from tests.engine.toy import ToyData
+from tests.engine.toy import ToyData, cpu
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,17 @@ def test_where_a_process_hangs_all_write_where_they_are_and_end(tmp_path, monkey
     assert "note: no step for 1 s; the run ends after" in said and "Traceback" not in said
     for rank in range(2):
         assert f"error: rank {rank} has done no step for" in said
+
+
+def test_who_was_stopped_for_long_goes_on(monkeypatch, tmp_path):
+    """A wait of a second took an hour, as behind Ctrl-Z and fg; then each takes a second, up to the patience."""
+    times, ended = iter([0.0, 0.0, 0.0, 3600.0, 3600.0, *range(3601, 3700)]), []
+    monkeypatch.setattr("rmeeto.engine.watchdog.monotonic", lambda: next(times))
+    dog = Watchdog(cpu(), tmp_path, timedelta(seconds=20))
+    monkeypatch.setattr(dog, "_done", type("Never", (), {"wait": lambda self, seconds: bool(ended)})())
+    monkeypatch.setattr(dog, "_give_up", ended.append)
+    dog._watch()
+    assert ended == [20.0]
 
 
 HELD = """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -31,6 +32,19 @@ def test_a_run_folder_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="holds a finished run; set run.resume"):
         state_of(tmp_path, CONFIG, resume=False)
     assert state_of(tmp_path, CONFIG, resume=True) == "done"
+
+
+def test_a_log_that_a_full_disk_does_not_take_is_one_line(tmp_path):
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = flush = lambda self: self.write("")
+
+    with RunFolder(tmp_path, CONFIG, cpu()) as folder:
+        folder._log = Full()
+        with pytest.raises(UserError, match=r"log.jsonl cannot be written \(No space left on device\); make room"):
+            folder.log("train", {"step": 1}, {"loss": 1.0})
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

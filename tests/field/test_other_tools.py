@@ -152,6 +152,50 @@ def test_an_adapter_on_a_mixers_step_size_counts_too(metric):
         assert torch.allclose(adapted, model(x), atol=1e-6)
 
 
+class AdaptedConvolution(nn.Module):
+    """A convolution whose output is scaled, as adapters do; its weights can be seen through it."""
+
+    def __init__(self, base: nn.Conv1d) -> None:
+        super().__init__()
+        self.base, self.scale = base, nn.Parameter(torch.tensor(1.5))
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.scale * self.base(x)
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv1d_b"])
+def test_an_adapter_on_a_mixers_convolution_counts_too(name):
+    model, x = vim(MergeConfig(r=4)), torch.randn(2, 3, 16, 16)
+    adapters = [AdaptedConvolution(getattr(block.mixer, name)) for block in model.layers]
+    for block, adapter in zip(model.layers, adapters):
+        setattr(block.mixer, name, adapter)
+    adapted = model(x)
+    adapted.sum().backward()
+    assert all(adapter.scale.grad.abs() > 0 for adapter in adapters)
+    for block, adapter in zip(model.layers, adapters):
+        adapter.base.weight.data *= 1.5
+        adapter.base.bias.data *= 1.5
+        setattr(block.mixer, name, adapter.base)
+    torch.testing.assert_close(model(x), adapted, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_see_every_part_of_a_mixer_and_change_nothing():
+    model, x, seen = vim(MergeConfig(r=4)), torch.randn(2, 3, 16, 16), []
+    plain = model(x)
+    for name, part in model.layers[0].mixer.named_children():
+        part.register_forward_hook(lambda *_, name=name: seen.append(name))
+    torch.testing.assert_close(model(x), plain, rtol=1e-4, atol=1e-5)
+    assert sorted(seen) == sorted(name for name, _ in model.layers[0].mixer.named_children())
+
+
 def test_hooks_see_every_block_once(model_and_x):
     model, x = model_and_x
     seen = []

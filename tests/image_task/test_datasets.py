@@ -105,6 +105,29 @@ def test_tar_files_hold_the_same_images_and_classes_as_folders(folder, layout, t
         assert counts == {"ant": len(ours) // 2, "bee": len(ours) // 2}
 
 
+def test_tar_files_belong_to_the_split_that_their_names_have_as_a_word(folder, tmp_path):
+    for split in ("train", "val"):
+        picture = next((folder / split / "ant").iterdir()).read_bytes()
+        members = {f"{name}/{i}.jpg": picture for name in ("ant", "bee") for i in range(4 if split == "train" else 2)}
+        _tar(tmp_path / f"festival-{split}-000.tar", members)
+    train, val = load_sources(_images(tmp_path, data_set="tar"), seed=0)
+    assert (len(train), len(val)) == (8, 4)
+    (tmp_path / "festival-val-000.tar").unlink()
+    with pytest.raises(UserError, match="has no val.tar"):
+        load_sources(_images(tmp_path, data_set="tar"), seed=0)
+
+
+def test_folders_in_class_folders_are_classes_as_timm_has_them_and_a_line_says_so(folder, caplog):
+    for split in ("train", "val"):
+        for path in [*(folder / split / "ant").iterdir()]:
+            (folder / split / "ant" / "2023").mkdir(exist_ok=True)
+            path.rename(folder / split / "ant" / "2023" / path.name)
+    _, val = load_sources(_images(folder, data_set="folder"), seed=0)
+    assert val.classes == ["2023", "bee"]
+    assert "as timm has it (2023, bee), not the one of train above it (ant, bee)" in caplog.text
+    assert load_sources(_images(folder), seed=0)[1].classes == ["ant", "bee"]
+
+
 @pytest.mark.parametrize("info", [False, True])
 def test_webdataset_shards_are_read_at_random_and_resume_exactly(tmp_path, jpeg, info):
     counts = {"train": 12, "val": 6}

@@ -18,6 +18,7 @@ from image_task.models import Vim
 from rmeeto import MergeConfig
 from rmeeto.errors import UserError
 from rmeeto.export import to_onnx
+from rmeeto.export.program import exported
 from rmeeto.hub import CONFIG, WEIGHTS, export, fetch, load
 from rmeeto.merge import RULES
 from tests.golden_data import assert_near, fill, randn
@@ -338,6 +339,14 @@ def test_a_batch_size_that_is_none_is_one_error(size, tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(UserError, match=f"to_onnx: batch_size={size}; expected 1 or more, or None for any"):
         to_onnx(nano(), tmp_path / "model.onnx", batch_size=size)
+
+
+def test_an_export_leaves_every_module_in_its_mode(monkeypatch):
+    model = timm.create_model("vim_nano_patch2_16", depth=2).train()
+    model.layers[0].eval()
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    exported("to_program", model, None, None)
+    assert model.training and model.layers[1].training and not model.layers[0].training
 
 
 def test_onnx_takes_no_random_order(tmp_path, monkeypatch):

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from image_task.defaults import BODY, PEAK, STEPS, recipe, small_size
-from image_task.finetune import _command, main
+from image_task.finetune import FinetuneConfig, _command, _smaller, export_whole, main
 from image_task.flags import parse
 from image_task.models import export, load
 from image_task.split import make_split
 from rmeeto.errors import UserError
+from rmeeto.merge import MergeConfig
 from tests.photographs import OTHERS, OWN, make_folder
 
 MODEL = "--model vim_nano_patch2_16 --num_workers 0 --batch_size 4"
@@ -115,6 +116,42 @@ def test_what_is_said_of_the_recipe_counts():
 )
 def test_a_cpu_trains_from_scratch_on_a_smaller_input(own, patch, size):
     assert small_size(own, patch) == size
+
+
+@pytest.mark.parametrize(
+    ("merge", "smaller"),
+    [
+        (MergeConfig(r=11), MergeConfig(r=1)),
+        (MergeConfig(r=(30, 0, 60)), MergeConfig(r=(3, 0, 5))),
+        (MergeConfig(r=(30, -0.5)), MergeConfig(r=(3, -0.5))),
+        (MergeConfig(r=0.05, final_tokens=76), MergeConfig(r=0.05, final_tokens=7)),
+    ],
+)
+def test_of_a_smaller_input_the_same_share_is_merged(merge, smaller, capsys):
+    settings, found = _smaller(FinetuneConfig(model="vim_tiny_patch16_224", device="cpu"), merge)
+    assert (settings.input_size, found) == (64, smaller)
+    assert "17 tokens of 197" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_export_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
+    model, folder, onnx = timm.create_model("vim_nano_patch2_16", num_classes=3), tmp_path / "model", []
+    folder.mkdir()
+
+    def full(model, folder, onnx):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("image_task.finetune.write", full)
+        with pytest.raises(UserError):
+            export_whole(model, folder, False)
+    assert not any(folder.iterdir())
+    export_whole(model, folder, False)
+    assert load(folder).num_classes == 3 and [path.name for path in tmp_path.iterdir()] == ["model"]
+    monkeypatch.setattr("image_task.finetune.write_onnx", lambda model, folder: onnx.append(folder))
+    export_whole(model, folder, True)
+    assert onnx == [folder], "what was not asked for before"
 
 
 def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):

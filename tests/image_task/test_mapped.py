@@ -148,6 +148,11 @@ def odd(config, split):
     found.classes = ["across"]
     return found
 
+def twice(config, split):
+    found = Stripes(8)
+    found.classes = ["crane", "dog", "crane"]
+    return found
+
 def nothing(config, split):
     return 3
 """
@@ -182,6 +187,7 @@ def test_ones_own_set_is_asked_for_its_pictures_whatever_else_it_has(tmp_path, m
     for name, message in (
         ("own_stripes:nothing", "gave a int"),
         ("own_stripes:absent", "cannot be imported"),
+        ("own_stripes:twice", "its classes 0 and 2 are both called 'crane'; give each a name of its own"),
     ):
         with pytest.raises(UserError, match=message):
             load_sources(DataConfig(data_set=name), seed=0)

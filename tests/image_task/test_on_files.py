@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -92,6 +93,22 @@ def test_a_model_merges_as_its_folder_says_unless_told_otherwise(run_folder, mod
             for more in ([], ["--r", "20"], ["--merge_method", "none"])
         ]
         assert counts == [41, 25, 65]
+
+
+def test_one_flag_changes_one_setting_of_how_a_model_merges(tmp_path):
+    from image_task.main import TASK
+
+    merge = MergeConfig(r=6, metric="B", class_position="exact")
+    folder = str(export(timm.create_model("vim_nano_patch2_16", merge=merge), tmp_path / "model"))
+    for flags, changed in ((["--interval", "3"], {"interval": 3}), (["--r", "4"], {"r": 4})):
+        chosen, _ = choose(TASK, ["--model_pth", folder, *flags])
+        assert chosen.model.merge_config == chosen.config.merge == dataclasses.replace(merge, **changed)
+
+
+def test_a_model_that_sees_no_square_is_refused(pictures, tmp_path, capsys):
+    folder = export(timm.create_model("vim_nano_patch2_16", img_size=(16, 24), num_classes=3), tmp_path / "model")
+    assert predict.main([str(pictures), "--model_pth", str(folder)]) == 2
+    assert "the model sees 16 x 24 pixels; expected one that sees a square" in capsys.readouterr().err
 
 
 def test_a_runs_model_sees_what_its_evaluation_sees(run_folder):

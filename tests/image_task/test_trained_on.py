@@ -98,6 +98,8 @@ def test_a_folder_brings_its_model_and_how_that_merges():
         parse("--model_pth empty --eval".split())
     shutil.copy("log/dense/last.pt", "empty")  # of a run that was never evaluated
     assert parse("--model_pth empty --eval".split())[0].model.model_pth == "empty/last.pt"
+    again = parse("--config log/merged/config.json --model_pth log/dense --eval".split())[0]
+    assert again.merge.r == 7, "a --config says how to merge, a folder beside it brings weights"
 
 
 def test_timms_own_transform_gives_the_same_accuracy():

@@ -115,6 +115,12 @@ def test_forward_features_puts_the_class_token_first_and_keeps_the_order_of_the_
     assert torch.equal(model.forward_head(features), model(x))
 
 
+def test_a_frozen_position_embedding_stays_frozen_at_another_size():
+    model = small().requires_grad_(False)
+    model.set_input_size(24)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_drop_path_acts_from_the_third_block_on_and_before_the_final_norm():
     model = small(drop_path_rate=0.5)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.layers]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from image_task.models import Vim
+from rmeeto.errors import UserError
 from rmeeto.measure import explain
 from rmeeto.merge import MergeConfig
 
@@ -22,3 +23,11 @@ def test_a_sheet_shows_no_merge_twice(monkeypatch, depth, merges):
     explain.picture_sheet(model, torch.rand(1, 3, 16, 16), np.zeros((64, 64, 3)), answer)
     shown = [int(found[1]) for caption in captions if (found := re.match(r"after merge (\d+) of", caption))]
     assert shown == merges
+
+
+@pytest.mark.parametrize("merge", [{"r": 5, "interval": 50}, {"final_tokens": 300}, {"shuffle": "odd-even"}])
+def test_where_no_token_goes_there_is_nothing_to_draw(merge):
+    model = Vim(16, 4, 4, embed_dim=16, depth=3, num_classes=3, merge=MergeConfig(**merge)).eval()
+    answer = explain.Answer("a", "vim", [("cat", 1.0)])
+    with pytest.raises(UserError, match="no block of this model merges any of its 17 tokens, so there"):
+        explain.picture_sheet(model, torch.rand(1, 3, 16, 16), np.zeros((64, 64, 3)), answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -272,3 +273,13 @@ def test_what_the_rules_cost():
     assert cost["energy"] == norms + 16 * (16**2 + 13**2)
     assert cost["importance"] == cost["shift"] == norms + 16 * 3 * (7 + 5)
     assert cost["random"] == 0
+
+
+def test_a_rule_that_can_change_is_one_error():
+    @dataclass
+    class Mine:
+        def __call__(self, metric, r, tokens):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"rule=.*Mine\(\) has no hash; make it unchangeable"):
+        MergeConfig(r=3, rule=Mine())

@@ -8,6 +8,7 @@ import torch
 
 from rmeeto import nn as rmeeto_nn
 from rmeeto.errors import UserError
+from rmeeto.hub import export, load
 from rmeeto.merge import MergeConfig
 from rmeeto.nn.layers import PatchEmbed
 from video_task.models import ALIASES, MODELS, VideoMamba, load_weights
@@ -252,3 +253,15 @@ def test_a_model_takes_clips_of_another_length_on_request():
     with pytest.raises(ValueError, match="num_frames=0, .*expected frames that fill whole tubelets"):
         model.set_num_frames(0)
     assert model(clip).shape == (1, 6)
+
+
+def test_a_number_of_frames_that_the_merging_refuses_leaves_the_model_as_it_was(tmp_path):
+    model = timm.create_model("videomamba_video_nano_patch4_32", img_size=16, depth=3, num_classes=3)
+    model.merge_config = MergeConfig(r=5, neighbour=40)
+    before = model.input_size, model.num_patches
+    with pytest.raises(ValueError, match="neighbour=40"):
+        model.set_num_frames(2)
+    assert (model.input_size, model.num_patches) == before
+    model.merge_config = None
+    model.set_num_frames(4)
+    assert load(export(model, tmp_path / "model")).input_size[-3:] == model.input_size[-3:]

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from rmeeto.cli.chosen import choose
+from rmeeto.errors import UserError
+from rmeeto.hub import export
 from video_task import predict, visualize
 from video_task.clips import Preparation
 from video_task.data import build_data
@@ -80,6 +82,47 @@ def test_windows_slide_over_a_video_and_decode_each_frame_once(stride, span, lon
         indices = [min(start + offset, 49) for offset in prepare.offsets(span)]
         if start + last < 50:
             torch.testing.assert_close(clip, prepare.middle(read_frames(long, indices)))
+
+
+def test_a_video_shorter_than_a_window_gives_one(tmp_path):
+    prepare = Preparation(choose(TASK, TRAINED)[0])
+    encode(tmp_path / "short.mp4", [np.full((32, 48, 3), 4 * number, np.uint8) for number in range(15)])
+    assert [window[:2] for window in prepare.windows(tmp_path / "short.mp4", 1, 16)] == [(0, 15)]
+
+
+def test_a_model_folder_sees_what_its_training_saw_and_flags_without_effect_are_said(clips, tmp_path):
+    model = choose(TASK, TRAINED)[0].model
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": 0.75}
+    folder = str(export(model, tmp_path / "model"))
+    chosen, notices = choose(TASK, ["--model_pth", folder, "--device", "cpu", "--amp", "bf16"])
+    assert Preparation(chosen).middle.short_side == 32
+    assert "--amp has no effect: answers are computed in fp32" in notices
+    chosen, _ = choose(TASK, ["--model_pth", folder, "--short_side_size", "40", "--decoder", "torchcodec"])
+    with pytest.raises(UserError, match="--decoder torchcodec does not load"):
+        Preparation(chosen)
+
+
+def test_what_came_before_the_damage_is_answered(long, capsys, monkeypatch):
+    def damaged(path, wanted, **kwargs):
+        for number, frame in iterate_frames(path, wanted, **kwargs):
+            if number > 30:
+                raise UnreadableVideo(path, "it is damaged")
+            yield number, frame
+
+    monkeypatch.setattr("video_task.clips.iterate_frames", damaged)
+    assert predict.main([str(long), *TRAINED, "--stride", "8", "--span", "8", "--json"]) == 2
+    done = capsys.readouterr()
+    assert [json.loads(line)["first_frame"] for line in done.out.splitlines()] == [0, 8, 16]
+    assert "it is damaged" in done.err
+
+
+def test_outputs_that_are_no_numbers_are_no_answer(clips, capsys, monkeypatch):
+    chosen, _ = choose(TASK, TRAINED)
+    torch.nn.init.constant_(chosen.model.head.weight, float("nan"))
+    monkeypatch.setattr("rmeeto.cli.on_files.choose", lambda *_, **__: (chosen, []))
+    assert predict.main([str(clips), *TRAINED, "--json"]) == 2
+    done = capsys.readouterr()
+    assert not done.out and "the outputs are not finite" in done.err
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 30])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rmeeto.data.classes import LeftOut, as_labelled, check_used, in_order, numbered, read_lines, subfolders
+from rmeeto.data.classes import LeftOut, as_labelled, check_text, check_used, in_order, numbered, read_lines, subfolders
 from rmeeto.data.pictures import ENDINGS, check_regular, hidden
 from rmeeto.errors import UserError, shown
 from rmeeto.json_file import parse_json
@@ -313,6 +313,7 @@ def _same_classes(
         else:
             names = [str(number) for number in range(num_classes)]
         found = {split: Videos(videos.paths, videos.targets, names) for split, videos in found.items()}
+    check_text(names if "train" in found else (), config.data_path)
     if labels is not None:
         names = as_labelled(names, labels, config.data_path)
     number = {name: index for index, name in enumerate(names)}

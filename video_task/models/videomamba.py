@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rmeeto.merge import check_neighbour
 from rmeeto.nn import VisionMamba
 from rmeeto.nn.layers import grid_size, sides
 
@@ -111,17 +112,18 @@ class VideoMamba(VisionMamba):
             num_frames: T; whole tubelets.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not, or they are fewer tokens than the merging needs; the model stays as it was.
         """
         old = self.patch_embed
         _, *img_size = old.input_size
         _, patch_size, _ = old.proj.stride
         new = TubeletEmbed(num_frames, tuple(img_size), old.proj.stride[0], patch_size, 1, 1)
+        if self.merge_config is not None:
+            check_neighbour(type(self).__name__, self.merge_config, self.depth, math.prod(new.grid_size) + 1)
         old.input_size, old.grid_size = new.input_size, new.grid_size
         self.num_patches = math.prod(new.grid_size)
         embedding = resize_temporal(self.temporal_pos_embedding.data, new.grid_size[0])
         self.temporal_pos_embedding = nn.Parameter(embedding, self.temporal_pos_embedding.requires_grad)
-        self.merge_config = self.merge_config  # checked against the new number of tokens
         if getattr(self, "pretrained_cfg", None):
             self.pretrained_cfg = {**self.pretrained_cfg, "input_size": self.input_size}
 

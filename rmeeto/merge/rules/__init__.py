@@ -54,6 +54,8 @@ def find_rule(rule: str | RuleFunction) -> Rule:
     if not isinstance(rule, str):
         if not callable(rule):
             raise ValueError(f"MergeConfig: rule={rule!r}; expected a name or a function")
+        if type(rule).__hash__ is None:
+            raise ValueError(f"MergeConfig: rule={rule!r} has no hash; make it unchangeable (a dataclass: frozen=True)")
         return read_rule(rule, _name_of(rule))
     if rule in RULES:
         return read_rule(RULES[rule], rule)

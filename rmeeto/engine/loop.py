@@ -211,7 +211,10 @@ class Training:
             self.means.add(mean(terms))
             count += len(images)
         # The sums keep what is not finite: every later step is skipped too.
-        self.optimizer.found_inf = self.watch.see(self.means.sums, self.at.step)
+        self.optimizer.found_inf = failed = self.watch.see(self.means.sums, self.at.step)
+        if self.scaler.is_enabled():  # it puts what it finds in the gradients there
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, torch.where(failed > 0, torch.nan, 1.0))
         logged = (self.at.step + 1) % self.run.log_every == 0
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)

@@ -342,6 +342,30 @@ def test_low_precision_trains_close_to_float32(tmp_path, amp):
     assert bool(scaler) == (amp == "fp16")
 
 
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_a_step_on_a_loss_that_is_not_finite_is_not_done_though_its_gradients_are(tmp_path, amp):
+    seen = []
+
+    def criterion(images, logits, targets):
+        seen.append(logits.detach())
+        return {"loss": logits.float().pow(2).mean() + (math.inf if len(seen) == 2 else 0.0)}
+
+    model, before = toy_model(), []
+    data = ToyData()
+    batches = data.train_batches
+
+    def watched(epoch, start=0):
+        for batch in batches(epoch, start):
+            before.append(model[1].weight.detach().clone())
+            yield batch
+
+    data.train_batches = watched
+    with pytest.raises(UserError, match="not finite"):
+        train(tmp_path, data=data, model=model, criterion=criterion, amp=amp, log_every=4)
+    moved = [not torch.equal(a, b) for a, b in zip(before, [*before[1:], model[1].weight])]
+    assert moved[0] and not any(moved[1:])
+
+
 def test_rates_in_the_log_follow_the_schedule(tmp_path):
     optim = OptimConfig(lr=1e-2, min_lr=1e-3, epochs=3, schedule="cosine")
     train(tmp_path, optim)

@@ -22,7 +22,7 @@ from benchmarks.results import Unit
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "image_task/exp_sh/fashion"
 SEEDS, PROCESSES = (0, 1, 2), 5  # of a seed; with those that load images they fill 16 cores
-NUM_RUNS, NUM_STEPS = 232, 27_466  # of a seed: 80 trainings, 152 evaluations
+NUM_RUNS, NUM_STEPS = 244, 28_210  # of a seed: 84 trainings, 160 evaluations
 NUM_EAGER = 248  # of the steps: each is three passes, at several r, which no graph holds
 # Training images that the processes of a seed make (1.8 M are trained on): the batches of a run stay in the process for
 # the next one, and at worst every process makes those of the longest runs.

@@ -60,7 +60,7 @@ PARTS = {
     "training_tiny": Part(f"training {_BF16} vim_tiny", 70, 40, "a step of Vim-Ti"),
     "batches": Part(f"models {_BF16} vim_small --batch 8 1 --modes graphed", 60, 40, "Vim-S at small batches"),
     "base": Part(f"models {_BF16} vim_base {_GRAPHED}", 80, 50, "Vim-B"),
-    "fashion": Part("fashion", 300, 113, "Fashion-MNIST, three seeds: all that the CPU's evidence has"),
+    "fashion": Part("fashion", 300, 116, "Fashion-MNIST, three seeds: all that the CPU's evidence has"),
     "training_base": Part(f"training {_BF16} vim_base", 120, 70, "a step of Vim-B"),
     "compiled": Part(f"models {_BF16} vim_small --batch 128 --modes compiled-graphed", 240, 200, "torch.compile"),
 }

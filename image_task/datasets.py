@@ -250,14 +250,10 @@ def _timm_folder(config: DataConfig, split: str) -> Source:
         logger.warning(
             "%s: a class is the folder that a picture lies in, as timm has it (%s), not the one of %s above it (%s); "
             "for those: --data_set IMNET",
-            *(shown(str(root)), _some(classes), shown(root.name), _some(top)),
+            *(shown(str(root)), shown(", ".join(classes[:3])), shown(root.name), shown(", ".join(top[:3]))),
         )
     number = {name: index for index, name in enumerate(classes)}
     return Files.of([(path, number[label]) for path, label in zip(paths, labels)], classes)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:3])) + " ..." * (len(names) > 3)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -354,16 +350,13 @@ def _split_shards(config: DataConfig, split: str) -> list[str]:
             if shards := sorted(map(str, root.glob(pattern))):
                 return shards
         named = sorted(root.glob(f"*{name}*.tar"))
-        others = [word for other, words in SPLITS.items() if other != split for word in words]
-        shards = [path for path in named if _has_word(path, name)]
-        shards = shards or [path for path in named if not any(_has_word(path, word) for word in others)]
+        words = {path: set(re.findall("[a-z]+", path.name.lower())) for path in named}
+        others = {word for other, names in SPLITS.items() if other != split for word in names}
+        shards = [path for path in named if name in words[path]]
+        shards = shards or [path for path in named if not words[path] & others]
         if shards:
             return list(map(str, shards))
     raise UserError(f"{root} has no {split}.tar, {split}/*.tar or *{split}*.tar; --data-path must hold tar files.")
-
-
-def _has_word(path: Path, word: str) -> bool:
-    return re.search(rf"(?<![a-z]){word}(?![a-z])", path.name.lower()) is not None
 
 
 def _listed(info: Path, split: str) -> list[str]:

@@ -8,11 +8,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from rmeeto.merge import MergeConfig
 
 
 @torch.no_grad()
@@ -82,12 +81,12 @@ class BySamples(nn.Module):
         self.training = getattr(model, "training", False)
 
     @property
-    def merge_config(self) -> MergeConfig | None:
+    def merge_config(self) -> Any:
         """The model's, to re-configure it in place."""
         return self.model.merge_config
 
     @merge_config.setter
-    def merge_config(self, config: MergeConfig | None) -> None:
+    def merge_config(self, config: Any) -> None:
         self.model.merge_config = config
 
     @property

@@ -91,7 +91,7 @@ def test_retraining_fills_the_run_folder(weights, clips, capsys):
     for words in (
         "257 to 177 (r = 40) tokens, 4 frames of 32 pixels",
         "16 videos to train, 6 to validate, 6 to test on 6 views, 2 classes",
-        "1 epochs, rate 0.00031",  # 1e-2 x 2 clips x 2 augmentations x 2 micro-batches / 256
+        "1 epoch, rate 0.00031",  # 1e-2 x 2 clips x 2 augmentations x 2 micro-batches / 256
         "(6 videos)",
     ):
         assert words in printed

@@ -49,7 +49,7 @@ def apply(model: nn.Module, config: MergeConfig | None, example: Tensor | None =
     Example:
         >>> model = rmeeto.apply(timm.create_model("vit_base_patch16_224"), MergeConfig(r=8, metric="K"))
     """
-    if "_orig_mod" in model._modules:  # torch.compile's
+    if hasattr(model, "_orig_mod"):  # torch.compile's
         raise UserError(f"apply: got a compiled {type(model._orig_mod).__name__}; compile or wrap a model after this")
     is_new = not isinstance(model, (*_OURS, _MergingMamba))
     if is_new:

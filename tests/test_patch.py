@@ -355,6 +355,8 @@ def test_a_model_that_cannot_merge_is_one_error():
         rmeeto.apply(parallel, MergeConfig(r=3))
     with pytest.raises(UserError, match="got a compiled VisionTransformer; compile or wrap a model after this"):
         rmeeto.apply(torch.compile(vit()), MergeConfig(r=3))
+    with pytest.raises(UserError, match="cannot merge tokens in dict; expected Vim"):
+        rmeeto.apply({}, MergeConfig(r=3))
     with pytest.raises(UserError, match="ResNet does not merge"):
         rmeeto.remove(timm.create_model("resnet18"))
 

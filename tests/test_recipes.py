@@ -70,6 +70,12 @@ def test_arguments_are_refused(tmp_path):
     assert "a recipe takes no arguments, and got --epochs 3" in process.stderr
 
 
+def test_help_is_the_recipes_header(tmp_path):
+    process = subprocess.run(["bash", str(TINY), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0 and not process.stderr and not list(tmp_path.iterdir())
+    assert process.stdout.startswith(TINY.read_text().splitlines()[1].removeprefix("# "))
+
+
 def test_released_adds_what_the_recipe_names():
     plain, released = ([config for config, _ in plan(TINY, *set_)] for set_ in ([], ["RELEASED"]))
     assert plain[:2] == released[:2]

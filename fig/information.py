@@ -1,7 +1,8 @@
 """How much a block keeps: `python fig/information.py` draws docs/information.png, and writes docs/measure.md's table.
 
 `--measure NAME...` first measures some of the records in image_task/exp_sh/fashion/information/: `gaussians`, whose
-information is known; `vim` and `deit`, the dense models of the evidence (`--data` holds FashionMNIST/raw/).
+information is known; `vim` and `deit`, the dense models of the evidence (`--data` holds FashionMNIST/raw/);
+`vim-per-token` and `deit-per-token`, one block of them with a network for each token.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ RECORDS = FASHION / "information"
 DOCUMENT, PICTURE = ROOT / "docs" / "measure.md", ROOT / "docs" / "information.png"
 OF_GAUSSIANS = "<!-- table: written by fig/information.py -->", "<!-- end of table -->"
 OF_BLOCKS = "<!-- blocks: written by fig/information.py -->", "<!-- end of blocks -->"
+OF_TOKENS = "<!-- tokens: written by fig/information.py -->", "<!-- end of tokens -->"
 MISSING = "not yet measured"
 NATS, DIMENSIONS, SAMPLES, SEEDS = (1.0, 4.0), 20, 50_000, (0, 1, 2)
 MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
+PER_TOKEN, MIDDLE = "-per-token", 4  # as many networks as tokens and seeds: of one block, the middle one
 WORDS = {"mixer": "mixer", "forward": "scan forward", "backward": "scan backward", "both": "both scans"}
 
 
@@ -63,14 +66,16 @@ def measure_gaussians(path: Path, steps: int) -> None:
     write_json(path, {**about, "results": rows, "seconds": time.perf_counter() - began})
 
 
-def measure_model(path: Path, name: str, weights: str, data: str, steps: int) -> None:
-    """I(X; Y) of every block of a dense model of the evidence; a record."""
+def measure_model(path: Path, name: str, weights: str, data: str, steps: int, per_token: bool) -> None:
+    """I(X; Y) of every block of a dense model of the evidence, or with a network a token of one's mixer; a record."""
     flags = {
         "--model": MODELS[name], "--model_pth": weights, "--data_set": "FASHION", "--data_path": data,
         "--samples": "10000", "--num_workers": "0", "--steps": str(steps), "--output": str(path),
     }  # fmt: skip
-    blocks = [str(number) for number in range(8)]
-    measure([*(word for flag in flags.items() for word in flag), "--blocks", *blocks, "--overwrite"])
+    which = ["--blocks", *map(str, range(8))]
+    if per_token:
+        which = ["--blocks", str(MIDDLE), "--parts", "mixer", "--per_token"]
+    measure([*(word for flag in flags.items() for word in flag), *which, "--overwrite"])
     path.with_suffix(".png").unlink()  # docs/information.png shows it
     write_json(path, without_folders(read_json(path)))
 
@@ -131,6 +136,30 @@ def blocks_table() -> str:
     return "\n".join(lines)
 
 
+def tokens_table() -> str:
+    """What the bounds find at each token of one block: by the network that serves all, and by one for each token."""
+    found, lines = records(), []
+    for name in MODELS:
+        if not {name, name + PER_TOKEN} <= set(found):
+            continue
+        places = found[name + PER_TOKEN]["places"][0]
+        if not lines:
+            heads = " | ".join(map(str, places))
+            lines = [f"| nats in block {MIDDLE}, by place | bound | network | {heads} | mean |"]
+            lines.append("|---|---|---|" + "---|" * (len(places) + 1))
+        for estimator in ESTIMATORS:
+            for record, word in ((found[name], "one for all"), (found[name + PER_TOKEN], "one a token")):
+                (nats,) = (
+                    np.array(result["nats"])[:, record["blocks"].index(MIDDLE)]  # (seeds, tokens)
+                    for result in record["results"]
+                    if (result["part"], result["estimator"]) == ("mixer", estimator)
+                )
+                values = np.concatenate([nats, nats.mean(1, keepdims=True)], 1)
+                cells = [f"{mean:.2f} ± {half:.2f}" for mean, half in zip(values.mean(0), np.ptp(values, axis=0) / 2)]
+                lines.append(f"| `{MODELS[name]}`, mixer | `{estimator}` | {word} | {' | '.join(cells)} |")
+    return "\n".join(lines) or MISSING
+
+
 def draw(path: Path) -> None:
     """What each bound finds of the Gaussians; then of each model measured, by block: a line a part, bands of seeds."""
     found = records()
@@ -179,7 +208,7 @@ def of_blocks(ax: Any, record: dict[str, Any], estimator: str) -> None:
 
 def renewed(text: str) -> str:
     """A document with the tables of today's records."""
-    for (begin, end), content in ((OF_GAUSSIANS, table()), (OF_BLOCKS, blocks_table())):
+    for (begin, end), content in ((OF_GAUSSIANS, table()), (OF_BLOCKS, blocks_table()), (OF_TOKENS, tokens_table())):
         head, found, rest = text.partition(begin)
         if not found:
             raise SystemExit(f"{DOCUMENT} has no place for the table: {begin}")
@@ -189,8 +218,9 @@ def renewed(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, write, and measure before that what the command line names."""
+    of_tokens = [name + PER_TOKEN for name in MODELS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--measure", nargs="+", choices=("gaussians", *MODELS), default=[])
+    parser.add_argument("--measure", nargs="+", choices=("gaussians", *MODELS, *of_tokens), default=[])
     parser.add_argument("--data", default="data", help="folder of FashionMNIST/raw/ (default: data)")
     parser.add_argument("--weights", help="of the model measured (default: those beside the recipes)")
     parser.add_argument("--steps", type=int, default=1000, help="of each network (default: 1000, the paper's)")
@@ -201,8 +231,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name == "gaussians":
             measure_gaussians(path, options.steps)
         else:
-            weights = options.weights or str(FASHION / f"{name}.safetensors")
-            measure_model(path, name, weights, options.data, options.steps)
+            model = name.removesuffix(PER_TOKEN)
+            weights = options.weights or str(FASHION / f"{model}.safetensors")
+            measure_model(path, model, weights, options.data, options.steps, per_token=name in of_tokens)
     DOCUMENT.write_text(renewed(DOCUMENT.read_text()))
     draw(PICTURE)
 

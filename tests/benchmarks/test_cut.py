@@ -9,12 +9,13 @@ import random
 import signal
 import subprocess
 import tarfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import plan, report
+from benchmarks import packing, plan, report
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,3 +102,29 @@ def test_every_row_that_was_shown_is_in_the_archive_when_a_suite_is_killed(tmp_p
         process.kill()
         text = first + process.stdout.read()
     assert shown(text) and set(shown(text)) <= set(lines_of(archived(tmp_path)))
+
+
+def test_an_archive_never_goes_back_behind_what_another_process_packed(tmp_path, monkeypatch):
+    """The plan packs every few seconds, and the suite behind every row: who read first must not write last."""
+    (tmp_path / "work").mkdir()
+    archive, reading, packed = tmp_path / plan.ARCHIVE, threading.Event(), threading.Event()
+
+    def slowly(source, target):
+        if not reading.is_set():
+            reading.set()
+            packed.wait(0.3)
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(packing.os, "replace", slowly)
+    monkeypatch.setattr(packing.os, "getpid", threading.get_ident)  # as two processes
+    first = threading.Thread(target=packing.pack, args=(tmp_path / "work", archive))
+    first.start()
+    assert reading.wait(5)
+    (tmp_path / "work" / "row.json").write_text("{}")
+    packing.pack(tmp_path / "work", archive)
+    packed.set()
+    first.join()
+    with tarfile.open(archive) as found:
+        assert found.getnames() == ["row.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"work", plan.ARCHIVE}

@@ -58,7 +58,7 @@ IGNORED_FLAGS = {
 # Flags of DeiT's and Vim's training scripts that ask for another recipe.
 REFUSED_FLAGS = {
     "bce_loss": "the loss is cross entropy, with a teacher's divergence under --distill",
-    "unscale_lr": "--lr is the rate per 512 images of a step",
+    "unscale_lr": "--lr is the rate per 512 images of batch size x processes",
     "src": "images are cropped at random sizes (--train_interpolation)",
     "ThreeAugment": "--aa names the augmentation",
     "cosub": "the teacher is --distill",

@@ -24,7 +24,7 @@ class VideoOptimConfig(OptimConfig):
     """
 
     lr: float = setting(
-        2e-5, "learning rate per 256 clips of a step: times all clips of a step / 256", within="(0, inf)"
+        2e-5, "learning rate per 256 clips: times all clips of a step, accumulation included, / 256", within="(0, inf)"
     )
     min_lr: float = setting(
         1e-6, "where the cosine ends (scaled like --lr, unless --schedule says otherwise)", within="[0, inf)"

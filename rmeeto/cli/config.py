@@ -35,7 +35,7 @@ class ModelConfig(Settings):
     )
     weights: str = setting(
         "auto",
-        "of files that hold both: plain, ema, or auto (the plain ones)",
+        "of files that hold both: plain, ema, or auto (the plain ones; by --pretrained the reported ones)",
         one_of=("auto", "plain", "ema"),
         needs=WEIGHTED,
     )

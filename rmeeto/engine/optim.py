@@ -40,7 +40,9 @@ class OptimConfig(Settings):
     only: ClassVar[str] = "training"
 
     lr: float = setting(
-        2e-5, "learning rate per 512 images of a step: times batch size x processes / 512", within="(0, inf)"
+        2e-5,
+        "learning rate per 512 images: times batch size x processes / 512; accumulation does not count",
+        within="(0, inf)",
     )
     min_lr: float = setting(1e-6, "where the cosine ends (not scaled)", within="[0, inf)")
     epochs: int = setting(30, "passes over the training set", "epoch", within="[1, inf)", smoke=1)

@@ -36,8 +36,8 @@ from rmeeto.errors import UserError, shown
 from rmeeto.imports import is_import
 
 KNOWN = (
-    "digits IMNET SUBIMNET CIFAR CIFAR10 CIFAR100 INAT INAT18 INAT19 folder tar wds hfds/<name>, "
-    f"FASHION and torchvision's {' '.join(SETS)}, package.module:function for one's own"
+    "digits IMNET SUBIMNET INAT INAT18 INAT19 folder tar wds hfds/<name>, "
+    f"FASHION, CIFAR (of 100 classes) and torchvision's {' '.join(SETS)}, package.module:function for one's own"
 )
 READERS = (
     "folder",
@@ -196,19 +196,6 @@ def _digits(config: DataConfig, split: str) -> Source:
     return Arrays(images[part], digits.target[part], [str(digit) for digit in range(10)])
 
 
-def _cifar(config: DataConfig, split: str) -> Source:
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    dataset = CIFAR10 if config.data_set == "CIFAR10" else CIFAR100
-    try:
-        found = dataset(config.data_path, train=split == "train")
-    except RuntimeError as error:
-        raise UserError(
-            f"{config.data_path} holds no intact {dataset.base_folder}/; unpack {dataset.filename} there."
-        ) from error
-    return Arrays(found.data, np.array(found.targets), list(found.classes))
-
-
 def _image_folder(config: DataConfig, split: str) -> Source:
     """Images in class folders and below them, torchvision's ImageFolder but for the order of the classes."""
     root = _split_folder(config, split)
@@ -283,7 +270,7 @@ def _hfds(config: DataConfig, split: str) -> Source:
 
     try:
         present = get_dataset_split_names(config.data_set.partition("/")[2])
-        wanted = [name for name in SPLITS[split] + ("test",) * (split == "val") if name in present]
+        wanted = [name for name in SPLITS[split] if name in present]
         if not wanted:
             raise ValueError(f"no {split} split, only {', '.join(present)}")
         reader = create_reader(config.data_set, root=config.data_path or None, split=wanted[0])
@@ -387,9 +374,6 @@ LOADERS = {
     "digits": _digits,
     "IMNET": _image_folder,
     "SUBIMNET": _image_folder,
-    "CIFAR": _cifar,
-    "CIFAR100": _cifar,
-    "CIFAR10": _cifar,
     "INAT": _inat,
     "INAT18": _inat,
     "INAT19": _inat,

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from rmeeto.engine.dist import DEVICES
 from rmeeto.engine.preempt import EXIT_CODE, Preempted
 from rmeeto.engine.progress import WIDTH
 from rmeeto.errors import UserError, shown
+from rmeeto.export.onnx import check_packages
 from rmeeto.measure import benchmark, draw_merged, not_patches, trace
 from rmeeto.merge import MergeConfig
 from rmeeto.settings import Settings, setting
@@ -61,12 +62,12 @@ class FinetuneConfig(Settings):
     model_pth: str | None = setting(None, "its weights, whose head is left out; none: from scratch")
     input_size: int | None = setting(
         None,
-        "edge in pixels; none: the model's, or some 16 patches from scratch on a CPU",
+        "edge in pixels; none: the model's, or less from scratch on a CPU",
         within="[1, 16384]",
     )
     batch_size: int | None = setting(None, "pictures a step; none: by their number", within="[1, 1000000]")
     epochs: int | None = setting(None, "of the dense training; none: by the number of pictures", within="[1, inf)")
-    retrain_epochs: int | None = setting(None, "of the merged model; none: a third", within="[1, inf)")
+    retrain_epochs: int | None = setting(None, "of the merged model; none: a third, at least 3", within="[1, inf)")
     lr: float | None = setting(
         None,
         "highest rate of the dense training; none: 5e-5 on trained weights, else 1e-3",
@@ -139,8 +140,9 @@ def finetune(pictures: Path, settings: FinetuneConfig, merge: MergeConfig) -> di
     _check_splits(pictures)
     wanted = {name: getattr(settings, name) for name in ("batch_size", "epochs", "retrain_epochs", "lr")}
     chosen = recipe(_count(pictures), trained=settings.model_pth is not None, **wanted)
-    top1 = {}
-    for name, flags in _steps(pictures, settings, merge, chosen).items():
+    steps, top1 = _steps(pictures, settings, merge, chosen), {}
+    _check_steps(steps, settings.onnx)
+    for name, flags in steps.items():
         print(f"\n== {NAMES[name]}", *_command(flags), sep="\n", flush=True)
         config, _, notices = parse(flags)
         for note in [*notices, *check(config)]:
@@ -153,6 +155,14 @@ def finetune(pictures: Path, settings: FinetuneConfig, merge: MergeConfig) -> di
     for line in _table(summary):
         print(line)
     return summary
+
+
+def _check_steps(steps: Mapping[str, Sequence[str]], onnx: bool) -> None:
+    """Refuse before the dense training what a later step would."""
+    for flags in steps.values():
+        check(parse(flags)[0])
+    if onnx:
+        check_packages()
 
 
 def _smaller(settings: FinetuneConfig, merge: MergeConfig) -> tuple[FinetuneConfig, MergeConfig]:

@@ -62,6 +62,7 @@ def load_torchvision(config: DataConfig, split: str) -> Source:
         found = made(config.data_path, **arguments, **download)
     except (RuntimeError, OSError) as error:
         where = f"{config.data_path}/{name}/raw (unpacked)" if hasattr(made, "mirrors") else config.data_path
+        where = f"{config.data_path}/{made.base_folder} (unpacked)" if hasattr(made, "tgz_md5") else where
         fetch = "" if config.download else ", or fetch them with --download"
         raise UserError(
             f"{name}: no {split} split below {config.data_path!r}: {str(error).partition(chr(10))[0]}",

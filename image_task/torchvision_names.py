@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SHORT = {"FASHION": "FashionMNIST"}
+SHORT = {"FASHION": "FashionMNIST", "CIFAR": "CIFAR100"}
 _FLAG = {"train": True}, {"train": False}
 
 

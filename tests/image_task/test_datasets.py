@@ -186,7 +186,7 @@ def test_cifar_is_read_and_a_missing_one_named(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR100
 
     for data_set, base in (("CIFAR", "cifar-100-python"), ("CIFAR10", "cifar-10-batches-py")):
-        with pytest.raises(UserError, match=f"no intact {base}/; unpack cifar-100?-python.tar.gz"):
+        with pytest.raises(UserError, match=f"not found or corrupted.*\n.*/{base} .unpacked., .* --download"):
             load_sources(_images(tmp_path, data_set=data_set), seed=0)
     base = tmp_path / "cifar-100-python"
     base.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -162,6 +163,11 @@ def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):
         links = sorted((split / part).glob("*/*"))
         assert len(links) == count and all(link.resolve().is_relative_to(pictures.resolve()) for link in links)
     assert make_split(pictures, split) == split
+    (tmp_path / "alias").symlink_to(pictures)
+    assert make_split(tmp_path / "alias", split) == split, "the same pictures by another path"
+    others = make_pictures(tmp_path / "others") / "train"
+    with pytest.raises(UserError, match="links to pictures outside .*others"):
+        make_split(others, split)
     (pictures / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds 0"):
         make_split(pictures, tmp_path / "other")
@@ -176,6 +182,30 @@ def test_a_folder_of_classes_alone_is_divided(tmp_path, capsys):
     (pictures / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds 0 pictures; expected at least 2"):
         make_split(pictures, tmp_path / "third")
+
+
+def test_files_that_are_no_pictures_are_counted_when_a_folder_is_divided(tmp_path, caplog):
+    pictures = make_pictures(tmp_path / "photos") / "train"
+    for number in range(4):
+        (pictures / "red" / f"{number}.heic").touch()
+    make_split(pictures, tmp_path / "split")
+    assert "4 files are left out (other endings)" in caplog.text and "0.heic" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model rmeeto_deit_tiny_patch16_224 --r 8 --metric B", "metric"),
+        (f"{MODEL} --input_size 12 --r 8 --interval 30", "interval"),
+        (f"{MODEL} --input_size 12 --r 3 --onnx", "onnxscript"),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_before_the_training(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("image_task.finetune.run", lambda config: pytest.fail("a training began"))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    pictures = make_pictures(tmp_path / "photos")
+    assert main([str(pictures), *flags.split(), "--output_dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_commands_are_shown_in_80_columns():

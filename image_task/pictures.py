@@ -23,7 +23,7 @@ class Preparation:
     A model of one channel is given the picture in grey.
 
     Args:
-        chosen: a model; a run's was trained with the run's settings, every other says its own.
+        chosen: a model; a run's was trained with the run's settings, every other says its own. Flags override either.
 
     Raises:
         UserError: a model of another number of channels, or that sees no square.
@@ -42,12 +42,15 @@ class Preparation:
         self.transform.transforms[0] = Resize(self.resized, InterpolationMode(cfg["interpolation"]))
 
     def _described(self, chosen: Chosen) -> dict[str, Any]:
+        data = chosen.config.data
         if chosen.of_run:
-            data = chosen.config.data
             return {**normalisation(data), "crop_pct": crop_pct(data, self.size), "interpolation": "bicubic"}
         known = None if chosen.is_folder else trained_on(chosen.config.model.model_pth)
         cfg = chosen.model.pretrained_cfg if known is None else known.to_dict()
-        return {name: cfg.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
+        described = {name: cfg.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
+        flags = {"mean": data.mean, "std": data.std, "eval_crop_ratio": data.eval_crop_ratio}
+        said = {name.replace("eval_crop_ratio", "crop_pct"): flags[name] for name in flags.keys() & chosen.said}
+        return {**described, **said}
 
     def __call__(self, picture: Image.Image) -> Any:
         if self.channels == 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from rmeeto.weights import head_rows
 
 _HUB = ("hf_hub:", "hf-hub:")
 _IMAGENET = 1000
+_PREPARED = {"mean": "mean", "std": "std", "eval_crop_ratio": "crop_pct"}  # settings that a model's description has
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Chosen:
         name: of the model, and how it merges.
         weights: where they come from; None: drawn from a seed.
         labels: the name of each class, and in a few words where they are from.
+        said: names of the flags that chose it.
     """
 
     model: nn.Module
@@ -47,6 +50,7 @@ class Chosen:
     labels: list[str]
     labels_from: str
     device: torch.device
+    said: frozenset[str]
 
     @property
     def is_folder(self) -> bool:
@@ -101,7 +105,8 @@ def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> t
     merge = getattr(model, "merge_config", None)
     architecture = model.pretrained_cfg["architecture"]
     name = f"{architecture}, {setting_name(merge)}"
-    return Chosen(model.eval().to(device), config, of_run, name, weights, labels, origin, device), notices
+    said = frozenset(token.partition("=")[0].removeprefix("--") for token in argv if token.startswith("--"))
+    return Chosen(model.eval().to(device), config, of_run, name, weights, labels, origin, device, said), notices
 
 
 def _is_folder(weights: str) -> bool:
@@ -169,7 +174,13 @@ def _of_folder(task: Task, source: str, argv: Sequence[str]) -> tuple[Any, nn.Mo
     config, _, notices = task.command.parse(["--model", name, *rest, "--eval"], model)
     if config.merge != getattr(model, "merge_config", None):
         apply(model, config.merge)
-    return config, model, notices
+    cfg, data = model.pretrained_cfg, config.data
+    own = {name: cfg.get(of) for name, of in _PREPARED.items() if hasattr(data, name) and f"--{name}" not in words}
+    try:
+        data = dataclasses.replace(data, **{name: value for name, value in own.items() if value is not None})
+    except ValueError as error:
+        notices.append(f"{source} describes its input by what is no setting: {error}")
+    return dataclasses.replace(config, data=data), model, notices
 
 
 def _labels(

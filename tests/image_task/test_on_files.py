@@ -122,6 +122,27 @@ def test_a_runs_model_sees_what_its_evaluation_sees(run_folder):
     torch.testing.assert_close(Preparation(chosen)(picture), images[0])
 
 
+def test_flags_and_a_folders_description_say_how_pictures_are_prepared(tmp_path):
+    from image_task.main import TASK
+
+    folder = str(export(timm.create_model("vim_nano_patch2_16", merge=MergeConfig(r=6)), tmp_path / "model"))
+    described = json.loads((tmp_path / "model" / "config.json").read_text())
+    described["pretrained_cfg"] |= {"mean": [0.3, 0.4, 0.5], "std": [0.2] * 3, "crop_pct": 0.9}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    weights = str(tmp_path / "model" / "model.safetensors")
+    for source in (["--model_pth", folder], ["--model", "vim_nano_patch2_16", "--model_pth", weights]):
+        chosen, _ = choose(TASK, [*source, "--data_set", "FASHION"])
+        assert chosen.config.data.mean == (0.3, 0.4, 0.5) and chosen.config.data.std == (0.2, 0.2, 0.2)
+        own = Preparation(chosen)
+        assert own.resized == 17  # 16 of 0.9, cut off as timm has it
+        said = Preparation(choose(TASK, [*source, "--mean", "0.1", "0.1", "0.1", "--eval_crop_ratio", "0.5"])[0])
+        assert said.resized == 32
+        only_mean = Preparation(choose(TASK, [*source, "--mean", "0.1", "0.1", "0.1"])[0])
+        shift = (torch.tensor([0.3, 0.4, 0.5]) - 0.1) / 0.2
+        torch.testing.assert_close(only_mean(picture), own(picture) + shift[:, None, None])
+
+
 def test_embeddings_go_into_an_archive(pictures, tmp_path, capsys):
     out = tmp_path / "out.npz"
     assert predict.main([str(pictures / "3.png"), str(pictures / "4.png"), *NANO, "--features", str(out)]) == 0

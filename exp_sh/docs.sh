@@ -1,10 +1,7 @@
 #!/usr/bin/env bash
 # The documents as one static site in runs/site, strictly: a broken link or name is an error. Needs pip install -e ".[docs]".
 set -euo pipefail
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    sed -n '2,/^[^#]/s/^# //p' "$0"
-    exit
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-${RMEETO_VENV:-.venv}/bin/python}
 [[ -x $PYTHON ]] || PYTHON=python3

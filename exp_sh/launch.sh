@@ -20,11 +20,8 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
 
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then # the header of the recipe that sources this
-    sed -n '2,/^[^#]/s/^# //p' "$0"
-    echo "Variables: exp_sh/launch.sh."
-    exit
-fi
+help_more="Variables: exp_sh/launch.sh."
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 (($# == 0)) ||
     fail "a recipe takes no arguments, and got$(LC_ALL=C printf " %q" "$@"): it reads variables such as SMOKE=1 (exp_sh/launch.sh lists them)."
 [[ $RELEASED == 0 ]] || grep -q "released=" "$0" ||
@@ -33,6 +30,7 @@ fi
 [[ $CHECK == 0 ]] || DRY_RUN=1 # for recipes too: there is nothing to prepare
 
 smoke_mark=made-by-smoke
+recipe=$(basename "$(cd "$(dirname "$0")" && pwd)")-$(basename "$0" .sh)
 # What is not the user's is relative to the repository root.
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 : "${DATA:=${data:-data/imagenet}}" "${WEIGHTS:=weights}" "${RUNS:=runs}" "${RMEETO_VENV:=.venv}"
@@ -49,7 +47,7 @@ fi
 
 if [[ $SMOKE == 1 ]]; then # a folder for each recipe, made anew: what smoke runs have made bears a mark
     main=${main:-image_task.main}
-    RUNS=$RUNS/smoke/${main%%.*}/$(basename "$(dirname "$0")")-$(basename "$0" .sh)
+    RUNS=$RUNS/smoke/${main%%.*}/$recipe
     if [[ $DRY_RUN == 0 && $NODE_RANK == 0 && ${SLURM_PROCID:-0} == 0 ]]; then
         [[ ! -e $RUNS && ! -L $RUNS ]] || [[ -f $RUNS/$smoke_mark ]] ||
             fail "$(LC_ALL=C printf %q "$RUNS") is not of a smoke run (it holds no $smoke_mark): remove it, or set RUNS."

@@ -6,6 +6,12 @@
 set -euo pipefail
 
 here=$(dirname "${BASH_SOURCE[0]}")
+help_more="Variables: exp_sh/launch.sh."
+source "$here/../../../exp_sh/help.sh"
+if (($# > 0)); then
+    echo "error: all.sh takes no arguments, and got$(LC_ALL=C printf " %q" "$@"): it reads variables such as SEED=1." >&2
+    exit 2
+fi
 code=0
 start() {
     bash "$here/$1.sh" || code=$?

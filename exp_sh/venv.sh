@@ -4,11 +4,18 @@
 
 # Before anything is made: help is the header of the script that sources this, and where that names its `flags` there
 # are no others.
-source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 for argument in "$@"; do
-    [[ $argument != --* || -z ${flags:-} || " $flags " == *" ${argument%%=*} "* ]] && continue
-    echo "error: unknown flag $(LC_ALL=C printf %q "${argument%%=*}"); there are $flags." >&2
-    exit 2
+    case $argument in
+        -h | --help)
+            sed -n '2,/^[^#]/s/^# //p' "$0"
+            exit
+            ;;
+        --*)
+            [[ -z ${flags:-} || " $flags " == *" ${argument%%=*} "* ]] && continue
+            echo "error: unknown flag $(LC_ALL=C printf %q "${argument%%=*}"); there are $flags." >&2
+            exit 2
+            ;;
+    esac
 done
 
 here=$PWD # relative paths from the user begin there

@@ -107,6 +107,8 @@ def why_not(table: str, name: str, result: Record, config: Record) -> str | None
         return "a smoke run"
     if data.get("max_train_batches") or data.get("max_eval_batches"):
         return "limited to a few batches"
+    if data.get("holdout"):
+        return "evaluated on training images that were held out"
     if data["data_set"] in ("IMNET", "SUBIMNET") and result["count"] != IMAGES:
         return f"evaluated on {result['count']} images, ImageNet-1K has {IMAGES}"
     if not re.fullmatch(r"tab\d+", table):

@@ -87,7 +87,11 @@ def load_sources(
 
     eval_source = load(config, "val")
     train_source = load(config, "train") if train or config.holdout else None
-    classes = _classes(config, kind, train_source, eval_source)
+    names = read_names(config.class_map, "--class_map") if config.class_map else None
+    if names is not None and kind in ("wds", "hfds"):
+        eval_source = _named(eval_source, names)
+        train_source = None if train_source is None else _named(train_source, names)
+    classes = names or _classes(config, kind, train_source, eval_source)
     if labels is not None:
         classes = as_labelled(classes, labels, folder or name)
     eval_source = _as(eval_source, classes, f"the evaluation split of {folder or name}")
@@ -128,9 +132,7 @@ def _held_out(source: Source, count: int) -> tuple[Source, Source]:
 
 
 def _classes(config: DataConfig, kind: str, train: Source | None, val: Source) -> list[str]:
-    """The classes of a data set: those of --class_map, of its training split, or of the one that there is."""
-    if config.class_map:
-        return _class_map(config.class_map, kind, val.classes)
+    """The classes of a data set: those of its training split, or of the one that there is."""
     if train is not None:
         return train.classes
     if kind in FOLDERS:
@@ -142,11 +144,11 @@ def _classes(config: DataConfig, kind: str, train: Source | None, val: Source) -
     return val.classes
 
 
-def _class_map(path: str, kind: str, found: list[str]) -> list[str]:
-    names = read_names(path, "--class_map")
-    if kind in ("wds", "hfds") and len(found) <= len(names):  # classes that are only numbered
-        return [*found, *map(str, range(len(found), len(names)))]
-    return names
+def _named(source: Source, names: list[str]) -> Source:
+    """A source whose classes are only numbered with their names."""
+    count = len(source.classes)
+    numbers = [str(number) for number in range(count)]
+    return replace(source, classes=names[:count]) if source.classes == numbers and count <= len(names) else source
 
 
 def _as(source: Source, classes: list[str], where: str) -> Source:

@@ -335,6 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None, problems: list[str]) -> None:
     options = _parser().parse_args(argv)
+    if not 0 <= options.num_workers <= 1024:
+        raise UserError(f"--num_workers {options.num_workers}; expected 0 to 1024.")
     output = shown(options.output)
     if options.check:
         problems += check(options.folder, options.output, options.num_workers)

@@ -152,6 +152,7 @@ def test_without_runs_everything_stays_unmeasured(here, capsys):
         ({"run": {"smoke": True}}, "a smoke run"),
         ({"max_train_batches": 2}, "limited to a few batches"),
         ({"max_eval_batches": 2}, "limited to a few batches"),
+        ({"holdout": 50_000}, "evaluated on training images that were held out"),
         ({"result": {"count": 3925}}, "evaluated on 3925 images, ImageNet-1K has 50000"),
         (
             {"data_set": "digits", "result": {"count": 360}},

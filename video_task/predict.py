@@ -51,7 +51,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def predict(chosen: Chosen, files: list[Path], options: argparse.Namespace) -> list[tuple[Path, str]]:
     """Print the answer to each clip, or to each window; the ones that could not be read, with reasons."""
     prepare, unreadable = Preparation(chosen), []
-    span = options.span or 4 * prepare.frames
+    span = 4 * prepare.frames if options.span is None else options.span
     if options.span is not None and options.stride is None:
         raise UserError("--span has no effect without --stride: a clip is seen as a whole; leave it out.")
     if options.stride is not None and (options.stride < 1 or span < prepare.frames):

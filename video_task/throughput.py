@@ -33,7 +33,7 @@ from video_task.models import ALIASES, MODELS
 MADE_UP = 300, 256, 340
 
 
-OWN = {"num_frames": None, "tubelet_size": None, "decode": None, "decoder": "pyav"}
+OWN = {"num_frames": None, "tubelet_size": None, "decode": None, "decoder": None}
 
 
 def _add_flags(parser: FlagParser) -> None:
@@ -49,6 +49,16 @@ def _add_flags(parser: FlagParser) -> None:
         help="time the decoder as well, on these videos (none: a made-up one of ten seconds)",
     )
     group.add_argument("--decoder", dest="own.decoder", choices=BACKENDS, help="what decodes (default: pyav)")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.decode is None:
+        if options.decoder is not None:
+            raise UserError("--decoder has no effect without --decode; leave it out.")
+        return
+    options.decoder = options.decoder or "pyav"
+    check_backend(options.decoder)
+    _lengths(options.decode)
 
 
 def _more(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -96,9 +106,8 @@ def measure_decoder(files: Sequence[str], frames: int, decoder: str = "pyav", ru
         UserError: a decoder that is not there, or a video that cannot be read.
     """
     check_backend(decoder)
-    seconds = []
+    seconds, lengths = [], _lengths(files)
     try:
-        lengths = [num_frames(file) for file in files]
         for _ in range(runs + 1):
             start = time.perf_counter()
             for file in files:
@@ -116,6 +125,13 @@ def measure_decoder(files: Sequence[str], frames: int, decoder: str = "pyav", ru
     }
 
 
+def _lengths(files: Sequence[str]) -> list[int]:
+    try:
+        return [num_frames(file) for file in files]
+    except UnreadableVideo as error:
+        raise UserError(f"--decode: {error}") from None
+
+
 COMMAND = Throughput(
     prog="python -m video_task.throughput",
     description=(__doc__ or "").partition(":")[0] + ".",
@@ -130,6 +146,7 @@ COMMAND = Throughput(
     add_flags=_add_flags,
     own=OWN,
     arguments=lambda options: {"num_frames": options.num_frames, "tubelet_size": options.tubelet_size},
+    check=_check,
     more=_more,
 )
 main, parse, resolve = COMMAND.main, COMMAND.parse, COMMAND.resolve

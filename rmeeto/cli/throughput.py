@@ -60,6 +60,7 @@ class Throughput:
         add_flags: adds the task's own flags, of section "own".
         own: their defaults.
         arguments: from the options to arguments of the model.
+        check: refuses what of the task's own flags could not be measured.
         more: measures the task's own figures and prints them; they are added to the JSON file.
     """
 
@@ -77,6 +78,7 @@ class Throughput:
     add_flags: Callable[[FlagParser], None] = lambda parser: None
     own: Mapping[str, Any] = field(default_factory=dict)
     arguments: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
+    check: Callable[[argparse.Namespace], None] = lambda options: None
     more: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda options: {}
 
     def main(self, argv: Sequence[str] | None = None) -> int:
@@ -108,6 +110,7 @@ class Throughput:
         if options.dtype == "auto":
             options.dtype = "bf16" if options.device == "cuda" else "fp32"
         _check(options)
+        self.check(options)
         if options.output is None:
             parts = [options.model, options.dtype, options.device]
             parts += ["compiled"] * options.compile + ["graphed"] * options.cuda_graph

@@ -154,6 +154,11 @@ def test_webdataset_shards_are_read_at_random_and_resume_exactly(tmp_path, jpeg,
             assert source.read(index)[1] == number % modulus
     whole = list(_build(config).train_batches(1))
     _equal(_build(config).train_batches(1, 2), whole[2:])
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    named = load_sources(replace(config, class_map=str(tmp_path / "names.txt")), seed=0)
+    for source, numbered in zip(named, (train, val)):
+        assert source.classes == ["ant", "bee", "cat", "dog"] and len(source) == len(numbered)
+        assert [source.read(index)[1] for index in range(6)] == [numbered.read(index)[1] for index in range(6)]
 
 
 def test_inaturalist_is_read_from_its_json_files(tmp_path, jpeg):

@@ -170,6 +170,7 @@ def test_what_was_interrupted_goes_on_and_another_recipe_is_refused(folder, made
     assert len(times) == 3
     (part / "train" / "00001.npy").unlink()  # as one that was interrupted there would leave it
     _refused(capsys, "was begun otherwise (size); remove it", *command, "5")
+    _refused(capsys, "--num_workers -1; expected 0 to 1024", *command[:-2], "-1")
     written = []
     monkeypatch.setattr(
         shards.Shard, "write", lambda shard, recipe: written.append(shard.path.name) or write(shard, recipe)

@@ -183,6 +183,7 @@ def test_weights_of_fewer_frames_slide_over_a_video_with_more(long, capsys):
         (["--stride", "0"], "--stride 0"),
         (["--span", "8"], "--span has no effect without --stride"),
         (["--stride", "4", "--span", "4"], "the model's 8 frames"),
+        (["--stride", "4", "--span", "0"], "--stride 4 --span 0"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(more, message, long, capsys):

@@ -130,13 +130,17 @@ def test_a_clip_a_second_is_what_it_says(monkeypatch, videos):
         (["--window", "1,1,1", "--r", "4"], "holds no token but the source"),
         (["--num_frames", "0"], "expected frames that fill whole tubelets"),
         (["--decode", "absent.mp4"], "--decode: absent.mp4"),
+        (["--decoder", "torchcodec"], "--decoder has no effect without --decode"),
         (["--model", "vim_tiny"], "unknown --model vim_tiny; did you mean videomamba_tiny"),
     ],
 )
 def test_mistakes_are_one_error(flags, message, instant, capsys, tmp_path, monkeypatch):
+    timed = []
+    monkeypatch.setattr("rmeeto.cli.throughput._at", lambda *given: timed.append(given) or [])
     monkeypatch.chdir(tmp_path)
     assert main([*NANO, *flags]) == 2
     error = capsys.readouterr().err
     *notes, error = [part for part in error.splitlines() if part]
     assert error.startswith("error: ") and message in error and len(notes) <= 1
+    assert "--decode" not in flags or not timed, "what was timed would be lost"
     assert not list(tmp_path.iterdir())

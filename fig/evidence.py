@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fig.evidence_claims import CLAIMS  # noqa: E402
-from fig.evidence_records import ARMS, IMAGES, MISSING, MODELS, RECORDS, RIGHT, Evidence, collect, removed  # noqa: E402
-from fig.record import ROOT, save  # noqa: E402
+from fig.evidence_records import ARMS, IMAGES, MODELS, RECORDS, RIGHT, Evidence, collect, removed  # noqa: E402
+from fig.record import MISSING, ROOT, between, save  # noqa: E402
 from image_task.models import load_weights  # noqa: E402
 from rmeeto import MergeConfig  # noqa: E402
 from rmeeto.json_file import read_json, write_json  # noqa: E402
@@ -225,9 +225,7 @@ def renewed(text: str, evidence: Evidence) -> str:
     """The document with its tables written anew."""
     for name, content in tables(evidence).items():
         begin, end = f"<!-- table {name}: written by fig/evidence.py -->", f"<!-- end of {name} -->"
-        head, found, rest = text.partition(begin)
-        assert found, name
-        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+        text = between(text, begin, end, content)
     return text
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fig.evidence_records import MISSING, Evidence, Interval
+from fig.evidence_records import Evidence, Interval
+from fig.record import MISSING
 
 Term = tuple[float, str, str, str]  # weight, kind, name, arm
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "not decidable at this size"

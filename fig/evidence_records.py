@@ -19,18 +19,17 @@ import torch
 from scipy import stats
 
 from exp_sh.collect import record_of
+from fig.record import MISSING, ROOT
 from image_task.flags import parse
 from rmeeto import MergeConfig
 from rmeeto.json_file import read_json
 from rmeeto.measure import token_reduction_ratio
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "image_task" / "exp_sh" / "fashion" / "results.json"
 RIGHT = RECORDS.with_name("right.json")
 MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
 ARMS = {"free": "training-free", "brief": "re-trained"}
 IMAGES = 10_000  # to test on
-MISSING = "not yet measured"
 
 
 class Interval(NamedTuple):

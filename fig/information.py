@@ -24,7 +24,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fig.record import save  # noqa: E402
+from fig.evidence_records import MODELS  # noqa: E402
+from fig.record import MISSING, between, save  # noqa: E402
 from image_task.information import measure  # noqa: E402
 from rmeeto.engine.dist import World  # noqa: E402
 from rmeeto.engine.record import environment  # noqa: E402
@@ -37,9 +38,7 @@ DOCUMENT, PICTURE = ROOT / "docs" / "measure.md", ROOT / "docs" / "information.p
 OF_GAUSSIANS = "<!-- table: written by fig/information.py -->", "<!-- end of table -->"
 OF_BLOCKS = "<!-- blocks: written by fig/information.py -->", "<!-- end of blocks -->"
 OF_TOKENS = "<!-- tokens: written by fig/information.py -->", "<!-- end of tokens -->"
-MISSING = "not yet measured"
 NATS, DIMENSIONS, SAMPLES, SEEDS = (1.0, 4.0), 20, 50_000, (0, 1, 2)
-MODELS = {"vim": "vim_nano_patch2_28", "deit": "rmeeto_deit_nano_patch2_28"}
 PER_TOKEN, MIDDLE = "-per-token", 4  # as many networks as tokens and seeds: of one block, the middle one
 WORDS = {"mixer": "mixer", "forward": "scan forward", "backward": "scan backward", "both": "both scans"}
 
@@ -209,10 +208,7 @@ def of_blocks(ax: Any, record: dict[str, Any], estimator: str) -> None:
 def renewed(text: str) -> str:
     """A document with the tables of today's records."""
     for (begin, end), content in ((OF_GAUSSIANS, table()), (OF_BLOCKS, blocks_table()), (OF_TOKENS, tokens_table())):
-        head, found, rest = text.partition(begin)
-        if not found:
-            raise SystemExit(f"{DOCUMENT} has no place for the table: {begin}")
-        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+        text = between(text, begin, end, content)
     return text
 
 

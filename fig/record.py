@@ -1,4 +1,4 @@
-"""A figure and its data stay together: the picture holds a digest of the files that it was drawn from."""
+"""Figures, documents and their data stay together: a picture holds a digest of the files that it was drawn from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).resolve().parents[1]
+MISSING = "not yet measured"
 _KEY = "Source"  # of PNG's texts
+
+
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """A document with other content between two of its lines.
+
+    Raises:
+        ValueError: it has not both.
+    """
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the document has no place for a table: {begin} ... {end}")
+    return f"{head}{begin}\n\n{content}\n\n{end}{tail}"
 
 
 def digest(data: Sequence[Path]) -> str:

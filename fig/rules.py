@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from exp_sh.collect import collect  # noqa: E402
-from fig.record import save  # noqa: E402
+from fig.record import MISSING, between, save  # noqa: E402
 from rmeeto import MergeConfig  # noqa: E402
 from rmeeto.engine.dist import World  # noqa: E402
 from rmeeto.engine.record import environment  # noqa: E402
@@ -41,7 +41,6 @@ NAMES = ("exact", "adjacent", "window", "energy", "importance", "shift", "random
 SEEDS = (0, 1, 2)
 ARMS = {"training_free": "training-free", "retrained": "re-trained"}
 STUDENT = 4.303  # 97.5 % quantile of Student's t with two degrees of freedom
-MISSING = "not yet measured"
 BEGIN, END = "<!-- table: written by fig/rules.py -->", "<!-- end of table -->"
 DOCUMENT, PICTURE, TIMES = (
     ROOT / "docs" / "rules.md",
@@ -192,8 +191,7 @@ def table() -> str:
 
 def renewed(text: str) -> str:
     """The document with its table written anew."""
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    return between(text, BEGIN, END, table())
 
 
 def data() -> list[Path]:

@@ -15,7 +15,6 @@ from tests.recipes import RECIPES, ROOT, launch, plan, task_arguments, title
 from tests.warm import PYTHON
 
 TINY = ROOT / "image_task" / "exp_sh" / "tab2" / "vim_tiny.sh"
-ALL = ROOT / "image_task" / "exp_sh" / "fashion" / "all.sh"
 RETRAIN = ROOT / "image_task" / "exp_sh" / "digits" / "retrain.sh"
 DENSE = RETRAIN.with_name("dense.sh")
 INJECTION = "PATH[$(touch pwned)]"
@@ -62,31 +61,6 @@ def test_paths_from_the_user_are_relative_to_where_the_user_is(launch, tmp_path)
     assert config.data.data_path == str(tmp_path / "imagenet")
     assert config.model.model_pth == str(tmp_path / "my weights" / "vim_t_midclstok_76p1acc.pth")
     assert config.run.output_dir == str(tmp_path / "results" / "tab2")
-
-
-@pytest.mark.parametrize("recipe", [TINY, ALL])
-def test_arguments_are_refused(tmp_path, recipe):
-    command = ["bash", str(recipe), "--epochs", "3"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (process.returncode, process.stdout) == (2, "")
-    assert re.search("(a recipe|all.sh) takes no arguments, and got --epochs 3", process.stderr)
-
-
-@pytest.mark.parametrize("recipe", [TINY, ALL, ROOT / "exp_sh/docs.sh", ROOT / "exp_sh/test.sh"])
-def test_help_is_the_recipes_header(tmp_path, recipe):
-    process = subprocess.run(["bash", str(recipe), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0 and not process.stderr and not list(tmp_path.iterdir())
-    assert process.stdout.startswith(recipe.read_text().splitlines()[1].removeprefix("# "))
-
-
-def test_a_smoke_run_has_the_folder_of_its_recipe_wherever_it_is_started(tmp_path):
-    named = set()
-    for where, script in ((ROOT, TINY.relative_to(ROOT)), (TINY.parent, Path(TINY.name)), (tmp_path, TINY)):
-        environment = os.environ | {"SMOKE": "1", "DRY_RUN": "1", "RUNS": str(tmp_path), "PYTHON": PYTHON, "NPROC": "1"}
-        command = ["bash", str(script)]
-        process = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
-        named |= set(re.findall(r"--output_dir[\s\\]+(\S+)", process.stdout))
-    assert len(named) == 1 and named.pop().endswith("smoke/image_task/tab2-vim_tiny/tab2")
 
 
 def test_released_adds_what_the_recipe_names():

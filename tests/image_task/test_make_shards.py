@@ -172,9 +172,8 @@ def test_what_was_interrupted_goes_on_and_another_recipe_is_refused(folder, made
     _refused(capsys, "was begun otherwise (size); remove it", *command, "5")
     _refused(capsys, "--num_workers -1; expected 0 to 1024", *command[:-2], "-1")
     written = []
-    monkeypatch.setattr(
-        shards.Shard, "write", lambda shard, recipe: written.append(shard.path.name) or write(shard, recipe)
-    )
+    noting = lambda shard, recipe: written.append(shard.path.name) or write(shard, recipe)  # noqa: E731
+    monkeypatch.setattr(shards.Shard, "write", noting)
     assert shards.main([*command, "4"]) == 0
     assert written == [f"{number:05}.tar" for number in (1, 3, 4, 5, 0, 1, 2)]
     assert not part.exists()

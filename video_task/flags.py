@@ -58,6 +58,16 @@ UNTRAINED = {"lr": 8e-3, "epochs": 50, "warmup_epochs": 5, "layer_decay": 1.0}
 NEW_HEAD = {"lr": 2e-4, "head_lr_scale": 20.0, "epochs": 30, "warmup_epochs": 3}
 
 
+def _adjust(given: Mapping[str, Given], start: VideoConfig) -> list[str]:
+    notes, data = _as_trained(given, start), given["data"].values
+    trains = not given["run"].values.get("eval", start.run.eval)
+    fresh = "num_sample" not in data and "config" not in given["command"].values
+    if trains and fresh and not data.get("augment", start.data.augment) and start.data.num_sample > 1:
+        data["num_sample"] = 1
+        notes.append("--num_sample 1: without --augment all views of a clip are the same")
+    return notes
+
+
 def _as_trained(given: Mapping[str, Given], start: VideoConfig) -> list[str]:
     """Let clips be of the frames and pixels that the weights' training had."""
     found = of_weights(given, start)
@@ -79,7 +89,7 @@ COMMAND = Command(
     aliases=ALIASES,
     flags=FLAGS,
     ignored=IGNORED_FLAGS,
-    adjust=_as_trained,
+    adjust=_adjust,
     untrained=UNTRAINED,
     new_head=NEW_HEAD,
 )

@@ -224,6 +224,7 @@ def test_mistakes_are_one_clear_error(line, message):
         ),
         ("--num_prune 0 --metric B", "--metric has no effect: --r 0 merges nothing"),
         ("--augment False --flip True", "--flip has no effect: --augment is off"),
+        ("--augment False", "--num_sample 1: without --augment all views of a clip are the same"),
     ],
 )
 def test_flags_without_effect_are_named(line, notice):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tarfile
@@ -22,7 +23,8 @@ def pack(folder: Path, archive: Path, patterns: Iterable[str] = RESULTS) -> int:
     temporary = archive.with_name(f"{archive.name}.{os.getpid()}.tmp")
     place = os.open(archive.parent, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX)  # of the folder, so that no file is left; a killed process gives it back
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(place, fcntl.LOCK_EX)  # of the folder, so that no file is left; a killed process gives it back
         with tarfile.open(temporary, "w:gz", compresslevel=1) as packed:
             for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
                 packed.add(file, file.relative_to(folder))

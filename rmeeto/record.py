@@ -118,8 +118,8 @@ def table(runs: Sequence[Run]) -> list[str]:
     ]
     first, *others = runs
     for run in others:
-        found = differences(first.config, run.config, APART, ("", ""))
-        named = "; ".join(" to ".join(part.strip() for part in text.split(",", 1)) for text in found[:MANY])
+        found = differences(first.config, run.config, APART, "{name} {old} to {new}")
+        named = "; ".join(found[:MANY])
         more = f" and {len(found) - MANY} more" if len(found) > MANY else ""
         lines.append(f"{run.path.name}, from {first.path.name}: {named or 'the same settings'}{more}")
     return lines

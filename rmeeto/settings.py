@@ -80,9 +80,9 @@ class Settings:
                 refuse(self, field.name, describe(hint))
             if one_of and value not in one_of:
                 refuse(self, field.name, "one of " + ", ".join("none" if v is None else str(v) for v in one_of))
+            whole = float not in _kinds(hint)
             for number in _numbers(value):
-                whole = isinstance(number, int)
-                if not (math.isfinite(number) if not whole else abs(number) <= _LARGEST):
+                if not (abs(number) <= _LARGEST if isinstance(number, int) else math.isfinite(number)):
                     refuse(self, field.name, _interval(within, whole) or "a finite number")
                 if within and not _inside(number, within):
                     refuse(self, field.name, _interval(within, whole))
@@ -162,8 +162,14 @@ def describe(hint: Any) -> str:
     }
     kinds = get_args(hint)
     if get_origin(hint) is tuple:
-        return "whole numbers" if kinds == (int, ...) else f"{len(kinds)} numbers"
+        several = {int: "whole numbers", str: "texts"}.get(kinds[0], "numbers")
+        return several if kinds[-1] is Ellipsis else f"{len(kinds)} {several}"
     return " or ".join(map(describe, kinds)) if kinds else words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The plain types that a type is made of."""
+    return set().union(*map(_kinds, get_args(hint))) if get_args(hint) else {hint}
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

@@ -11,7 +11,10 @@ from rmeeto.record import main
 
 def write(folder, lr: float, top1: list[float]):
     folder.mkdir()
-    config = {"optim": {"epochs": 3, "lr": lr}, "run": {"output_dir": "log", "name": folder.name}}
+    config = {
+        "optim": {"epochs": 3, "lr": lr, "betas": [0.9, 1 - lr]},
+        "run": {"output_dir": "log", "name": folder.name},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     lines = []
     for epoch, value in enumerate(top1, 1):
@@ -48,7 +51,7 @@ def test_runs_are_rows_and_their_settings_are_compared(tmp_path, capsys):
     assert first.split() == ["first", "3/3", "70.00", "80.00", "1.5000", "41", "50", "25%", "0:30", "0:00"]
     assert second.split() == ["second", "1/3", "40.00", "40.00", "1.5000", "41", "50", "25%", "0:10", "2:00"]
     assert len({len(line) for line in (head, first, second)}) == 1
-    assert change == "second, from first: optim.lr 0.1 to 0.2"
+    assert change == "second, from first: optim.lr 0.1 to 0.2; optim.betas [0.9, 0.9] to [0.9, 0.8]"
     assert drawn == f"drawn: {plot}" and plot.read_bytes().startswith(b"\x89PNG")
 
 

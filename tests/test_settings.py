@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from rmeeto.errors import UserError
-from rmeeto.settings import Settings, from_plain, harmless, setting, smoked
+from rmeeto.settings import Settings, describe, from_plain, harmless, setting, smoked
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ def test_plain_values_become_a_config_again():
         ({"rate": float("inf")}, "rate=inf; expected a finite number above 0"),
         ({"rate": float("nan")}, "rate=nan; expected a finite number above 0"),
         ({"rate": 0.0}, "rate=0.0; expected a finite number above 0"),
+        ({"rate": 0}, "rate=0; expected a finite number above 0"),
+        ({"betas": (0, 1)}, "expected a number in [0, 1)"),
         ({"kind": "c"}, "kind='c'; expected one of none, a, b"),
         ({"fast": "yes"}, "fast='yes'; expected True or False"),
     ],
@@ -44,6 +46,12 @@ def test_a_value_out_of_its_bounds_is_refused_with_what_it_is_and_what_was_expec
     with pytest.raises(UserError) as error:
         Sample(**wrong)
     assert str(error.value).startswith("Sample: ") and expected in str(error.value)
+
+
+def test_types_in_words():
+    hints = {tuple[float, ...]: "numbers", tuple[int, ...]: "whole numbers", tuple[float, float]: "2 numbers"}
+    hints |= {str | tuple[str, ...]: "a text or texts", float | None: "a number or none"}
+    assert {hint: describe(hint) for hint in hints} == hints
 
 
 def test_what_is_said_beside_a_field():

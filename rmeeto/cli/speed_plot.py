@@ -60,9 +60,11 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 def _r(row: dict[str, Any]) -> float:
-    """Tokens removed by each merge; of a schedule their mean."""
+    """Tokens removed by each merge; of a schedule, or a rising or falling r, their mean."""
     r = row["r"]
-    return r if isinstance(r, int | float) else sum(r) / len(r)
+    if isinstance(r, int | float):
+        return r
+    return r[0] if isinstance(r[-1], float) else sum(r) / len(r)
 
 
 def window_of(row: dict[str, Any]) -> str:

@@ -19,7 +19,9 @@ def split_over(config: Any, size: int) -> Any:
         return config
     first = read_json(file).get("processes") if (file := config.folder / "env.json").exists() else None
     optim = split_for(config.optim, size, first if isinstance(first, int) and config.run.resume else None)
-    data, steps = config.data, -(-config.data.max_train_batches // config.optim.accumulation)
-    if optim.accumulation != config.optim.accumulation:
-        data = dataclasses.replace(data, max_train_batches=steps * optim.accumulation)
+    data, old, new = config.data, config.optim.accumulation, optim.accumulation
+    if new != old:
+        batches, rest = divmod(data.max_train_batches * new, old)
+        batches = -(-data.max_train_batches // old) * new if rest else batches
+        data = dataclasses.replace(data, max_train_batches=batches)
     return dataclasses.replace(config, optim=optim, data=data)

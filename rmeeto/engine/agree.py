@@ -29,7 +29,7 @@ def agree(world: World, own: Mapping[str, Any], harmless: Collection[str] = ()) 
         return
     first, *others = world.gather(dict(own))
     for rank, other in enumerate(others, 1):
-        if found := differences(first, other, harmless, ("on rank 0", f"on rank {rank}")):
+        if found := differences(first, other, harmless, f"{{name}} {{old}} on rank 0, {{new}} on rank {rank}"):
             raise UserError(
                 f"the processes were started differently: {'; '.join(found[:3])}. Start all with the same code, "
                 "settings, weights and data."

@@ -157,7 +157,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, groups: Iterable[dict
 
 def _with_head(model: nn.Module, groups: Iterable[dict[str, Any]], scale: float) -> Iterator[dict[str, Any]]:
     """The groups, with the head's parameters in groups of their own."""
-    head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    found = model.get_classifier()  # a distilled model has two
+    heads = found if isinstance(found, tuple) else (found,)
+    head = {id(parameter) for part in heads for parameter in part.parameters()}
     for group in groups:
         for at_head, factor in ((False, 1.0), (True, scale)):
             params = [p for p in group["params"] if (id(p) in head) is at_head]

@@ -152,13 +152,13 @@ def differences(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     harmless: Collection[str],
-    where: tuple[str, str] = ("there", "here"),
+    form: str = "{name} {old} there, {new} here",
 ) -> list[str]:
-    """The names, as `section.field`, whose values differ, each with both; `where` stands behind those."""
+    """The settings, named as `section.field`, whose values differ, each in this form."""
     flat_old, flat_new = _flatten(old), _flatten(new)
     names = [name for name in {**flat_old, **flat_new} if name not in harmless]
     return [
-        f"{name[:60]} {str(flat_old.get(name))[:60]} {where[0]}, {str(flat_new.get(name))[:60]} {where[1]}"
+        form.format(name=name[:60], old=str(flat_old.get(name))[:60], new=str(flat_new.get(name))[:60])
         for name in names
         if flat_old.get(name) != flat_new.get(name)
     ]

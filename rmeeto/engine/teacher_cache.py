@@ -9,6 +9,8 @@ sketch of every sample, so that answers to other images are refused.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -144,12 +146,19 @@ class TeacherCache:
         path = self.folder / "cache.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                if any(self.folder.iterdir()):
-                    raise UserError(
-                        f"{self.folder} holds other files than a teacher's answers; give another distill.teacher_cache."
-                    )
-                write_json(path, made_of)
+            place = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with contextlib.suppress(OSError):  # some network file systems lock no folders
+                    fcntl.flock(place, fcntl.LOCK_EX)  # runs may start together
+                if not path.exists():
+                    if any(self.folder.iterdir()):
+                        raise UserError(
+                            f"{self.folder} holds other files than a teacher's answers; give another "
+                            "distill.teacher_cache."
+                        )
+                    write_json(path, made_of)
+            finally:
+                os.close(place)
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot hold a teacher's answers ({error}); give another distill.teacher_cache."

@@ -40,16 +40,15 @@ def merge_history(model: nn.Module, x: Tensor) -> list[Step]:
     Raises:
         UserError: another model, or one in training mode.
     """
-    has_class = bool(not_patches(model))
-    first = not_patches(model)[0] if has_class else None
     steps: list[Step] = []
     for block, state in enumerate(traced_states(model, x, "merge_history")):
         if not steps:
             tokens = state.target.shape[1]
             start = torch.arange(tokens, device=x.device).expand(len(x), -1)
+            first = None if state.class_index is None else not_patches(model)[0]
             steps.append(Step(-1, start, first, tokens))
         if state.hidden.shape[1] < steps[-1].num_tokens:
-            steps.append(Step(block, state.target, state.class_index if has_class else None, state.hidden.shape[1]))
+            steps.append(Step(block, state.target, state.class_index, state.hidden.shape[1]))
     return steps
 
 

@@ -66,7 +66,7 @@ def asked_and_removed(
     for index, block in enumerate(blocks):
         r = asked[index] if asked is not None else round(float(config.r) * num_tokens)  # type: ignore[arg-type]
         if block == blocks[-1] and config.final_tokens is not None:
-            r = num_tokens - config.final_tokens
+            r = num_tokens - config.final_tokens  # below 0 where fewer are left: the released counter takes that, too
         removed = Tokens(num_tokens, None if prefix is not None else 0, prefix).limit(r)
         counts[block] = r, removed
         num_tokens -= removed

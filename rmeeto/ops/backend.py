@@ -65,8 +65,8 @@ class Operator:
             key = (device_type, requested, os.environ.get(ENVIRONMENT, "auto"))
             if key not in self._names:
                 name, implementation = self._resolve(*key)
+                self._loaded[name] = implementation  # first: another thread may look in between
                 self._names[key] = name
-                self._loaded[name] = implementation
             return self._names[key]
 
         self._choose = choose

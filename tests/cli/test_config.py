@@ -12,6 +12,7 @@ import pytest
 from image_task.config import Config
 from image_task.flags import parse
 from rmeeto.cli.config import setting_name
+from rmeeto.cli.split import split_over
 from rmeeto.merge import MergeConfig
 
 
@@ -106,3 +107,11 @@ def test_a_rule_of_ones_own_is_found_in_the_current_folder_and_named_in_the_runs
     assert config.merge.to_dict()["rule"] == config.to_dict()["merge"]["rule"] == "my_rule:mine"
     assert config.folder.name == "vim_nano_patch2_16-r3-my_rule.mine"
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))).merge == config.merge
+
+
+@pytest.mark.parametrize(("size", "batches"), [(2, 3), (1, 6)])
+def test_an_epoch_cut_short_has_as_many_micro_batches_in_any_split(size, batches, tmp_path):
+    """Also where it ends within a step: three of two micro-batches a process."""
+    line = f"--processes 2 --accumulation 2 --max_train_batches 3 --output_dir {tmp_path}"
+    config = split_over(config_of(line), size)
+    assert (config.data.max_train_batches, config.optim.accumulation) == (batches, 4 // size)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from timm.scheduler import CosineLRScheduler
 
@@ -67,6 +68,13 @@ def test_groups_have_their_own_scale_and_decay():
     set_lr(optimizer, 0.8)
     assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.8]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
+
+
+def test_both_heads_of_a_distilled_model_have_the_heads_rate():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=3)
+    optimizer = build_optimizer(model, OptimConfig(head_lr_scale=20.0))
+    (head,) = (group for group in optimizer.param_groups if group["lr_scale"] == 20)
+    assert {id(p) for p in head["params"]} == {id(p) for part in model.get_classifier() for p in part.parameters()}
 
 
 def test_adamw_decays_every_parameter():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_a_second_run_reads_what_the_first_has_written(tmp_path, live, top):
         assert losses[0] == live
     else:
         assert "teacher_rest" in log_of(tmp_path / "second")[0]
+
+
+def test_runs_that_start_together_share_a_new_folder(tmp_path):
+    """Rows that run side by side open the same cache within the same second."""
+    for number in range(10):
+        folder = tmp_path / f"cache{number}"
+        with ThreadPoolExecutor(8) as pool:
+            for opened in [pool.submit(cache_in, folder) for _ in range(8)]:
+                opened.result()
+        assert [path.name for path in folder.iterdir()] == ["cache.json"]
 
 
 def test_what_is_not_kept_counts_as_one_class():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_task.models import Deit, Vim
+from rmeeto import apply
 from rmeeto.measure import merge_history, mosaic, trace
 from rmeeto.measure.explain import (
     Answer,
@@ -103,6 +105,12 @@ def test_the_history_is_that_of_the_merges(model_class):
     assert torch.equal(last.float(), trace(model, x))
     if model_class is Vim:
         assert [step.class_index for step in steps] == [8, 7, 6]
+
+
+def test_a_transformer_without_a_class_token_has_none_in_its_history():
+    model = timm.create_model("vit_wee_patch16_reg1_gap_256", img_size=64, depth=3).eval()
+    steps = merge_history(apply(model, MergeConfig(r=3)), torch.rand(1, 3, 64, 64))
+    assert [step.class_index for step in steps] == [None] * 4 and steps[-1].num_tokens == 17 - 9
 
 
 def test_the_history_needs_a_model_that_can_be_followed():

@@ -23,7 +23,7 @@ from rmeeto.reader import read_header
 from rmeeto.trained_on import CONFIG, WEIGHTS, trained_on
 from rmeeto.weights import check_fit, load_weights
 
-_HUB = ("hf_hub:", "hf-hub:")
+PREFIXES = ("hf_hub:", "hf-hub:")  # of a repository's name
 _PATIENCE = 5.0  # seconds in which the hub has to answer
 # Of the registry's entry, what describes the model's input and parts: not where its first weights came from.
 _INPUT = ("fixed_input_size", "interpolation", "crop_pct", "mean", "std")
@@ -45,8 +45,8 @@ def export(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        UserError: a model without a registered name, timm's feature extractor around one, or a folder that holds a
-            model already or cannot be written.
+        UserError: a model without a registered name, timm's feature extractor around one, a merging rule without a
+            name, or a folder that holds a model already or cannot be written.
     """
     folder = Path(folder)
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
@@ -87,7 +87,10 @@ def _description(model: nn.Module, name: str) -> dict[str, Any]:
         arguments["global_pool"] = model.global_pool
     merge = getattr(model, "merge_config", None)
     if merge is not None:
-        arguments["merge"] = merge.to_dict()
+        try:
+            arguments["merge"] = merge.to_dict()
+        except ValueError as error:  # a rule without a name
+            raise UserError(f"export: {error}") from None
     # timm takes three numbers: of a clip a frame's, and the arguments say how many.
     channels, *_, height, width = cfg["input_size"]
     described = {
@@ -165,7 +168,7 @@ def load(source: str | Path) -> nn.Module:
     Raises:
         UserError: files that are missing, cannot be fetched or read, or do not fit together.
     """
-    if str(source).startswith(_HUB):
+    if str(source).startswith(PREFIXES):
         repository = str(source).split(":", 1)[1]
         config_path, weights_path = (fetch(repository, file) for file in (CONFIG, WEIGHTS))
     else:
@@ -188,7 +191,7 @@ def load(source: str | Path) -> nn.Module:
             apply(model, merge)
     except (TypeError, ValueError) as error:
         raise UserError(f"load: {config_path} does not describe a {name}: {error}") from None
-    load_weights(model, weights_path)
+    load_weights(model, weights_path, adapt=lambda state, model: ())  # all shapes fit, as was just checked
     if (known := trained_on(weights_path)) is not None and known.label_names:
         model.pretrained_cfg = {**model.pretrained_cfg, "label_names": list(known.label_names)}
     return model

@@ -213,3 +213,10 @@ def test_a_rule_of_a_folder_imports_no_module_of_its_choosing(tmp_path, monkeypa
     (folder / CONFIG).write_text(json.dumps(description))
     with pytest.raises(UserError, match="merges by the rule 'chosen:rule', which is code of a module; if you trust it"):
         load(folder)
+
+
+def test_a_rule_that_no_file_can_name_is_one_error(tmp_path):
+    model = timm.create_model(NAME, merge=MergeConfig(r=4, rule=lambda metric, r, tokens: None))
+    with pytest.raises(UserError, match="export: MergeConfig: rule=.* has no name to be written by"):
+        export(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

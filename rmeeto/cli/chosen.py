@@ -23,7 +23,6 @@ from rmeeto.patch import apply
 from rmeeto.trained_on import WEIGHTS, trained_on, weights_in
 from rmeeto.weights import head_rows
 
-_HUB = ("hf_hub:", "hf-hub:")
 _IMAGENET = 1000
 _PREPARED = {"mean": "mean", "std": "std", "eval_crop_ratio": "crop_pct"}  # settings that a model's description has
 
@@ -110,7 +109,7 @@ def choose(task: Task, argv: Sequence[str], class_names: str | None = None) -> t
 
 
 def _is_folder(weights: str) -> bool:
-    return weights.startswith(_HUB) or Path(weights, WEIGHTS).is_file()
+    return weights.startswith(hub.PREFIXES) or Path(weights, WEIGHTS).is_file()
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:

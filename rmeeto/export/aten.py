@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from onnxscript import opset18 as op
 
 WIDE = 64  # channels from which on a product of its own costs less than a copy
 
@@ -26,16 +27,12 @@ def table() -> dict[Any, Callable]:
 
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """``torch.sort(stable=True)`` by ONNX's TopK, whose ties go to the lower index as well."""
-    from onnxscript import opset18 as op
-
     length = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
 
 
 def _cdist(a: Any, b: Any, p: float, compute_mode: int | None = None) -> Any:
     """``torch.cdist`` for the l1 and l2 distances."""
-    from onnxscript import opset18 as op
-
     difference = op.Sub(op.Unsqueeze(a, op.Constant(value_ints=[-2])), op.Unsqueeze(b, op.Constant(value_ints=[-3])))
     reduce = {1.0: op.ReduceL1, 2.0: op.ReduceL2}[p]
     return reduce(difference, op.Constant(value_ints=[-1]), keepdims=0)
@@ -43,8 +40,6 @@ def _cdist(a: Any, b: Any, p: float, compute_mode: int | None = None) -> Any:
 
 def _searchsorted(ordered: Any, values: Any, **_: Any) -> Any:
     """``torch.searchsorted`` from the left: how many of the (B, N) entries lie below each of the (B, V) values."""
-    from onnxscript import opset18 as op
-
     below = op.Less(
         op.Unsqueeze(ordered, op.Constant(value_ints=[1])), op.Unsqueeze(values, op.Constant(value_ints=[2]))
     )
@@ -53,8 +48,6 @@ def _searchsorted(ordered: Any, values: Any, **_: Any) -> Any:
 
 def _scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, include_self: bool = True) -> Any:
     """``torch.scatter_reduce`` onto what is there, a mean included, which torch's own translation gets wrong."""
-    from onnxscript import opset18 as op
-
     assert include_self, "nothing in this library reduces without what is there"
     if reduce != "mean":
         reduction = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}[reduce]
@@ -70,8 +63,6 @@ def _split(x: Any, sizes: int | list[int], dim: int = 0) -> tuple[Any, ...]:
 
     Large parts of a linear layer's output are products of their own with parts of the weight, which copy nothing.
     """
-    from onnxscript import opset18 as op
-
     axis, product, factors = dim % len(x.shape), x.producer(), ()
     if axis == len(x.shape) - 1 and product is not None and product.op_type == "MatMul":
         factors = product.inputs

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from rmeeto.errors import UserError
-from rmeeto.export import aten, operators
 from rmeeto.export.program import exported
 
 
@@ -39,6 +38,8 @@ def to_onnx(
     """
     check_packages()
     from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from rmeeto.export import aten, operators  # which need the packages
 
     program = exported("to_onnx", model, example, batch_size, steps=True)
     try:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from onnxscript import opset18 as op
 
+from rmeeto.export.recurrence import recurrence
 from rmeeto.ops.selective_scan.direction import Direction, unflatten
 
 _FIRST = -(1 << 62)  # before any token
@@ -32,40 +34,28 @@ def table() -> dict[Any, Callable]:
 
 
 def _ints(*values: int) -> Any:
-    from onnxscript import opset18 as op
-
     return op.Constant(value_ints=list(values))
 
 
 def _float(value: float) -> Any:
-    from onnxscript import opset18 as op
-
     return op.Constant(value_float=value)
 
 
 def _backwards(x: Any, axis: int) -> Any:
-    from onnxscript import opset18 as op
-
     return op.Slice(x, _ints(-1), _ints(_FIRST), _ints(axis), _ints(-1))
 
 
 def _swapped(x: Any) -> Any:
     """Samples and tokens, the first two of three axes, swapped."""
-    from onnxscript import opset18 as op
-
     return op.Transpose(x, perm=[1, 0, 2])
 
 
 def _silu(x: Any) -> Any:
-    from onnxscript import opset18 as op
-
     return op.Mul(x, op.Sigmoid(x))
 
 
 def _scan(*arguments: Any) -> tuple[Any, Any]:
     """Directions that stay in a core's cache together are one Scan, side by side; else each is one of its own."""
-    from onnxscript import opset18 as op
-
     *tensors, softplus, reverse, average, _ = arguments
     directions, z = unflatten(tensors)
     G, (D, N) = len(directions), directions[0].A.shape
@@ -92,9 +82,6 @@ def _scan(*arguments: Any) -> tuple[Any, Any]:
 
 def _side_by_side(directions: Sequence[Direction], flips: Sequence[bool], softplus: bool, scale: Any) -> Any:
     """C h of G directions, without D and the gate: (L, B, G D), each from the token that it starts with."""
-    from onnxscript import opset18 as op
-
-    from rmeeto.export.recurrence import recurrence
 
     G, (D, N) = len(directions), directions[0].A.shape
 
@@ -132,15 +119,11 @@ def _side_by_side(directions: Sequence[Direction], flips: Sequence[bool], softpl
 
 def _placed(weight: Any, begin: int, total: int) -> Any:
     """(D, R) -> (R, total): the transposed weight at a column, zeros beside it."""
-    from onnxscript import opset18 as op
-
     end = begin + weight.shape[0]
     return op.Pad(op.Transpose(weight, perm=[1, 0]), _ints(0, begin, 0, total - end))
 
 
 def _conv1d(x: Any, weight: Any, bias: Any, weight_b: Any, bias_b: Any) -> tuple[Any, Any]:
-    from onnxscript import opset18 as op
-
     channels, _, kernel = weight.shape
     row = _ints(1)
     # As pictures of one row, whose channels runtimes compute side by side.
@@ -154,8 +137,6 @@ def _conv1d(x: Any, weight: Any, bias: Any, weight_b: Any, bias_b: Any) -> tuple
 
 
 def _add_rms_norm(hidden: Any, residual: Any, weight: Any, eps: float) -> tuple[Any, Any]:
-    from onnxscript import opset18 as op
-
     total = hidden if residual is None else op.Add(hidden, residual)
     square = op.ReduceMean(op.Pow(total, _float(2.0)), _ints(-1))
     normed = op.Div(total, op.Sqrt(op.Add(square, _float(eps))))
@@ -164,15 +145,11 @@ def _add_rms_norm(hidden: Any, residual: Any, weight: Any, eps: float) -> tuple[
 
 def _rows(x: Any, index: Any) -> Any:
     """(B, L, ...) at (B, n) -> (B, n, ...)."""
-    from onnxscript import opset18 as op
-
     return op.GatherND(x, op.Unsqueeze(index, _ints(2)), batch_dims=1)
 
 
 def _match_tokens(metric: Any, r: int, class_index: Any, index: int, exact: bool) -> tuple[Any, Any, Any, Any]:
     """As `rmeeto.merge.rules.exact` and `Tokens.plan` in order: P patches, of which the even ones may go."""
-    from onnxscript import opset18 as op
-
     num_tokens = metric.shape[1]
     num_patches = num_tokens - 1
     batch = op.Shape(metric, start=0, end=1)
@@ -223,8 +200,6 @@ def _match_tokens(metric: Any, r: int, class_index: Any, index: int, exact: bool
 
 def _merge_tokens(hidden: Any, residual: Any, size: Any, keep: Any, source: Any, destination: Any) -> tuple[Any, Any]:
     """A product with a matrix of zeros and ones adds those that go to those that stay."""
-    from onnxscript import opset18 as op
-
     x = hidden if residual is None else op.Add(residual, hidden)
     kept = keep.shape[1]
     into = op.Equal(op.Unsqueeze(_ints(*range(kept)), _ints(0, 2)), op.Unsqueeze(destination, _ints(1)))

@@ -59,11 +59,11 @@ def means(clip: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.stack(channels, -1)[number]
 
 
-def hatched(shape: tuple[int, ...], light: float = 0.95, dark: float = 0.45) -> np.ndarray:
+def hatched(shape: tuple[int, ...]) -> np.ndarray:
     """Slanted stripes, for patches that are in no token."""
     line = max(1, shape[1] // 150)
     stripes = (np.add.outer(np.arange(shape[1]), np.arange(shape[2])) // line) % 3 == 0
-    return np.broadcast_to(np.where(stripes, dark, light)[None, ..., None], shape)
+    return np.broadcast_to(np.where(stripes, 0.45, 0.95)[None, ..., None], shape)
 
 
 def with_borders(clip: np.ndarray, label: np.ndarray, groups: np.ndarray, times: int = 1) -> np.ndarray:

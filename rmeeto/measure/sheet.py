@@ -41,13 +41,9 @@ class Panel:
     scale: Scale | None = None
 
 
+@cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """matplotlib's own font, which is there wherever the project is."""
-    return _font(size, bold)
-
-
-@cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

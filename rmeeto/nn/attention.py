@@ -139,7 +139,6 @@ def head_mean(attention: nn.Module, x: Tensor, which: str) -> Tensor:
         return getattr(attention, f"{which.lower()}_proj")(x).unflatten(-1, (-1, attention.head_dim)).mean(-2)
     if type(fused) is not nn.Linear:  # with an adapter, or quantised: what it computes counts
         mean = fused(x).unflatten(-1, (3, heads, -1))[..., number, :, :].mean(-2)
-        bias = None
     else:  # the average of linear maps is a linear map, so the weights are averaged, not the tokens
         weight, bias = fused.weight.unflatten(0, (3, heads, -1))[number].mean(0), fused.bias
         if bias is not None:

@@ -17,7 +17,7 @@ from rmeeto.merge.tokens import grid_cells
 from rmeeto.nn.block import Block, recomputed
 from rmeeto.nn.features import as_outputs, class_first, class_token, take_indices, to_map
 from rmeeto.nn.features import unmerge as unmerge_tokens
-from rmeeto.nn.layers import PatchEmbed, check_drop_path, grid_size, resize_pos_embed
+from rmeeto.nn.layers import PatchEmbed, check_drop_path, grid_size, resize_pos_embed, sides
 from rmeeto.nn.mamba import BiMamba
 from rmeeto.nn.shuffle import shuffle_state
 from rmeeto.ops import add_rms_norm
@@ -229,7 +229,7 @@ class VisionMamba(nn.Module):
         intermediates_only: bool = False,
         unmerge: bool = True,
         output_dict: bool = False,
-    ) -> list | tuple[Tensor, list]:
+    ) -> list | tuple[Tensor, list] | dict[str, Any]:
         """Feature maps of chosen blocks (timm's convention): the residual stream after the block.
 
         Args:
@@ -246,7 +246,8 @@ class VisionMamba(nn.Module):
                 image_intermediates_prefix.
 
         Returns:
-            The output of `forward_features` (after the blocks that were run) and the list of features, or that list.
+            The output of `forward_features` (after the blocks that were run) and the list of features, or that list,
+            or the dictionary.
 
         Raises:
             ValueError: a block that does not exist, an unknown format, or ``NCHW`` of merged tokens.
@@ -308,8 +309,7 @@ class VisionMamba(nn.Module):
         embed, name = self.patch_embed, type(self).__name__
         if not isinstance(embed, PatchEmbed) or patch_size not in (None, embed.proj.kernel_size[0]):
             raise ValueError(f"{name}: patch_size={patch_size}; images alone change their size, patches do not")
-        size = embed.input_size if img_size is None else img_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
+        size = sides(embed.input_size if img_size is None else img_size)
         grid = grid_size(size, embed.proj.kernel_size[0], embed.proj.stride[0])
         if self.merge_config is not None:
             check_neighbour(name, self.merge_config, self.depth, math.prod(grid) + 1)

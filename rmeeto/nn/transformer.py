@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from timm.layers import AttentionRope
@@ -131,7 +132,7 @@ class MergingTransformer:
         unmerge: bool = True,
         output_dict: bool = False,
         **kwargs: object,
-    ) -> list | tuple[Tensor, list]:
+    ) -> list | tuple[Tensor, list] | dict[str, Any]:
         """timm's own, on the full grid: every patch has the value of the token that it is part of.
 
         Args:

@@ -32,7 +32,8 @@ def read_header(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: there is none.
-        Unreadable: it is no such file, cut, or its tensors do not fill it one behind the other.
+        ValueError: it is a pipe or device, or, as Unreadable, no such file, cut, or one that its tensors do not fill
+            one behind the other.
     """
     with open_regular(path) as file:
         entries = _entries(file)

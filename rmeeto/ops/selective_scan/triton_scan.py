@@ -55,7 +55,7 @@ STORED, STORED_LONG, LONG = (
     64,
     512,
 )  # tokens from one stored state to the next, the latter from LONG tokens on
-FORWARD_WARPS, BACKWARD_WARPS = 12, 8  # that fit a multiprocessor, of FORWARD_REGISTERS and of all 255
+WARPS = 8  # of all 255 registers that fit a multiprocessor: so many share out a sequence
 FORWARD_REGISTERS = 168
 FORWARD_STAGES, BACKWARD_STAGES = 1, 1  # of the compiler's pipeline
 AHEAD = False  # whether a backward tile is loaded while the one before it is worked on
@@ -153,7 +153,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     groups, every = -(-channels // tile.channels), stored_every(length) if keep else tile.T
     out, ungated, states = _forward_fake(*arguments)
-    chunk, chunks = _chunks(groups * batch, length, every, 8, u.device)
+    chunk, chunks = _chunks(groups * batch, length, every, WARPS, u.device)
     constants = _constants(directions, flags, tile)
     tensors, gate = _tensors(directions), u if z is None else z
     ends = steps = out
@@ -226,8 +226,8 @@ def run_backward(
     (dout,) = contiguous_rows(dout)
     groups, every = -(-channels // tile.channels), stored_every(length)
     sms = num_sms(u.device)
-    chunk, chunks = _chunks(groups * batch * num_directions, length, every, BACKWARD_WARPS, u.device)
-    span = span_of(groups, batch * num_directions * chunks, BACKWARD_WARPS * sms)
+    chunk, chunks = _chunks(groups * batch * num_directions, length, every, WARPS, u.device)
+    span = span_of(groups, batch * num_directions * chunks, WARPS * sms)
     spans = -(-groups // span)
     partial_BC = dBC.new_empty((num_directions, spans, batch, length, 2 * num_states))
     partial = dparameters.new_empty((num_directions, batch * chunks, dparameters.shape[1]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from rmeeto.cli.chosen import Chosen
 from video_task.config import VideoDataConfig
 from video_task.data.decode import Indices, Keep, UnreadableVideo, check_backend, iterate_frames, read_frames
-from video_task.data.sampling import crop_corners, dense_view, sparse_view
+from video_task.data.sampling import crop_corners, sparse_view, view_frames
 from video_task.data.transforms import ViewTransform
 
 LONGEST = 86_400.0  # seconds that a whole untrimmed video may be decoded
@@ -45,15 +45,12 @@ class Preparation:
             UnreadableVideo: as `read_frames`.
         """
         segments = self.config.test_num_segment
-        chosen: list[list[int]] = []
 
         def choose(length: int) -> list[int]:
-            chosen[:] = [self._indices(length, segment, segments) for segment in range(segments)]
-            return sorted({index for run in chosen for index in run})
+            return [frame for segment in range(segments) for frame in self._indices(length, segment, segments)]
 
         frames = self._read(path, choose, self.crops.shrink)
-        place = {index: at for at, index in enumerate(sorted({index for run in chosen for index in run}))}
-        return torch.cat([self.crops.finish(frames[[place[index] for index in run]]) for run in chosen])
+        return torch.cat([self.crops.finish(segment) for segment in np.split(frames, segments)])
 
     def middle_view(self, path: Path) -> tuple[Tensor, np.ndarray]:
         """One view of a video, (1, 3, T, size, size), and the same part of its frames at their own resolution.
@@ -129,9 +126,7 @@ class Preparation:
         return read_frames(path, choose, keep=keep, seconds=seconds, backend=backend)
 
     def _indices(self, length: int, segment: int = 0, segments: int = 1) -> list[int]:
-        if self.config.dense:
-            return dense_view(self.frames, self.config.sampling_rate, length, segment, segments)
-        return sparse_view(self.frames, length, segment, segments)
+        return view_frames(self.frames, self.config.stride, length, segment, segments)
 
 
 def _is_used(number: int, stride: int, offsets: list[int]) -> bool:

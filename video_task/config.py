@@ -163,6 +163,11 @@ class VideoDataConfig(cli.DataConfig):
         """Whether a clip is a run of frames, not taken from all over the video."""
         return (self.sampling or ("dense" if self.data_set == "Kinetics" else "sparse")) == "dense"
 
+    @property
+    def stride(self) -> int | None:
+        """From one frame of a run to the next; None where a clip is from all over the video."""
+        return self.sampling_rate if self.dense else None
+
     def trained_on(self, size: Sequence[int], class_names: Sequence[str]) -> TrainedOn:
         """What weights that are trained on these clips, 3 x T x H x W of these classes, are for."""
         return TrainedOn(

@@ -15,7 +15,7 @@ from rmeeto.data.sampler import Split, draw_seeds, preserved_globals, seed_globa
 from video_task.config import VideoDataConfig
 from video_task.data.decode import Indices, UnreadableVideo, read_frames
 from video_task.data.lists import Videos
-from video_task.data.sampling import dense_frames, dense_view, sparse_frames, sparse_view
+from video_task.data.sampling import dense_frames, sparse_frames, view_frames
 from video_task.data.transforms import Shrink, TrainTransform, View, ViewTransform
 
 
@@ -121,14 +121,8 @@ class ViewBatches(Dataset):
         )
 
     def _choose(self, length: int) -> list[int]:
-        config, chosen = self.config, []
-        for segment in range(self.num_segments):
-            if config.dense:
-                place = config.num_frames, config.sampling_rate, length, segment, self.num_segments
-                chosen += dense_view(*place)
-            else:
-                chosen += sparse_view(config.num_frames, length, segment, self.num_segments)
-        return chosen
+        clip = self.config.num_frames, self.config.stride, length
+        return [frame for at in range(self.num_segments) for frame in view_frames(*clip, at, self.num_segments)]
 
 
 class _Augmented:

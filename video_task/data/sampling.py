@@ -60,6 +60,13 @@ def dense_view(num_frames: int, stride: int, length: int, segment: int = 0, num_
     return _run(start, num_frames, stride, length)
 
 
+def view_frames(num_frames: int, stride: int | None, length: int, segment: int = 0, num_segments: int = 1) -> list[int]:
+    """The frames of a view in a test: `dense_view`, or `sparse_view` where `stride` is None."""
+    if stride is None:
+        return sparse_view(num_frames, length, segment, num_segments)
+    return dense_view(num_frames, stride, length, segment, num_segments)
+
+
 def crop_corners(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
     """Top left corners of square crops along the longer side of a frame, from its start to its end.
 

@@ -185,7 +185,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=2048, help="images (default: 2048, or all there are)")
     add("--steps", type=int, default=1000, help="of each network's training (default: 1000, the paper's)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the networks (default: 0 1 2)")
-    add("--per_token", action="store_true", help="a network for each token, not one that is told the token")
+    add(
+        "--per_token",
+        action="store_true",
+        help="a network for each token, not one that is told the token: higher bounds, as many times the steps",
+    )
     add("--output", type=read_path, default=Path("runs/information.json"), help="(default: runs/information.json)")
     add("--overwrite", action="store_true", help="replace files that are there")
     return parser

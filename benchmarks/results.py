@@ -121,8 +121,8 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def _on_one_line(text: str) -> str:
-    """Lists of plain values on a line each."""
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    """Lists of plain values on a line each; a text keeps its own spaces, and has no line breaks in JSON."""
+    return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
 
 
 def is_busy(result: dict[str, Any]) -> bool:

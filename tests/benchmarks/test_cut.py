@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import packing, plan, report
+from benchmarks import packing, plan, report, results
 from tests.warm import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,3 +128,10 @@ def test_an_archive_never_goes_back_behind_what_another_process_packed(tmp_path,
     with tarfile.open(archive) as found:
         assert found.getnames() == ["row.json"]
     assert {path.name for path in tmp_path.iterdir()} == {"work", plan.ARCHIVE}
+
+
+def test_a_result_keeps_the_spaces_of_its_texts(tmp_path):
+    result = {"rows": [{"printed": ["  a   b", "", "c  "], "runs": [1.5, 2.0]}], "none": []}
+    results.write(tmp_path / "r.json", result)
+    text = (tmp_path / "r.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(result)) and "[1.5, 2.0]" in text

@@ -11,7 +11,7 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 
 from image_task.transforms import Resize, crop_pct, normalisation
-from rmeeto.cli.chosen import Chosen
+from rmeeto.cli.chosen import PREPARED, Chosen
 from rmeeto.data.pictures import decode, read_file
 from rmeeto.errors import UserError
 from rmeeto.trained_on import trained_on
@@ -47,10 +47,8 @@ class Preparation:
             return {**normalisation(data), "crop_pct": crop_pct(data, self.size), "interpolation": "bicubic"}
         known = None if chosen.is_folder else trained_on(chosen.config.model.model_pth)
         cfg = chosen.model.pretrained_cfg if known is None else known.to_dict()
-        described = {name: cfg.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
-        flags = {"mean": data.mean, "std": data.std, "eval_crop_ratio": data.eval_crop_ratio}
-        said = {name.replace("eval_crop_ratio", "crop_pct"): flags[name] for name in flags.keys() & chosen.said}
-        return {**described, **said}
+        described = {name: cfg.get(name) for name in (*PREPARED.values(), "interpolation")}
+        return described | {of: getattr(data, name) for name, of in PREPARED.items() if name in chosen.said}
 
     def __call__(self, picture: Image.Image) -> Any:
         if self.channels == 3:

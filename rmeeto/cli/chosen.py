@@ -24,7 +24,7 @@ from rmeeto.trained_on import WEIGHTS, trained_on, weights_in
 from rmeeto.weights import head_rows
 
 _IMAGENET = 1000
-_PREPARED = {"mean": "mean", "std": "std", "eval_crop_ratio": "crop_pct"}  # settings that a model's description has
+PREPARED = {"mean": "mean", "std": "std", "eval_crop_ratio": "crop_pct"}  # settings that a model's description has
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _of_folder(task: Task, source: str, argv: Sequence[str]) -> tuple[Any, nn.Mo
     if config.merge != getattr(model, "merge_config", None):
         apply(model, config.merge)
     cfg, data = model.pretrained_cfg, config.data
-    own = {name: cfg.get(of) for name, of in _PREPARED.items() if hasattr(data, name) and f"--{name}" not in words}
+    own = {name: cfg.get(of) for name, of in PREPARED.items() if hasattr(data, name) and f"--{name}" not in words}
     try:
         data = dataclasses.replace(data, **{name: value for name, value in own.items() if value is not None})
     except ValueError as error:
